@@ -1,0 +1,26 @@
+//! One binary, two roles: the agent (PID 1 of every sandbox) and the shim (its keeper on the host).
+
+mod agent;
+mod proto;
+mod shim;
+mod wire;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: mitos-guest agent | mitos-guest shim --dir DIR [--user-namespace] | mitos-guest version";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("agent") => agent::main(),
+        Some("shim") => shim::main(&arguments[1..]),
+        Some("version") => {
+            println!("mitos-guest {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        _ => {
+            eprintln!("{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The generated message types.
+
+pub mod sandbox {
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/sandbox.v1.rs"));
+    }
+}
+
+pub mod guest {
+    pub mod v1 {
+        include!(concat!(env!("OUT_DIR"), "/guest.v1.rs"));
+    }
+}

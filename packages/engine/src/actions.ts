@@ -1,0 +1,256 @@
+/**
+ * The typed set of actions and answers between server and engine. The server parses, authorises, calls one of these, and answers.
+ * Every failure is a MitosError of the catalogue.
+ */
+
+import type { SandboxId, TemplateId } from "@mitos/protocol";
+import type { sandbox as pb } from "@mitos/protocol/proto";
+import type { Isolation, MachineResources, Metering } from "./driver.ts";
+
+export interface NetworkPolicy {
+  readonly block: boolean;
+  readonly egress: "deny" | "allow";
+  readonly allowDomains: readonly string[];
+  readonly allowCidrs: readonly string[];
+  readonly inbound: "deny" | "allow";
+  readonly inboundCidrs: readonly string[];
+}
+
+export interface Workload {
+  readonly command: readonly string[];
+  readonly env: Readonly<Record<string, string>>;
+  readonly ready?: { readonly port: number; readonly path: string; readonly expect: number; readonly timeoutSeconds: number } | undefined;
+}
+
+export interface TemplateRequest {
+  readonly id: TemplateId;
+  readonly network: NetworkPolicy;
+  readonly workload?: Workload | undefined;
+  readonly resources: MachineResources;
+}
+
+export interface Template extends TemplateRequest {
+  readonly ready: boolean;
+  readonly createdAtMs: number;
+  readonly creationTimeMs: number;
+}
+
+export type SandboxState = "starting" | "running" | "pausing" | "paused" | "resuming" | "ended" | "failed";
+
+export interface Sandbox {
+  readonly id: SandboxId;
+  readonly templateId: TemplateId;
+  readonly parentId: SandboxId | null;
+  readonly state: SandboxState;
+  readonly isolation: Isolation;
+  readonly resources: MachineResources;
+  readonly network: NetworkPolicy;
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly createdAtMs: number;
+  readonly forkTimeMs: number;
+  /** Absolute; null = lives until it is terminated. */
+  readonly deadlineMs: number | null;
+  readonly idleTimeoutSeconds: number | null;
+  /** Why it ended or failed; null while it lives. */
+  readonly endReason: string | null;
+  readonly children: readonly SandboxId[];
+}
+
+export interface CreateRequest {
+  readonly template: TemplateId;
+  readonly id: SandboxId;
+  readonly env: Readonly<Record<string, string>>;
+  /** Kept in memory only. */
+  readonly secrets: Readonly<Record<string, string>>;
+  readonly timeoutSeconds: number | null;
+  readonly idleTimeoutSeconds: number | null;
+  readonly metadata: Readonly<Record<string, string>>;
+  readonly resources?: Partial<MachineResources> | undefined;
+}
+
+export interface ForkRequest {
+  readonly source: SandboxId;
+  /** One id per child: 1 to limits.forkCountMax. */
+  readonly ids: readonly SandboxId[];
+  readonly inheritSecrets: boolean;
+  /** Undefined = what remains of the parent's; null = none. */
+  readonly timeoutSeconds?: number | null | undefined;
+  readonly env: Readonly<Record<string, string>>;
+}
+
+export interface ForkResult {
+  readonly children: readonly Sandbox[];
+  /** How long the parent stood still; 0 for the fork of a paused sandbox. */
+  readonly pausedMs: number;
+  readonly snapshotBytes: number;
+}
+
+export interface SandboxTree {
+  readonly sandbox: Sandbox;
+  readonly children: readonly SandboxTree[];
+}
+
+export interface ListFilter {
+  readonly state?: SandboxState | undefined;
+  readonly parent?: SandboxId | undefined;
+  readonly metadata?: Readonly<Record<string, string>> | undefined;
+}
+
+export interface ProcessStart {
+  /** Exactly one of argv and shellCommand. */
+  readonly argv?: readonly string[] | undefined;
+  readonly shellCommand?: string | undefined;
+  readonly env?: Readonly<Record<string, string>> | undefined;
+  readonly cwd?: string | undefined;
+  readonly user?: string | undefined;
+  readonly stdin?: boolean | undefined;
+  readonly pty?: { readonly term?: string | undefined; readonly cols: number; readonly rows: number } | undefined;
+  /** 0 or undefined = no deadline. */
+  readonly timeoutMs?: number | undefined;
+}
+
+export type ProcessEvent =
+  | { readonly kind: "started"; readonly pid: number; readonly startedUnixMs: number }
+  | { readonly kind: "output"; readonly stream: "stdout" | "stderr"; readonly offset: number; readonly data: Uint8Array }
+  | { readonly kind: "gap"; readonly stream: "stdout" | "stderr"; readonly from: number; readonly to: number }
+  | ({ readonly kind: "exit" } & ProcessExit);
+
+export interface ProcessExit {
+  readonly exitCode: number;
+  readonly signal: number;
+  readonly timedOut: boolean;
+  readonly execTimeMs: number;
+  readonly error: string;
+}
+
+export interface ProcessRow {
+  readonly pid: number;
+  readonly command: string;
+  readonly startedUnixMs: number;
+  readonly state: "running" | "exited";
+  readonly exit: ProcessExit | null;
+  readonly stdoutBytes: number;
+  readonly stderrBytes: number;
+}
+
+/** A process that is being followed. Leaving the iteration of a foreground exec early kills its process group. */
+export interface Attachment extends AsyncIterable<ProcessEvent> {
+  writeStdin(data: Uint8Array): Promise<void>;
+  closeStdin(): Promise<void>;
+  resize(cols: number, rows: number): Promise<void>;
+  signal(signal: number): Promise<void>;
+}
+
+export interface RunCodeRequest {
+  readonly code: string;
+  /** python, javascript, bash, or whatever a client sent: an unknown one is answered by a KernelUnavailable error event. */
+  readonly language: string;
+  /** 0 = no deadline. */
+  readonly timeoutMs: number;
+  readonly context?: string | undefined;
+}
+
+/** Bytes to and from a port inside the sandbox. `send` honours back-pressure. */
+export interface Tunnel extends AsyncIterable<Uint8Array> {
+  send(data: Uint8Array): Promise<void>;
+  /** Half-close towards the sandbox. */
+  end(): Promise<void>;
+  abort(): void;
+}
+
+/** What can be done inside one running sandbox. Got with `Engine.runtime`, which checks the state. Every call counts as activity. */
+export interface Runtime {
+  exec(start: ProcessStart, signal?: AbortSignal): Attachment;
+  /** Starts a process that runs on whether anyone listens or not. */
+  start(start: ProcessStart): Promise<{ pid: number; startedUnixMs: number }>;
+  attach(
+    pid: number,
+    options: { stdoutFrom?: number; stderrFrom?: number; follow: boolean },
+    signal?: AbortSignal,
+  ): AsyncIterable<ProcessEvent>;
+  listProcesses(): Promise<readonly ProcessRow[]>;
+  writeStdin(pid: number, data: Uint8Array, close: boolean): Promise<void>;
+  resizeTerminal(pid: number, cols: number, rows: number): Promise<void>;
+  /** @param group - the whole process group of a process that was started here */
+  signalProcess(pid: number, signal: number, group: boolean): Promise<void>;
+  processes(): Promise<pb.ProcessList>;
+  vitals(intervalSeconds: number, signal?: AbortSignal): AsyncIterable<pb.GuestVitals>;
+
+  runCode(request: RunCodeRequest, signal?: AbortSignal): AsyncIterable<pb.RunCodeResponse>;
+
+  /** The first message is the file's info, with its whole size. length 0 = to the end. */
+  readFile(
+    path: string,
+    range: { offset: number; length: number },
+    signal?: AbortSignal,
+  ): Promise<{ info: pb.FileInfo; data: AsyncIterable<Uint8Array> }>;
+  writeFile(path: string, mode: number, data: AsyncIterable<Uint8Array>, signal?: AbortSignal): Promise<number>;
+  list(path: string): Promise<pb.ListResponse>;
+  stat(path: string): Promise<pb.FileInfo>;
+  mkdir(path: string): Promise<void>;
+  remove(path: string): Promise<void>;
+  rename(from: string, to: string): Promise<void>;
+  setMode(path: string, mode: number): Promise<void>;
+  makeSymlink(target: string, path: string): Promise<void>;
+  readLink(path: string): Promise<string>;
+  watch(path: string, recursive: boolean, signal?: AbortSignal): AsyncIterable<pb.FsEvent>;
+  archive(path: string, signal?: AbortSignal): AsyncIterable<pb.Chunk>;
+  upload(dest: string, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal): Promise<number>;
+
+  tunnel(port: number, signal?: AbortSignal): Promise<Tunnel>;
+}
+
+/** A record that makes a repeated create answer with the first resource. Kept 24 hours. */
+export interface IdempotencyStore {
+  /** `{ first: true }` reserves the key; the id of the earlier resource otherwise. @throws conflict while the first is under way */
+  begin(kind: string, key: string): { first: true } | { first: false; resource: string };
+  complete(kind: string, key: string, resource: string): void;
+  release(kind: string, key: string): void;
+}
+
+export interface Engine {
+  readonly isolation: Isolation;
+  readonly driverName: "gvisor" | "microvm" | "mock";
+  readonly idempotency: IdempotencyStore;
+
+  createTemplate(request: TemplateRequest): Promise<Template>;
+  listTemplates(): readonly Template[];
+  /** @throws not_found, conflict while a build runs */
+  deleteTemplate(id: TemplateId): Promise<void>;
+
+  /** @throws not_found (template), conflict (id in use), quota_exceeded */
+  create(request: CreateRequest): Promise<Sandbox>;
+  /** @throws not_found, idle_timeout, sandbox_not_running, secret_inheritance_denied, quota_exceeded, conflict */
+  fork(request: ForkRequest): Promise<ForkResult>;
+  /** Live, paused and lately ended ones. @throws not_found; idle_timeout or oom_killed for what has ended */
+  get(id: SandboxId): Sandbox;
+  /** Everything that is alive (running, paused, on its way), and what has failed and not been deleted. */
+  list(filter?: ListFilter): readonly Sandbox[];
+  tree(id: SandboxId): SandboxTree;
+  terminate(id: SandboxId, options?: { subtree?: boolean }): Promise<void>;
+  pause(id: SandboxId): Promise<void>;
+  resume(id: SandboxId): Promise<void>;
+  /** @returns the new deadline. */
+  setTimeout(id: SandboxId, timeoutSeconds: number): Promise<{ deadlineMs: number }>;
+  meter(id: SandboxId): Promise<Metering>;
+
+  /** @throws not_found, idle_timeout, oom_killed, sandbox_not_running; not_supported on the mock engine */
+  runtime(id: SandboxId): Runtime;
+
+  /** Leaves machines running for the next server (`keep`), or ends them all. */
+  close(options: { sandboxes: "keep" | "end" }): Promise<void>;
+}
+
+export interface EngineOptions {
+  readonly dataDir: string;
+  readonly engine: "auto" | "gvisor" | "mock";
+  readonly log: Log;
+}
+
+/** The part of pino that the engine uses. */
+export interface Log {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}

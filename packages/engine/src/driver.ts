@@ -1,0 +1,115 @@
+/**
+ * What the engine asks of one kind of machine. A driver knows how a machine is started, frozen, saved and restored; exec, files, terminals,
+ * code and tunnels are the link's, and the same for all drivers.
+ */
+
+export type Isolation = "microvm-kvm" | "microvm-tcg" | "gvisor" | "mock";
+
+export interface MachineResources {
+  readonly vcpuCount: number;
+  readonly memSizeMiB: number;
+  readonly processesMax: number;
+}
+
+/** Where the root file system of a machine comes from. */
+export type RootSource = { readonly kind: "host" };
+
+export interface MachineSpec {
+  /** Unique on this data directory for ever, of one fixed length (runsc accepts unique prefixes of ids). */
+  readonly machineId: string;
+  readonly root: RootSource;
+  readonly resources: MachineResources;
+  readonly hostName: string;
+}
+
+/** A saved machine: an opaque folder that knows what it needs to be restored. */
+export interface Snapshot {
+  readonly dir: string;
+  readonly bytes: number;
+  /** Everything that must still hold at restore, checked by the driver: builds, protocol, CPU, host files. */
+  readonly requirements: SnapshotRequirements;
+}
+
+export interface SnapshotRequirements {
+  readonly driver: string;
+  /** Name and version of runsc or QEMU. */
+  readonly engineBuild: string;
+  readonly agentHash: string;
+  readonly protocolVersion: number;
+  readonly cpu: string;
+  /** path → size:mtime:inode of the host files that the machine had open or mapped. */
+  readonly hostFiles: Readonly<Record<string, string>>;
+}
+
+export interface MachineExit {
+  readonly reason: "exited" | "killed" | "oom_killed" | "deadline" | "terminated" | "lost";
+  readonly detail: string;
+  readonly atUnixMs: number;
+}
+
+export interface Metering {
+  readonly memoryBytes: number;
+  readonly cpuMs: number;
+}
+
+/** The frames of one machine, whole, in order. Back-pressure: `send` resolves when more may be written. */
+export interface FrameTransport {
+  send(frames: Uint8Array): Promise<void>;
+  /** Called with each complete frame (header and payload). Set once, before the first frame is read. */
+  onFrame(listener: (type: number, flags: number, channel: number, payload: Uint8Array) => void): void;
+  /** Called once, when the stream has ended for whatever reason. */
+  onClose(listener: (error: Error | undefined) => void): void;
+  /** Stops and restarts reading, for back-pressure. */
+  pause(): void;
+  resume(): void;
+}
+
+export interface Machine {
+  readonly machineId: string;
+  readonly transport: FrameTransport;
+  /** Resolves when the machine has ended and nothing of it is left on the host. Never rejects. */
+  readonly exited: Promise<MachineExit>;
+  /** Ends the machine whether a server lives or not. Null = no deadline. */
+  setDeadline(unixMs: number | null): Promise<void>;
+  /** Stops every process of the machine on the host (0 % CPU) until `thaw`. */
+  freeze(): Promise<void>;
+  thaw(): Promise<void>;
+  meter(): Promise<Metering>;
+  /** SIGKILL, clean up, resolve when nothing is left. Idempotent. */
+  end(reason: string): Promise<void>;
+}
+
+export interface ProbeResult {
+  readonly usable: boolean;
+  readonly isolation: Isolation;
+  /** One line: why, or why not. */
+  readonly detail: string;
+  /** What to install or change; empty when all is well. */
+  readonly remedies: readonly string[];
+  /** What is weaker than it could be on this machine (for example: no cgroups without root). */
+  readonly weaknesses: readonly string[];
+}
+
+export interface Driver {
+  readonly name: "gvisor" | "microvm" | "mock";
+  readonly isolation: Isolation;
+  /** Starts a machine from its root file system; its agent is about to read the link. */
+  boot(spec: MachineSpec): Promise<Machine>;
+  /**
+   * Saves a quiesced machine into `dir` (made by the driver beside it and renamed into place: a folder that exists is whole).
+   * The machine stands still meanwhile and, with `leaveRunning`, runs on afterwards; otherwise it has ended when this resolves.
+   * @param durable - on disk and synced, for pause; otherwise wherever it is fastest.
+   */
+  snapshot(machine: Machine, dir: string, options: { leaveRunning: boolean; durable: boolean }): Promise<Snapshot>;
+  /** @throws snapshot_incompatible with what is missing */
+  checkSnapshot(snapshot: Snapshot): Promise<void>;
+  /** A machine that continues from the snapshot; its agent is quiesced and waits for HELLO and ADOPT. */
+  restore(snapshot: Snapshot, spec: MachineSpec): Promise<Machine>;
+  /** Makes ready what `restore` would otherwise do while the user waits (containers created ahead). Best effort, returns at once. */
+  prepare(spec: Omit<MachineSpec, "machineId" | "hostName">, count: number): void;
+  /** A machine of an earlier server: still alive, or how it ended. */
+  reattach(machineId: string): Promise<Machine | MachineExit>;
+  /** Ends every machine and removes every leftover that is not in `keep`. */
+  sweep(keep: ReadonlySet<string>): Promise<void>;
+  close(): Promise<void>;
+}

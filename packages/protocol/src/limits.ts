@@ -1,0 +1,31 @@
+/** Written limits of the product. What is checked anywhere is checked against these. */
+export const limits = {
+  /** Bodies of `/v1` JSON routes. */
+  jsonBodyBytesMax: 32 * 1024 * 1024,
+  /** One message of a Connect stream. */
+  messageBytesMax: 64 * 1024 * 1024,
+  /** One message on the WebSocket Exec route, client to server. */
+  webSocketMessageBytesMax: 1024 * 1024,
+  /** One chunk of output in an answer. */
+  outputChunkBytesMax: 32 * 1024,
+  /** Ceiling for every requested time-out; a request above it is rejected, never clamped. */
+  timeoutSecondsMax: 86_400,
+  execTimeoutSecondsDefault: 30,
+  runCodeTimeoutSecondsDefault: 60,
+  /** Streams open at once on one sandbox. */
+  streamsPerSandboxMax: 16,
+  /** Children of one fork. */
+  forkCountMax: 100,
+  forwardsPerSandboxMax: 16,
+  envEntriesMax: 1024,
+  envBytesMax: 128 * 1024,
+  metadataEntriesMax: 64,
+  metadataValueBytesMax: 1024,
+  pathBytesMax: 4096,
+  commandBytesMax: 1024 * 1024,
+} as const;
+
+/** What a sandbox gets unless its template or its creator says otherwise. */
+export const resourceDefaults = { vcpuCount: 1, memSizeMiB: 512, processesMax: 1024 } as const;
+
+export const resourceBounds = { vcpuCount: [1, 64], memSizeMiB: [64, 65_536], processesMax: [16, 65_536] } as const;
