@@ -1,0 +1,66 @@
+// Everything that a fresh clone needs before it can run: npm packages, the guest binary, runsc. Each part looks first and works only
+// when something is missing or out of date, so that the second run takes a moment.
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { answers, cache, capture, pinnedNode, root, SetupError, step } from "./run.mjs";
+import { ensureRunsc } from "./runsc.mjs";
+
+export async function setup() {
+  if (process.platform !== "linux") {
+    throw new SetupError(
+      `Mitos runs sandboxes on Linux only; this is ${process.platform}`,
+      "Use a Linux machine or a Linux VM. The SDK and the CLI's client commands run anywhere.",
+    );
+  }
+  process.stderr.write("Setting up\n");
+  await step("npm packages", installPackages);
+  await step("guest agent", buildGuest);
+  await step("runsc (gVisor)", ensureRunsc);
+}
+
+function installPackages() {
+  const stamp = path.join(cache, "npm.stamp");
+  const wanted = createHash("sha256")
+    .update(readFileSync(path.join(root, "package-lock.json")))
+    .digest("hex");
+  const have = existsSync(stamp) ? readFileSync(stamp, "utf8") : "";
+  if (have === wanted && existsSync(pinnedNode)) return "up to date";
+  // Not `npm ci`: it refuses a lock file without the other platforms' optional packages, which a registry mirror may not carry.
+  // With --no-save the lock file is obeyed and not written.
+  capture("npm", ["install", "--no-save", "--no-audit", "--no-fund"], {
+    remedy: "Check that npm reaches its registry, then run the command again.",
+  });
+  if (!answers(pinnedNode)) {
+    throw new SetupError(
+      "npm installed the packages, but the pinned Node does not start",
+      "If npm was told to ignore scripts (npm config get ignore-scripts), allow them for this project.",
+    );
+  }
+  mkdirSync(cache, { recursive: true });
+  writeFileSync(stamp, wanted);
+  return undefined;
+}
+
+function buildGuest() {
+  if (!answers("cargo")) {
+    throw new SetupError(
+      "cargo is missing; the guest agent is written in Rust",
+      "Install Rust 1.85 or newer (rustup, or your distribution's cargo).",
+    );
+  }
+  const manifest = path.join(root, "guest/Cargo.toml");
+  capture("cargo", ["build", "--release", "--locked", "--quiet", "--manifest-path", manifest, "--target", hostTarget()], {
+    cwd: path.join(root, "guest"),
+    remedy: "Rust 1.85 or newer and a C linker (gcc) are needed; cargo must reach its registry the first time.",
+  });
+  return hostTarget();
+}
+
+/** The machine's own target: it is named to cargo so that static linking does not reach build scripts. */
+function hostTarget() {
+  const line = capture("rustc", ["-vV"])
+    .split("\n")
+    .find((text) => text.startsWith("host: "));
+  return line.slice("host: ".length).trim();
+}

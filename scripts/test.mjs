@@ -1,0 +1,120 @@
+// `npm test`: set-up, then every check and every suite: what CI runs. `npm test -- --only NAME` runs one part.
+import { spawn } from "node:child_process";
+import { mkdirSync } from "node:fs";
+import path from "node:path";
+import { cache, fail, pinnedNode, root } from "./lib/run.mjs";
+import { setup } from "./lib/setup.mjs";
+
+const bin = (name) => path.join(root, "node_modules/.bin", name);
+const guest = path.join(root, "guest");
+const vitest = [pinnedNode, bin("vitest"), "run", "--silent=passed-only"];
+
+/**
+ * Two lanes run side by side, since the machine may have two cores only. What measures or floods is in the second lane's engine suites,
+ * which run one file at a time.
+ */
+const lanes = [
+  [
+    { name: "format and lint", command: [bin("biome"), "ci", "--error-on-warnings"] },
+    { name: "types", command: [bin("tsc"), "-p", "."] },
+    { name: "generated code", command: [pinnedNode, "scripts/generate.mjs", "--check"] },
+    { name: "rust format", command: ["cargo", "fmt", "--check"], cwd: guest },
+    { name: "rust lint", command: ["cargo", "clippy", "--quiet", "--locked", "--all-targets", "--", "-D", "warnings"], cwd: guest },
+    { name: "rust tests", command: ["cargo", "test", "--quiet", "--locked"], cwd: guest, count: countCargo },
+    {
+      name: "kernels",
+      command: ["/usr/bin/env", "python3", "-m", "unittest", "-q", "test_kernels"],
+      cwd: path.join(guest, "kernels"),
+      count: countUnittest,
+    },
+  ],
+  [
+    { name: "units", command: [...vitest, "--project", "units"], count: countVitest },
+    { name: "engine suites", command: [...vitest, "--project", "engine"], count: countVitest },
+  ],
+];
+
+await setup().catch(fail);
+mkdirSync(path.join(cache, "tmp"), { recursive: true });
+const only = process.argv.includes("--only") ? process.argv[process.argv.indexOf("--only") + 1] : undefined;
+const running = new Set();
+for (const signal of ["SIGINT", "SIGTERM"]) {
+  process.on(signal, () => {
+    for (const child of running) child.kill(signal);
+  });
+}
+
+process.stderr.write("\nTesting\n");
+const results = (await Promise.all(lanes.map(runLane))).flat();
+summarise(results);
+
+async function runLane(parts) {
+  const done = [];
+  for (const part of parts) {
+    if (only && part.name !== only) continue;
+    done.push(await runPart(part));
+  }
+  return done;
+}
+
+async function runPart(part) {
+  const started = Date.now();
+  const { code, output } = await run(part);
+  const seconds = ((Date.now() - started) / 1000).toFixed(1);
+  const counts = part.count?.(output) ?? { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped: 0 };
+  const ok = code === 0 && counts.failed === 0 && counts.passed > 0;
+  process.stderr.write(`  ${ok ? "✓" : "✗"} ${part.name} (${describe(counts)}) ${seconds} s\n`);
+  if (!ok) process.stderr.write(`${output.trimEnd()}\n`);
+  return { ...counts, failed: ok ? 0 : Math.max(1, counts.failed) };
+}
+
+function run({ command: [program, ...args], cwd = root }) {
+  return new Promise((resolve) => {
+    const child = spawn(program, args, {
+      cwd,
+      stdio: ["ignore", "pipe", "pipe"],
+      env: { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1" },
+    });
+    running.add(child);
+    let output = "";
+    for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (output += text));
+    child.on("error", (error) => (output += `${program}: ${error.message}\n`));
+    child.on("close", (code) => {
+      running.delete(child);
+      resolve({ code, output });
+    });
+  });
+}
+
+function countVitest(output) {
+  const line = /^\s*Tests\s+(.*)$/m.exec(output)?.[1] ?? "";
+  const number = (word) => Number(new RegExp(`(\\d+) ${word}`).exec(line)?.[1] ?? 0);
+  return { passed: number("passed"), failed: number("failed"), skipped: number("skipped") + number("todo") };
+}
+
+function countCargo(output) {
+  const sum = { passed: 0, failed: 0, skipped: 0 };
+  for (const [, passed, failed, ignored] of output.matchAll(/(\d+) passed; (\d+) failed; (\d+) ignored/g)) {
+    sum.passed += Number(passed);
+    sum.failed += Number(failed);
+    sum.skipped += Number(ignored);
+  }
+  return sum;
+}
+
+function countUnittest(output) {
+  const ran = Number(/^Ran (\d+) tests?/m.exec(output)?.[1] ?? 0);
+  const number = (word) => Number(new RegExp(`${word}=(\\d+)`).exec(output)?.[1] ?? 0);
+  const failed = number("failures") + number("errors");
+  return { passed: ran - failed - number("skipped"), failed, skipped: number("skipped") };
+}
+
+function describe({ passed, failed, skipped }) {
+  return [`${passed} passed`, failed ? `${failed} failed` : "", skipped ? `${skipped} skipped` : ""].filter(Boolean).join(", ");
+}
+
+function summarise(parts) {
+  const total = (key) => parts.reduce((sum, part) => sum + part[key], 0);
+  process.stdout.write(`\n${total("passed")} passed, ${total("failed")} failed, ${total("skipped")} skipped\n`);
+  process.exitCode = total("failed") === 0 && total("passed") > 0 ? 0 : 1;
+}
