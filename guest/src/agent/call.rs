@@ -1,5 +1,8 @@
 //! One RPC as its handler sees it: messages in, messages out, a status at the end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use prost::Message;
 use tokio::sync::mpsc;
@@ -19,6 +22,10 @@ impl Status {
 
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new("invalid_argument", message)
+    }
+
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new("not_found", message)
     }
 }
 
@@ -40,9 +47,32 @@ pub struct Call {
     pub outbound: mpsc::Sender<Bytes>,
     /// Cancelled by RESET (`reset_by_caller` is true) and by HELLO (it is false).
     pub cancelled: CancellationToken,
+    reset_by_caller: Arc<AtomicBool>,
 }
 
 impl Call {
+    pub fn new(
+        inbound: mpsc::Receiver<Bytes>,
+        outbound: mpsc::Sender<Bytes>,
+        cancelled: CancellationToken,
+        reset_by_caller: Arc<AtomicBool>,
+    ) -> Self {
+        Self { inbound, outbound, cancelled, reset_by_caller }
+    }
+
+    /// A call without a link: send requests after the first into the sender, read replies from the receiver.
+    #[cfg(test)]
+    pub fn for_test() -> (Self, mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>) {
+        let (requests, inbound) = mpsc::channel(64);
+        let (outbound, replies) = mpsc::channel(64);
+        (Self::new(inbound, outbound, CancellationToken::new(), Arc::default()), requests, replies)
+    }
+
+    /// Whether a living server ended the call. Only meaningful once `cancelled` has fired.
+    pub fn reset_by_caller(&self) -> bool {
+        self.reset_by_caller.load(Ordering::Acquire)
+    }
+
     pub async fn send(&self, message: &impl Message) -> Result<(), Gone> {
         self.send_bytes(message.encode_to_vec().into()).await
     }
@@ -63,4 +93,9 @@ impl Call {
             message = self.inbound.recv() => Ok(message),
         }
     }
+}
+
+/// Decodes a request; what cannot be decoded is the caller's mistake.
+pub fn decode<M: Message + Default>(bytes: Bytes) -> Result<M, Status> {
+    M::decode(bytes).map_err(|error| Status::invalid(format!("the message cannot be decoded: {error}")))
 }

@@ -1,0 +1,7 @@
+use bytes::Bytes;
+
+use super::call::{Call, Status};
+
+pub async fn processes(_first: Bytes, _call: Call) -> Result<(), Status> {
+    Err(Status::new("unimplemented", "not served yet"))
+}
