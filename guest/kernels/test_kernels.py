@@ -1,0 +1,448 @@
+"""The kernels themselves, without an agent: each is started as the agent does and driven over its pipes.
+
+    /usr/bin/python3 -m unittest guest/kernels/test_kernels.py
+
+MITOS_TEST_PYTHONPATH names a folder with IPython, numpy and matplotlib: the Python tests then run a second time with them.
+MITOS_TEST_PYTHON and MITOS_TEST_NODE name other interpreters than `python3` and `node`.
+"""
+
+import base64
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PYTHON = os.environ.get("MITOS_TEST_PYTHON", sys.executable)
+NODE = os.environ.get("MITOS_TEST_NODE", shutil.which("node") or "")
+EXTRA = os.environ.get("MITOS_TEST_PYTHONPATH", "")
+PATIENCE_SECONDS = 60
+
+COMMANDS = {
+    "python": lambda: [PYTHON, "-u", os.path.join(HERE, "python_kernel.py")],
+    "javascript": lambda: [NODE, os.path.join(HERE, "javascript_kernel.mjs")],
+    "bash": lambda: ["bash", "--noprofile", "--norc", os.path.join(HERE, "bash_kernel.sh")],
+}
+
+
+class Outcome:
+    def __init__(self):
+        self.stdout = b""
+        self.stderr = b""
+        self.results = []
+        self.error = None
+        self.status = None
+        self.died = False
+
+    @property
+    def text(self):
+        return next((event["text"] for event in reversed(self.results) if event["text"]), None)
+
+    def bundles(self):
+        return [event["data"] for event in self.results]
+
+
+class Kernel:
+    """A running kernel, as the agent sees it."""
+
+    def __init__(self, language, **env):
+        command_in, self.commands = os.pipe()
+        self.events, event_out = os.pipe()
+
+        # The pipes may lie anywhere, 3 and 4 included: both are moved up first, so that neither is overwritten.
+        high_in, high_out = (self.moved_up(fd) for fd in (command_in, event_out))
+
+        def descriptors():
+            os.dup2(high_in, 3)
+            os.dup2(high_out, 4)
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                if fd > 4:
+                    try:
+                        os.set_inheritable(fd, False)
+                    except OSError:  # the listing's own
+                        pass
+
+        self.folder = tempfile.TemporaryDirectory()
+        self.process = subprocess.Popen(
+            COMMANDS[language](),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=self.folder.name,
+            env={"PATH": os.environ["PATH"], "HOME": self.folder.name, "LANG": "C.UTF-8", **env},
+            preexec_fn=descriptors,
+            close_fds=False,
+            start_new_session=True,
+        )
+        for fd in (command_in, event_out, high_in, high_out):
+            os.close(fd)
+        self.cell = 0
+        self.buffer = b""
+        self.idle = Outcome()
+        self.wait_for("ready", self.idle)
+
+    @staticmethod
+    def moved_up(fd):
+        import fcntl
+
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        os.close(self.commands)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise AssertionError("the kernel did not leave at the end of its commands")
+        finally:
+            os.close(self.events)
+            self.process.stdout.close()
+            self.process.stderr.close()
+            self.folder.cleanup()
+
+    def send(self, command):
+        os.write(self.commands, json.dumps(command).encode() + b"\n")
+
+    def renew(self, **fields):
+        self.send({"op": "renew", "generation": 2, "env": {}, "unset": [], **fields})
+
+    def start(self, code):
+        self.cell += 1
+        self.send({"op": "execute", "id": self.cell, "code": code})
+
+    def run(self, code):
+        self.start(code)
+        return self.finish()
+
+    def finish(self):
+        outcome = Outcome()
+        self.wait_for("done", outcome)
+        return outcome
+
+    def interrupt(self):
+        os.kill(self.process.pid, signal.SIGINT)
+
+    def wait_for(self, name, outcome, until=None):
+        """Takes events and output until the event `name`, until `until(outcome)`, or until the kernel is dead."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        streams = {self.process.stdout.fileno(): "stdout", self.process.stderr.fileno(): "stderr"}
+        waiting = [self.events, *streams]
+        while True:
+            while b"\n" in self.buffer:
+                line, self.buffer = self.buffer.split(b"\n", 1)
+                event = json.loads(line)
+                self.drain(streams, outcome)
+                kind = event["event"]
+                if kind in ("result", "error", "done"):
+                    assert event["id"] == self.cell, event
+                if kind == "result":
+                    outcome.results.append(event)
+                elif kind == "error":
+                    assert outcome.error is None, "two errors of one cell"
+                    outcome.error = event
+                elif kind == "done":
+                    outcome.status = event["status"]
+                if kind == name:
+                    return
+            if until is not None and until(outcome):
+                return
+            ready, _, _ = select.select(waiting, [], [], max(0, deadline - time.monotonic()))
+            if not ready:
+                raise AssertionError("no %s event: %r %r" % (name, outcome.stdout, outcome.stderr))
+            for fd in ready:
+                chunk = os.read(fd, 65536)
+                if fd == self.events:
+                    if not chunk:
+                        outcome.died = True
+                        self.drain(streams, outcome)
+                        return
+                    self.buffer += chunk
+                elif chunk:
+                    self.add(outcome, streams[fd], chunk)
+                else:
+                    waiting.remove(fd)
+
+    def drain(self, streams, outcome):
+        for fd, stream in streams.items():
+            while select.select([fd], [], [], 0)[0]:
+                chunk = os.read(fd, 65536)
+                if not chunk:
+                    break
+                self.add(outcome, stream, chunk)
+
+    @staticmethod
+    def add(outcome, stream, chunk):
+        setattr(outcome, stream, getattr(outcome, stream) + chunk)
+
+
+class KernelCase(unittest.TestCase):
+    language = ""
+    environment = {}
+
+    def setUp(self):
+        self.kernel = Kernel(self.language, **self.environment)
+        self.addCleanup(lambda: self.kernel and self.kernel.__exit__())
+
+    def run_ok(self, code):
+        outcome = self.kernel.run(code)
+        self.assertIsNone(outcome.error, outcome.error)
+        self.assertEqual(outcome.status, "ok", outcome.stderr)
+        return outcome
+
+    def run_error(self, code):
+        outcome = self.kernel.run(code)
+        self.assertIsNotNone(outcome.error, (outcome.stdout, outcome.stderr))
+        self.assertEqual(outcome.status, "error")
+        return outcome
+
+    def interrupt_when(self, code, marker):
+        """Starts `code` and interrupts it as soon as it has printed `marker`."""
+        self.kernel.start(code)
+        outcome = Outcome()
+        self.kernel.wait_for("done", outcome, until=lambda seen: marker in seen.stdout)
+        self.assertIsNone(outcome.status, "it ended by itself: %r" % outcome.stderr)
+        self.kernel.interrupt()
+        self.kernel.wait_for("done", outcome)
+        return outcome
+
+
+class PythonCase(KernelCase):
+    language = "python"
+
+    def test_gives_output_and_the_value_of_the_last_expression(self):
+        outcome = self.run_ok("print('hi')\n40 + 2")
+        self.assertEqual(outcome.stdout, b"hi\n")
+        self.assertEqual(outcome.text, "42")
+        self.assertEqual(outcome.bundles(), [{"text/plain": "42"}])
+
+    def test_keeps_variables_functions_imports_and_the_last_values(self):
+        self.run_ok("import math\nx = 41\ndef twice(n):\n    return n * 2\n")
+        self.assertEqual(self.run_ok("twice(x)").text, "82")
+        self.assertEqual(self.run_ok("_ + 1").text, "83")
+        self.assertEqual(self.run_ok("__").text, "82")
+        self.assertEqual(self.run_ok("math.sqrt(144)").text, "12.0")
+        self.assertEqual(self.run_ok("__name__").text, "'__main__'")
+
+    def test_shows_nothing_for_none_an_assignment_or_a_trailing_semicolon(self):
+        for code in ("None", "x = 1", "40 + 2;", "", "# only a comment", "for i in range(2):\n    i\n"):
+            self.assertEqual(self.run_ok(code).results, [], code)
+
+    def test_awaits_at_the_top_level_and_keeps_one_event_loop(self):
+        self.run_ok("import asyncio\nasync def f(n):\n    await asyncio.sleep(0)\n    return n\nqueue = asyncio.Queue()")
+        self.assertEqual(self.run_ok("await f(5)").text, "5")
+        self.run_ok("task = asyncio.ensure_future(f(6)) if await f(1) else None")
+        self.assertEqual(self.run_ok("await task").text, "6")
+
+    def test_reports_an_error_with_the_source_of_the_cell_and_no_frame_of_the_kernel(self):
+        self.run_ok("def broken():\n    raise ValueError('bad')")
+        outcome = self.run_error("broken()")
+        self.assertEqual((outcome.error["name"], outcome.error["value"]), ("ValueError", "bad"))
+        text = "\n".join(outcome.error["traceback"])
+        self.assertIn("raise ValueError('bad')", text)
+        self.assertIn("broken()", text)
+        self.assertIn("ValueError: bad", text)
+        self.assertNotIn("python_kernel", text)
+        self.assertEqual(self.run_ok("1 + 1").text, "2")
+
+    def test_reports_a_chained_error_and_one_inside_await_without_foreign_frames(self):
+        outcome = self.run_error("try:\n    1 / 0\nexcept Exception as e:\n    raise RuntimeError('outer') from e")
+        text = "\n".join(outcome.error["traceback"])
+        self.assertIn("ZeroDivisionError", text)
+        self.assertNotIn("python_kernel", text)
+        outcome = self.run_error("async def g():\n    raise KeyError('inner')\nawait g()")
+        text = "\n".join(outcome.error["traceback"])
+        self.assertIn("raise KeyError('inner')", text)
+        self.assertNotIn("base_events", text)
+
+    def test_reports_a_syntax_error_an_unknown_name_and_an_exit_without_dying(self):
+        self.assertEqual(self.run_error("def (:").error["name"], "SyntaxError")
+        self.assertEqual(self.run_error("undefined_variable_xyz").error["name"], "NameError")
+        self.assertEqual(self.run_error("import sys\nsys.exit(3)").error["name"], "SystemExit")
+        self.assertEqual(self.run_error("exit()").error["name"], "SystemExit")
+        self.assertEqual(self.run_error("class E(Exception):\n    def __str__(self):\n        1 / 0\nraise E").error["name"], "E")
+        self.assertEqual(self.run_error("raise ValueError('\\ud800')").error["name"], "ValueError")
+        self.assertEqual(self.run_ok("1 + 1").text, "2")
+
+    def test_survives_bottomless_recursion_and_a_gigantic_error_text(self):
+        self.assertEqual(self.run_error("def f():\n    f()\nf()").error["name"], "RecursionError")
+        outcome = self.run_error("raise ValueError('x' * 5_000_000)")
+        self.assertLess(len(json.dumps(outcome.error)), 2_000_000)
+        self.assertEqual(self.run_ok("1 + 1").text, "2")
+
+    def test_says_that_there_is_no_standard_input(self):
+        outcome = self.run_error("input('name? ')")
+        self.assertEqual(outcome.error["name"], "EOFError")
+        self.assertIn("standard input", outcome.error["value"])
+
+    def test_takes_the_output_of_programs_and_of_threads(self):
+        outcome = self.run_ok(
+            "import os, subprocess, sys, threading\nprint('a')\nos.system('echo b; echo c >&2')\nsubprocess.run(['echo', 'd'])\n"
+            "t = threading.Thread(target=print, args=('e',)); t.start(); t.join()\nos.write(1, b'f\\n')\nprint('g', file=sys.stderr)\nNone"
+        )
+        self.assertEqual(outcome.stdout, b"a\nb\nd\ne\nf\n")
+        self.assertEqual(outcome.stderr, b"c\ng\n")
+
+    def test_shows_partial_lines_while_the_cell_runs(self):
+        self.kernel.start("import time\nprint('half', end='')\nwhile True:\n    time.sleep(0.01)")
+        outcome = Outcome()
+        self.kernel.wait_for("done", outcome, until=lambda seen: b"half" in seen.stdout)
+        self.assertIsNone(outcome.status)
+        self.kernel.interrupt()
+        self.assertEqual(self.kernel.finish().error["name"], "KeyboardInterrupt")
+
+    def test_displays_objects_by_their_own_representations(self):
+        outcome = self.run_ok(
+            "class Rich:\n"
+            "    def _repr_html_(self): return '<b>x</b>'\n"
+            "    def _repr_png_(self): return b'\\x89PNG\\xff'\n"
+            "    def _repr_json_(self): return {'a': [1]}\n"
+            "    def _repr_svg_(self): return '<svg/>'\n"
+            "    def _repr_markdown_(self): return '*x*'\n"
+            "    def _repr_latex_(self): return '$x$'\n"
+            "    def _repr_jpeg_(self): return None\n"
+            "    def __repr__(self): return 'rich'\n"
+            "print('before')\ndisplay(Rich())\nRich()"
+        )
+        shown, value = outcome.results
+        self.assertEqual(shown["text"], "")
+        self.assertEqual(value["text"], "rich")
+        for data in outcome.bundles():
+            self.assertEqual(data["text/html"], "<b>x</b>")
+            self.assertEqual(base64.b64decode(data["image/png"]), b"\x89PNG\xff")
+            self.assertEqual(json.loads(data["application/json"]), {"a": [1]})
+            self.assertEqual(data["image/svg+xml"], "<svg/>")
+            self.assertEqual(data["text/markdown"], "*x*")
+            self.assertEqual(data["text/latex"], "$x$")
+            self.assertNotIn("image/jpeg", data)
+
+    def test_displays_a_mime_bundle_and_one_that_an_object_makes(self):
+        outcome = self.run_ok("display({'text/html': '<i>1</i>', 'application/json': {'k': 1}}, raw=True)")
+        self.assertEqual(outcome.bundles()[0]["text/html"], "<i>1</i>")
+        self.assertEqual(json.loads(outcome.bundles()[0]["application/json"]), {"k": 1})
+        outcome = self.run_ok("class B:\n    def _repr_mimebundle_(self, include=None, exclude=None): return {'text/plain': 'p', 'text/html': 'h'}\nB()")
+        self.assertEqual(outcome.bundles(), [{"text/plain": "p", "text/html": "h"}])
+        self.assertEqual(outcome.text, "p")
+
+    def test_keeps_a_class_and_an_object_that_claims_every_attribute_plain(self):
+        self.run_ok("class Anything:\n    def __getattr__(self, name): return lambda *a, **k: 'claimed'\n    def __repr__(self): return 'any'")
+        self.assertEqual(self.run_ok("Anything()").bundles()[0].get("text/html"), None)
+        self.assertIn("Anything", self.run_ok("Anything").text)
+
+    def test_refuses_a_result_above_the_limit_and_lives(self):
+        outcome = self.run_error("display({'text/plain': 'x' * (61 * 1024 * 1024)}, raw=True)")
+        self.assertEqual(outcome.error["name"], "KernelOutputTooLarge")
+        self.assertEqual(self.run_ok("1 + 1").text, "2")
+
+    def test_interrupt_stops_a_loop_a_sleep_and_an_await_and_keeps_the_state(self):
+        self.run_ok("import asyncio, time\nkept = 7")
+        for wait in ("while True: pass", "time.sleep(60)", "await asyncio.sleep(60)", "while True:\n    display({'text/plain': 'x'}, raw=True)"):
+            outcome = self.interrupt_when("print('begun', flush=True)\n" + wait, b"begun")
+            self.assertEqual(outcome.error["name"], "KeyboardInterrupt", wait)
+            self.assertEqual(outcome.status, "error")
+        self.assertEqual(self.run_ok("kept * 6").text, "42")
+
+    def test_interrupt_between_cells_does_nothing(self):
+        self.run_ok("kept = 7")
+        for _ in range(20):
+            self.kernel.interrupt()
+            self.assertEqual(self.run_ok("kept").text, "7")
+
+    def test_dies_when_the_code_ends_the_process(self):
+        self.assertTrue(self.kernel.run("import os\nos._exit(0)").died)
+
+    def test_a_child_that_the_code_forked_never_speaks_for_the_kernel(self):
+        outcome = self.run_ok("import os\npid = os.fork()\nif pid:\n    os.waitpid(pid, 0)\n'value'")
+        self.assertEqual(len(outcome.results), 1)
+        self.assertEqual(self.run_ok("1 + 1").text, "2")
+
+    def test_programs_get_none_of_the_protocol_descriptors(self):
+        self.assertEqual(self.run_ok("import os\nos.system('ls /proc/self/fd | tr \"\\\\n\" \" \"')\nNone").stdout, b"0 1 2 3 ")
+
+    def test_renew_sets_the_environment_even_while_a_cell_runs(self):
+        self.run_ok("import os, time\nos.environ['OLD'] = '1'")
+        self.kernel.start("while os.environ.get('NEW') != 'v': time.sleep(0.005)\n('OLD' in os.environ, os.popen('echo $NEW').read())")
+        self.kernel.renew(env={"NEW": "v"}, unset=["OLD"])
+        self.assertEqual(self.kernel.finish().text, "(False, 'v\\n')")
+
+    def test_renew_breaks_every_sequence_that_would_repeat(self):
+        self.run_ok(
+            "import random, tempfile, uuid, ssl, multiprocessing\nrandom.seed(1); expected = [random.random() for _ in range(4)]; random.seed(1)\n"
+            "next(tempfile._get_candidate_names()); tempfile._get_candidate_names().rng.seed(1)\n"
+            "state = tempfile._get_candidate_names().rng.getstate(); uuid.uuid1(); node = uuid.getnode(); key = bytes(multiprocessing.current_process().authkey)"
+        )
+        self.kernel.renew()
+        outcome = self.run_ok(
+            "import random\n(random.random() in expected, tempfile._get_candidate_names().rng.getstate() == state, uuid.getnode() == node,"
+            " bytes(multiprocessing.current_process().authkey) == key, len({uuid.uuid1() for _ in range(100)}))"
+        )
+        self.assertEqual(outcome.text, "(False, False, False, False, 100)")
+
+    def test_renew_takes_odd_variables_without_failing(self):
+        self.kernel.renew(env={"": "x", "A=B": "x", "NUL": "a\0b", "GOOD": "é"})
+        self.assertEqual(self.run_ok("import os\nos.environ['GOOD']").text, "'é'")
+
+    def test_costs_less_than_five_milliseconds_a_cell(self):
+        self.run_ok("1 + 1")
+        begun = time.monotonic()
+        for _ in range(100):
+            self.run_ok("1 + 1")
+        self.assertLess((time.monotonic() - begun) / 100, 0.005)
+
+
+@unittest.skipUnless(EXTRA, "MITOS_TEST_PYTHONPATH is not set")
+class PythonWithPackagesCase(PythonCase):
+    """The same, with IPython in the image, and what only it and its friends give."""
+
+    environment = {"PYTHONPATH": EXTRA, "MPLCONFIGDIR": "/tmp"}
+
+    def test_runs_in_the_shell_of_ipython_with_magics_and_commands(self):
+        self.assertIn("Shell", self.run_ok("type(get_ipython()).__name__").text)
+        self.assertEqual(self.run_ok("!echo from a command; echo more >&2").stdout, b"from a command\n")
+        self.assertEqual(self.run_ok("files = !echo one\nfiles[0]").text, "'one'")
+        self.assertIn(b"3", self.run_ok("%%bash\necho $((1 + 2))").stdout)
+        self.assertEqual(self.run_ok("from IPython.display import HTML\nHTML('<b>1</b>')").bundles()[0]["text/html"], "<b>1</b>")
+
+    def test_renew_reseeds_numpy(self):
+        self.run_ok("import numpy as np\nnp.random.seed(1); expected = np.random.random(4).tolist(); np.random.seed(1)")
+        self.kernel.renew()
+        self.assertEqual(self.run_ok("np.random.random() in expected").text, "False")
+
+    def test_shows_figures_unasked_at_once_when_asked_and_never_twice(self):
+        outcome = self.run_ok("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nNone")
+        self.assertEqual([sorted(data) for data in outcome.bundles()], [["image/png", "text/plain"]])
+        self.assertTrue(base64.b64decode(outcome.bundles()[0]["image/png"]).startswith(b"\x89PNG"))
+        outcome = self.run_ok("plt.plot([1]); plt.show(); print('after'); plt.plot([2]); plt.show()")
+        self.assertEqual(len(outcome.results), 2)
+        self.assertEqual(self.run_ok("1 + 1").text, "2")
+        outcome = self.run_ok("f, a = plt.subplots()\na.plot([1])\nf")
+        self.assertIn("image/png", outcome.bundles()[0])
+
+
+class PlainPythonWithPackagesCase(PythonWithPackagesCase):
+    """numpy and matplotlib, but no IPython."""
+
+    def setUp(self):
+        hidden = tempfile.TemporaryDirectory()
+        self.addCleanup(hidden.cleanup)
+        os.mkdir(os.path.join(hidden.name, "IPython"))
+        with open(os.path.join(hidden.name, "IPython", "__init__.py"), "w") as file:
+            file.write("raise ImportError('hidden by the test')\n")
+        self.environment = {"PYTHONPATH": hidden.name + ":" + EXTRA, "MPLCONFIGDIR": "/tmp"}
+        super().setUp()
+
+    def test_runs_in_the_shell_of_ipython_with_magics_and_commands(self):
+        self.assertEqual(self.run_error("get_ipython()").error["name"], "NameError")
+
+
+if __name__ == "__main__":
+    unittest.main()
