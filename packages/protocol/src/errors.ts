@@ -34,6 +34,13 @@ export interface CatalogueEntry {
 }
 
 export const catalogue = {
+  already_exists: {
+    status: 409,
+    connect: "already_exists",
+    retry: "after_change",
+    message: "it exists already in the sandbox",
+    remediation: "Choose another path, or remove what is there first.",
+  },
   body_too_large: {
     status: 413,
     connect: "resource_exhausted",
@@ -75,6 +82,13 @@ export const catalogue = {
     retry: "after_change",
     message: "the program ran into its time-out and was killed",
     remediation: "Raise the time-out, or split the work.",
+  },
+  failed_precondition: {
+    status: 409,
+    connect: "failed_precondition",
+    retry: "after_change",
+    message: "the sandbox is not in a state that allows this",
+    remediation: "Read the cause: a path may be of another kind than the operation needs, or a directory not empty.",
   },
   file_failed: {
     status: 500,
@@ -132,6 +146,13 @@ export const catalogue = {
     message: "the sandbox used more memory than its limit and was ended",
     remediation: "Create one with more memory (resources.mem_size_mib), or use less.",
   },
+  permission_denied: {
+    status: 403,
+    connect: "permission_denied",
+    retry: "after_change",
+    message: "the sandbox itself refuses this",
+    remediation: "Check the owner and the mode of the path or process inside the sandbox, and the user that was asked for.",
+  },
   quota_exceeded: {
     status: 429,
     connect: "resource_exhausted",
@@ -145,6 +166,13 @@ export const catalogue = {
     retry: "with_backoff",
     message: "too many requests",
     remediation: "Wait retry_after_ms, then send the request again.",
+  },
+  sandbox_exhausted: {
+    status: 413,
+    connect: "resource_exhausted",
+    retry: "after_change",
+    message: "it is too large for the sandbox, or a limit inside it is reached",
+    remediation: "Send or ask for less, free disk space or processes in the sandbox, or create one with more.",
   },
   sandbox_not_running: {
     status: 409,

@@ -1,0 +1,674 @@
+/**
+ * The host's end of a link session: handshake, quiet moments for a fork, calls to the agent, calls from it.
+ *
+ * The guest is hostile. Every frame is checked as docs/link.md says; the first one that breaks a rule ends the session, and what is
+ * under way fails with `unavailable`. Memory is bounded whatever the guest sends.
+ */
+
+import { randomBytes } from "node:crypto";
+import { create, type DescMessage, fromBinary, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import { MitosError } from "@mitos/protocol";
+import { guest } from "@mitos/protocol/proto";
+import type { Tunnel } from "../actions.ts";
+import type { FrameTransport } from "../driver.ts";
+import { Channel, type ChannelHost, type ChannelOptions } from "./channel.ts";
+import { Fifo } from "./fifo.ts";
+import { type Frame, flagMore, frameType, noPayload, payloadBytesMax, uint32At } from "./frame.ts";
+import { callerLeft, decodeStatus, encodeStatus, errorOfStatus, linkLost, statusOfError } from "./status.ts";
+import { LinkViolation } from "./violation.ts";
+import { FrameWriter } from "./writer.ts";
+
+export const protocolVersion = 1;
+
+const channelsMax = 512;
+const openMessageBytesMax = 60_000;
+const channelNumberMax = 0xffff_fffe;
+/** Over all channels: what waits here for its taker, and messages that are being put together. */
+const heldBytesMaxDefault = 128 * 1024 * 1024;
+const pingsMax = 16;
+const pingBytesMax = 64;
+const tunnelChunkBytes = 61_440;
+/** A message above this is looked through before it is decoded: two bytes of an empty list entry become an object of a hundred. */
+const decodeFreelyBytesMax = 262_144;
+const decodedFieldsMax = 262_144;
+
+export interface LinkOptions {
+  /** How long HELLO_ACK and ADOPTED may take. Default 10 s: a restored machine may have to load its pages first. */
+  readonly handshakeTimeoutMs?: number;
+  readonly heldBytesMax?: number;
+}
+
+export interface CallOptions {
+  readonly signal?: AbortSignal | undefined;
+}
+
+export interface UnaryOptions extends CallOptions {
+  /** Default none. An answer that is late is `unavailable`. */
+  readonly timeoutMs?: number | undefined;
+}
+
+interface Method<Kind extends string, I extends DescMessage, O extends DescMessage> {
+  readonly name: string;
+  readonly methodKind: Kind;
+  readonly input: I;
+  readonly output: O;
+}
+
+type StreamingKind = "server_streaming" | "client_streaming" | "bidi_streaming";
+
+/** Messages both ways. Leaving the iteration of `messages` before its end, and an abort, send RESET. */
+export interface Duplex<Input, Output> {
+  /** Resolves when the message has been handed to the transport: the sandbox's back-pressure. */
+  send(message: Input): Promise<void>;
+  /** Half-close, after what waits to be sent. */
+  end(): void;
+  /** Can be iterated once. */
+  readonly messages: AsyncIterableIterator<Output>;
+  /** RESET. Idempotent. */
+  abort(): void;
+}
+
+/** The guest stands still, as far as the link is concerned, until `resume`. */
+export interface Quiet {
+  readonly round: bigint;
+  /** Both ends go on exactly where they stopped. Resolves when RESUME is on its way. Idempotent. */
+  resume(): Promise<void>;
+}
+
+export type GuestCallHandler<I extends DescMessage, O extends DescMessage> = (
+  request: MessageShape<I>,
+  signal: AbortSignal,
+) => Promise<MessageInitShape<O>>;
+
+/** One HELLO for each session: `fresh` until it is sent, `greeting` until it is acknowledged. */
+type State = "fresh" | "greeting" | "open" | "closed";
+
+interface Awaited<T> {
+  readonly promise: Promise<T>;
+  resolve(value: T): void;
+  reject(error: MitosError): void;
+}
+
+interface PendingRound<T> extends Awaited<T> {
+  readonly round: bigint;
+}
+
+interface PendingPing {
+  readonly payload: Uint8Array;
+  readonly answered: Awaited<void>;
+}
+
+export class LinkClient {
+  /** Resolves when the session is over: undefined after `close`, LinkViolation when the guest broke a rule, else what the transport said. */
+  readonly closed: Promise<Error | undefined>;
+  readonly #settleClosed: (error: Error | undefined) => void;
+  readonly #writer: FrameWriter;
+  readonly #handshakeTimeoutMs: number;
+  readonly #heldBytesMax: number;
+  readonly #session = randomBytes(16).toString("hex");
+  readonly #channels = new Map<number, Channel>();
+  readonly #handlers = new Map<string, (channel: Channel, first: Uint8Array | undefined) => void>();
+  readonly #pings = new Fifo<PendingPing>();
+  #state: State = "fresh";
+  #closeError: MitosError | undefined;
+  #hello: Awaited<guest.HelloAck> | undefined;
+  #adopting: PendingRound<guest.Adopted> | undefined;
+  #quiescing: PendingRound<void> | undefined;
+  /** Between QUIESCED and RESUME: the guest sends nothing. */
+  #quiet = false;
+  #round = 0n;
+  #lastHostChannel = 0;
+  #lastGuestChannel = -1;
+  #hostChannels = 0;
+  #guestChannels = 0;
+  #heldBytes = 0;
+  readonly #channelHost: ChannelHost;
+
+  constructor(transport: FrameTransport, options: LinkOptions = {}) {
+    this.#handshakeTimeoutMs = options.handshakeTimeoutMs ?? 10_000;
+    this.#heldBytesMax = options.heldBytesMax ?? heldBytesMaxDefault;
+    const { promise, resolve } = Promise.withResolvers<Error | undefined>();
+    this.closed = promise;
+    this.#settleClosed = resolve;
+    this.#writer = new FrameWriter(transport, (error) => this.#finish(error));
+    this.#channelHost = {
+      ready: (channel) => this.#writer.ready(channel),
+      owesCredit: (channel) => this.#writer.owesCredit(channel),
+      sendReset: (channel, status) => this.#sendReset(channel.number, status),
+      gone: (channel) => this.#forget(channel),
+      hold: (bytes) => this.#hold(bytes),
+    };
+    transport.onFrame((type, flags, channel, payload) => {
+      if (this.#state === "closed" || this.#state === "fresh") return;
+      try {
+        this.#receive(type, flags, channel, payload);
+      } catch (error) {
+        this.#finish(error instanceof Error ? error : new Error(String(error)));
+      }
+    });
+    transport.onClose((error) => this.#finish(error ?? new Error("the link has ended")));
+  }
+
+  /** Bytes that wait here for their taker. */
+  get heldBytes(): number {
+    return this.#heldBytes;
+  }
+
+  get openChannels(): number {
+    return this.#channels.size;
+  }
+
+  // ------------------------------------------------------------------------------------------------ handshake
+
+  /** Opens the session. Once. @throws unavailable, snapshot_incompatible when the agent speaks another protocol */
+  hello(): Promise<guest.HelloAck> {
+    return this.#greet([]);
+  }
+
+  /**
+   * Gives the machine its identity; opens the session in the same write unless `hello` has opened it already. The round is chosen here.
+   * A machine that cannot be adopted must not be served, so every failure ends the session.
+   * @throws unavailable, snapshot_incompatible
+   */
+  async adopt(identity: MessageInitShape<typeof guest.AdoptSchema>): Promise<guest.Adopted> {
+    if (this.#adopting) throw new MitosError("conflict", { cause: "the machine is being adopted already" });
+    this.#round += 1n;
+    const adopting = { round: this.#round, ...pending<guest.Adopted>() };
+    this.#adopting = adopting;
+    const message = create(guest.AdoptSchema, identity);
+    message.round = adopting.round;
+    const payload = toBinary(guest.AdoptSchema, message);
+    try {
+      if (payload.byteLength > payloadBytesMax) {
+        throw new MitosError("invalid_input", {
+          cause: `environment and secrets take ${payload.byteLength} bytes; the limit is ${payloadBytesMax}`,
+        });
+      }
+      const frame = control(frameType.adopt, payload);
+      if (this.#state === "fresh") await this.#greet([frame]);
+      else if (this.#state === "open") this.#writer.session(frame);
+      else throw this.#closeError ?? new MitosError("conflict", { cause: "the session is being opened already" });
+      const adopted = await this.#within(adopting.promise, this.#handshakeTimeoutMs, "ADOPTED");
+      if (adopted.error !== "") throw errorOfAdopted(adopted);
+      return adopted;
+    } catch (error) {
+      if (!(error instanceof MitosError && error.code === "invalid_input")) this.#finish(asError(error));
+      throw error;
+    } finally {
+      this.#adopting = undefined;
+    }
+  }
+
+  async #greet(following: readonly Frame[]): Promise<guest.HelloAck> {
+    if (this.#state !== "fresh") throw this.#closeError ?? new MitosError("conflict", { cause: "the session has been opened already" });
+    this.#state = "greeting";
+    this.#hello = pending();
+    const hello = create(guest.HelloSchema, { protocolVersion, session: this.#session });
+    this.#writer.session(control(frameType.hello, toBinary(guest.HelloSchema, hello)), ...following);
+    try {
+      return await this.#within(this.#hello.promise, this.#handshakeTimeoutMs, "HELLO_ACK");
+    } catch (error) {
+      this.#finish(asError(error));
+      throw error;
+    }
+  }
+
+  // ------------------------------------------------------------------------------------------------ quiet moments
+
+  /**
+   * Agrees on a moment in which nothing is in flight. What is sent meanwhile waits, with its back-pressure.
+   * @throws unavailable when the guest does not become quiet in time; both ends go on then as if it had not been asked
+   */
+  async quiesce({ timeoutMs = 10_000 }: { timeoutMs?: number } = {}): Promise<Quiet> {
+    this.#requireOpen();
+    if (this.#quiescing) throw new MitosError("conflict", { cause: "the link is quiet already" });
+    this.#round += 1n;
+    const round = this.#round;
+    const quiescing = { round, ...pending<void>() };
+    this.#quiescing = quiescing;
+    this.#writer.hold(control(frameType.quiesce, toBinary(guest.QuiesceSchema, create(guest.QuiesceSchema, { round }))));
+    let resumed: Promise<void> | undefined;
+    const resume = (): Promise<void> => {
+      resumed ??= this.#resume(round);
+      return resumed;
+    };
+    try {
+      await this.#within(quiescing.promise, timeoutMs, "QUIESCED");
+    } catch (error) {
+      await resume();
+      throw error;
+    }
+    return { round, resume };
+  }
+
+  #resume(round: bigint): Promise<void> {
+    this.#quiescing = undefined;
+    this.#quiet = false;
+    if (this.#state === "closed") return Promise.resolve();
+    return this.#writer.release(control(frameType.resume, toBinary(guest.ResumeSchema, create(guest.ResumeSchema, { round }))));
+  }
+
+  // ------------------------------------------------------------------------------------------------ calls to the agent
+
+  /** @throws what the guest answered (link/status.ts), canceled, unavailable */
+  async unary<I extends DescMessage, O extends DescMessage>(
+    method: Method<"unary", I, O>,
+    request: MessageInitShape<NoInfer<I>>,
+    { signal, timeoutMs }: UnaryOptions = {},
+  ): Promise<MessageShape<O>> {
+    const channel = this.#open(method.name, toBinary(method.input, create(method.input, request)), { end: true, signal });
+    try {
+      const reply = await this.#within(channel.take(), timeoutMs, `the answer to ${method.name}`);
+      if (!reply) throw this.#broken(`${method.name} without a reply`);
+      const message = this.#decode(method.output, reply);
+      if (await this.#within(channel.take(), timeoutMs, `the end of ${method.name}`)) throw this.#broken(`${method.name} with two replies`);
+      return message;
+    } finally {
+      channel.discard();
+    }
+  }
+
+  serverStream<I extends DescMessage, O extends DescMessage>(
+    method: Method<"server_streaming", I, O>,
+    request: MessageInitShape<NoInfer<I>>,
+    { signal }: CallOptions = {},
+  ): AsyncIterableIterator<MessageShape<O>> {
+    const channel = this.#open(method.name, toBinary(method.input, create(method.input, request)), { end: true, signal });
+    return messagesOf(channel, (bytes) => this.#decode(method.output, bytes));
+  }
+
+  duplex<I extends DescMessage, O extends DescMessage>(
+    method: Method<StreamingKind, I, O>,
+    first: MessageInitShape<NoInfer<I>>,
+    { signal }: CallOptions = {},
+  ): Duplex<MessageInitShape<NoInfer<I>>, MessageShape<O>> {
+    const channel = this.#open(method.name, toBinary(method.input, create(method.input, first)), { end: false, signal });
+    return {
+      send: (message) => channel.send(toBinary(method.input, create(method.input, message))),
+      end: () => channel.end(),
+      messages: messagesOf(channel, (bytes) => this.#decode(method.output, bytes)),
+      abort: () => channel.discard(),
+    };
+  }
+
+  /** Connects to a port inside the sandbox. @throws what the guest answered, usually `unavailable` when nothing listens */
+  async tunnel(port: number, signal?: AbortSignal): Promise<Tunnel> {
+    const { tunnel } = guest.Agent.method;
+    const first = toBinary(tunnel.input, create(tunnel.input, { port }));
+    const channel = this.#open(tunnel.name, first, { end: false, signal, endsWithPeer: false });
+    const opened = await channel.take();
+    if (!opened) {
+      channel.discard();
+      throw this.#broken("Tunnel without an answer");
+    }
+    this.#decode(tunnel.output, opened);
+    const bytes = messagesOf(channel, (message) => message);
+    return {
+      send: async (data) => {
+        for (let at = 0; at < data.byteLength; at += tunnelChunkBytes) await channel.send(data.subarray(at, at + tunnelChunkBytes));
+      },
+      end: () => {
+        channel.end();
+        return Promise.resolve();
+      },
+      abort: () => channel.discard(),
+      [Symbol.asyncIterator]: () => bytes,
+    };
+  }
+
+  /** Round-trip time of the link itself. */
+  async ping(timeoutMs = 5_000): Promise<number> {
+    this.#requireOpen();
+    if (this.#pings.length >= pingsMax) throw new MitosError("unavailable", { cause: `${pingsMax} pings are unanswered` });
+    const payload = randomBytes(8);
+    const answered = pending<void>();
+    this.#pings.push({ payload, answered });
+    const started = performance.now();
+    this.#writer.control(control(frameType.ping, payload));
+    await this.#within(answered.promise, timeoutMs, "PONG");
+    return performance.now() - started;
+  }
+
+  // ------------------------------------------------------------------------------------------------ calls from the guest
+
+  /** Serves a unary method of service Host. A MitosError that the handler throws reaches the guest with its code; others do not. */
+  onGuestCall<I extends DescMessage, O extends DescMessage>(method: Method<"unary", I, O>, handler: GuestCallHandler<I, O>): void {
+    this.#handlers.set(method.name, (channel, first) => {
+      const left = new AbortController();
+      channel.onGone(() => left.abort());
+      const answer = async (): Promise<void> => {
+        const bytes = first ?? (await channel.take()) ?? noPayload;
+        let status = encodeStatus("");
+        try {
+          const reply = await handler(this.#decode(method.input, bytes), left.signal);
+          await channel.send(toBinary(method.output, create(method.output, reply)));
+        } catch (error) {
+          status = statusOfError(error);
+        }
+        channel.end(status);
+      };
+      // A caller that is gone, or a link that is lost, needs no answer.
+      answer().catch(() => channel.discard());
+    });
+  }
+
+  /**
+   * Ends the session. What is under way fails with `reason` (default `unavailable`); the machine is not told, so its processes run on.
+   */
+  close(reason?: MitosError): void {
+    this.#finish(undefined, reason);
+  }
+
+  // ------------------------------------------------------------------------------------------------ channels
+
+  #open(
+    method: string,
+    first: Uint8Array,
+    { end, signal, endsWithPeer = true }: { end: boolean; signal?: AbortSignal | undefined; endsWithPeer?: boolean },
+  ): Channel {
+    this.#requireOpen();
+    if (signal?.aborted) throw callerLeft();
+    if (this.#hostChannels >= channelsMax) throw new MitosError("too_many_streams", { cause: `${channelsMax} calls are under way` });
+    if (this.#lastHostChannel >= channelNumberMax) {
+      const error = new MitosError("unavailable", { cause: "the session has used all its channel numbers" });
+      this.#finish(error);
+      throw error;
+    }
+    this.#lastHostChannel += 2;
+    const inOpen = first.byteLength <= openMessageBytesMax;
+    const channel = this.#addChannel({ number: this.#lastHostChannel, method, endsWithPeer, sendEnded: end && inOpen });
+    const open = create(guest.OpenSchema, { method, message: inOpen ? first : noPayload, end: end && inOpen });
+    this.#writer.control({ type: frameType.open, flags: 0, channel: channel.number, payload: toBinary(guest.OpenSchema, open) });
+    if (!inOpen) {
+      channel.send(first).catch(() => undefined); // the end of the channel reaches the caller where it takes its answer
+      if (end) channel.end();
+    }
+    if (signal) {
+      const abort = (): void => channel.reset(callerLeft());
+      signal.addEventListener("abort", abort, { once: true });
+      channel.onGone(() => signal.removeEventListener("abort", abort));
+    }
+    return channel;
+  }
+
+  #addChannel(options: ChannelOptions): Channel {
+    const channel = new Channel(this.#channelHost, options);
+    this.#channels.set(channel.number, channel);
+    if (isGuestChannel(channel.number)) this.#guestChannels += 1;
+    else this.#hostChannels += 1;
+    return channel;
+  }
+
+  #forget(channel: Channel): void {
+    this.#writer.forget(channel);
+    if (!this.#channels.delete(channel.number)) return;
+    if (isGuestChannel(channel.number)) this.#guestChannels -= 1;
+    else this.#hostChannels -= 1;
+  }
+
+  #sendReset(channel: number, status: Uint8Array): void {
+    this.#writer.control({ type: frameType.reset, flags: 0, channel, payload: status });
+  }
+
+  #hold(bytes: number): boolean {
+    if (bytes > 0 && this.#heldBytes + bytes > this.#heldBytesMax) return false;
+    this.#heldBytes += bytes;
+    return true;
+  }
+
+  // ------------------------------------------------------------------------------------------------ receiving
+
+  /** @throws LinkViolation */
+  #receive(type: number, flags: number, number: number, payload: Uint8Array): void {
+    if (flags !== 0 && type !== frameType.data) throw new LinkViolation("MORE on a frame other than DATA");
+    if (type < frameType.open !== (number === 0)) throw new LinkViolation(`frame type 0x${type.toString(16)} on channel ${number}`);
+    if (this.#state === "greeting") {
+      // Leftovers of an earlier session, until the acknowledgement of ours.
+      if (type === frameType.helloAck) this.#helloAck(payload);
+      return;
+    }
+    if (this.#quiet) throw new LinkViolation("a frame between QUIESCED and RESUME");
+    switch (type) {
+      case frameType.quiesced:
+        this.#quiesced(decodeFrame(guest.QuiescedSchema, payload).round);
+        break;
+      case frameType.adopted:
+        this.#adopted(decodeFrame(guest.AdoptedSchema, payload));
+        break;
+      case frameType.pong:
+        this.#pong(payload);
+        break;
+      case frameType.open:
+        this.#guestOpens(number, decodeFrame(guest.OpenSchema, payload));
+        break;
+      case frameType.data:
+        this.#channel(number)?.receiveData(payload, flags === flagMore);
+        break;
+      case frameType.end: {
+        const status = decodeStatus(payload);
+        const channel = this.#channel(number);
+        channel?.receiveEnd(isGuestChannel(number) ? undefined : errorOfStatus(status, channel.method));
+        break;
+      }
+      case frameType.reset: {
+        const status = decodeStatus(payload);
+        const channel = this.#channel(number);
+        channel?.receiveReset(errorOfStatus(status, channel.method) ?? new MitosError("canceled", { cause: "the sandbox ended the call" }));
+        break;
+      }
+      case frameType.credit:
+        if (payload.byteLength !== 4) throw new LinkViolation(`a CREDIT of ${payload.byteLength} bytes`);
+        this.#channel(number)?.receiveCredit(uint32At(payload, 0));
+        break;
+      default:
+        throw new LinkViolation(`frame type 0x${type.toString(16)} from the guest`);
+    }
+  }
+
+  /** Undefined for a channel that is closed already. @throws LinkViolation for one that was never opened */
+  #channel(number: number): Channel | undefined {
+    const channel = this.#channels.get(number);
+    if (channel) return channel;
+    const last = isGuestChannel(number) ? this.#lastGuestChannel : this.#lastHostChannel;
+    if (number > last) throw new LinkViolation(`a frame for channel ${number}, which was never opened`);
+    return undefined;
+  }
+
+  #helloAck(payload: Uint8Array): void {
+    const ack = decodeFrame(guest.HelloAckSchema, payload);
+    if (ack.session !== this.#session) return;
+    if (ack.protocolVersion !== protocolVersion) {
+      const cause = `its agent speaks link protocol ${ack.protocolVersion}, this server ${protocolVersion}`;
+      this.#hello?.reject(new MitosError("snapshot_incompatible", { cause }));
+      return;
+    }
+    this.#state = "open";
+    this.#hello?.resolve(ack);
+  }
+
+  #adopted(adopted: guest.Adopted): void {
+    if (adopted.round !== this.#adopting?.round) throw new LinkViolation("ADOPTED without ADOPT");
+    this.#adopting.resolve(adopted);
+    this.#adopting = undefined;
+  }
+
+  #quiesced(round: bigint): void {
+    if (round !== this.#quiescing?.round) {
+      if (round < 1n || round > this.#round) throw new LinkViolation("QUIESCED without QUIESCE");
+      return; // the late answer to a round that was given up
+    }
+    this.#quiet = true;
+    this.#quiescing.resolve();
+  }
+
+  #pong(payload: Uint8Array): void {
+    const ping = this.#pings.shift();
+    if (!ping || payload.byteLength > pingBytesMax || Buffer.compare(ping.payload, payload) !== 0)
+      throw new LinkViolation("PONG without PING");
+    ping.answered.resolve();
+  }
+
+  #guestOpens(number: number, open: guest.Open): void {
+    if (!isGuestChannel(number)) throw new LinkViolation(`the guest opens channel ${number}, which is the host's to open`);
+    if (number <= this.#lastGuestChannel) throw new LinkViolation(`the guest opens channel ${number} again`);
+    if (open.message.byteLength > openMessageBytesMax) throw new LinkViolation("OPEN with too large a message");
+    this.#lastGuestChannel = number;
+    const handler = this.#handlers.get(open.method);
+    // While the writer is held every refusal is a frame that waits: the guest gets no more of them than it may have channels.
+    if (this.#guestChannels >= channelsMax) this.#refuse(number, "resource_exhausted");
+    else if (!handler) this.#refuse(number, "unimplemented");
+    else {
+      const channel = this.#addChannel({ number, method: open.method, endsWithPeer: false, receiveEnded: open.end });
+      handler(channel, open.message.byteLength > 0 || open.end ? open.message : undefined);
+    }
+  }
+
+  #refuse(number: number, code: "resource_exhausted" | "unimplemented"): void {
+    if (this.#writer.waiting > channelsMax * 8) throw new LinkViolation("calls without end");
+    this.#sendReset(number, encodeStatus(code));
+  }
+
+  // ------------------------------------------------------------------------------------------------ helpers
+
+  #requireOpen(): void {
+    if (this.#state !== "open") throw this.#closeError ?? new MitosError("unavailable", { cause: "the sandbox is not connected yet" });
+  }
+
+  /** @throws unavailable; the session is over, since a message of the guest could not be read */
+  #decode<Desc extends DescMessage>(schema: Desc, bytes: Uint8Array): MessageShape<Desc> {
+    if (bytes.byteLength > decodeFreelyBytesMax && countFields(bytes) > decodedFieldsMax) {
+      throw new MitosError("sandbox_exhausted", { cause: `an answer with more than ${decodedFieldsMax} entries` });
+    }
+    try {
+      return fromBinary(schema, bytes, { readUnknownFields: false });
+    } catch {
+      throw this.#broken(`a ${schema.typeName} that cannot be decoded`);
+    }
+  }
+
+  #broken(rule: string): MitosError {
+    this.#finish(new LinkViolation(rule));
+    return this.#closeError ?? linkLost(undefined);
+  }
+
+  async #within<T>(promise: Promise<T>, timeoutMs: number | undefined, what: string): Promise<T> {
+    if (timeoutMs === undefined) return promise;
+    const late = pending<never>();
+    const timer = setTimeout(
+      () => late.reject(new MitosError("unavailable", { cause: `${what} did not come within ${timeoutMs} ms` })),
+      timeoutMs,
+    );
+    try {
+      return await Promise.race([promise, late.promise]);
+    } finally {
+      clearTimeout(timer);
+      promise.catch(() => undefined);
+    }
+  }
+
+  /** The one way into `closed`. */
+  #finish(reason: Error | undefined, told: MitosError = linkLost(reason)): void {
+    if (this.#state === "closed") return;
+    this.#state = "closed";
+    const error = reason instanceof MitosError ? reason : linkLost(reason);
+    this.#closeError = error;
+    this.#writer.stop();
+    this.#hello?.reject(error);
+    this.#adopting?.reject(error);
+    this.#quiescing?.reject(error);
+    for (const ping of this.#pings) ping.answered.reject(error);
+    this.#pings.clear();
+    for (const channel of [...this.#channels.values()]) channel.lost(error);
+    this.#settleClosed(reason);
+  }
+}
+
+/**
+ * The messages of a channel, once. Asking for the next one after the end is allowed; leaving before the end is RESET, at once, also
+ * while a `next` is waiting (which a generator could not do).
+ */
+function messagesOf<T>(channel: Channel, decode: (bytes: Uint8Array) => T): AsyncIterableIterator<T> {
+  const done: IteratorReturnResult<undefined> = { done: true, value: undefined };
+  return {
+    next: async () => {
+      try {
+        const bytes = await channel.take();
+        return bytes ? { done: false, value: decode(bytes) } : done;
+      } catch (error) {
+        channel.discard();
+        throw error;
+      }
+    },
+    return: () => {
+      channel.discard();
+      return Promise.resolve(done);
+    },
+    throw: (error) => {
+      channel.discard();
+      return Promise.reject(error);
+    },
+    [Symbol.asyncIterator]() {
+      return this;
+    },
+  };
+}
+
+function isGuestChannel(number: number): boolean {
+  return number % 2 === 1;
+}
+
+function control(type: number, payload: Uint8Array): Frame {
+  return { type, flags: 0, channel: 0, payload };
+}
+
+function pending<T>(): Awaited<T> {
+  const { promise, resolve, reject } = Promise.withResolvers<T>();
+  promise.catch(() => undefined); // whoever waits for it sees the failure; if nobody does it is no unhandled one
+  return { promise, resolve, reject };
+}
+
+function asError(value: unknown): Error {
+  return value instanceof Error ? value : new Error(String(value));
+}
+
+function errorOfAdopted(adopted: guest.Adopted): MitosError {
+  return errorOfStatus(
+    create(guest.StatusSchema, { code: "unavailable", message: `it could not be adopted: ${adopted.error}` }),
+    "",
+  ) as MitosError;
+}
+
+/** @throws LinkViolation */
+function decodeFrame<Desc extends DescMessage>(schema: Desc, payload: Uint8Array): MessageShape<Desc> {
+  try {
+    return fromBinary(schema, payload, { readUnknownFields: false });
+  } catch {
+    throw new LinkViolation(`a ${schema.typeName} that cannot be decoded`);
+  }
+}
+
+/** How many fields a message has at its top, without decoding it. What is malformed is left for the decoder to refuse. */
+function countFields(bytes: Uint8Array): number {
+  let at = 0;
+  let count = 0;
+  const varint = (): number => {
+    let value = 0;
+    for (let shift = 0; shift < 64; shift += 7) {
+      const byte = bytes[at] ?? 0;
+      at += 1;
+      value += (byte & 0x7f) * 2 ** shift;
+      if (byte < 0x80) break;
+    }
+    return value;
+  };
+  while (at < bytes.byteLength && count <= decodedFieldsMax) {
+    const wireType = varint() & 7;
+    count += 1;
+    if (wireType === 0) varint();
+    else if (wireType === 1) at += 8;
+    else if (wireType === 2) at += varint();
+    else if (wireType === 5) at += 4;
+    else break;
+  }
+  return count;
+}
