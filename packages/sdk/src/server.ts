@@ -1,0 +1,155 @@
+import { newSandboxId } from "@mitos/protocol";
+import { type Connection, newIdempotencyKey, requireSandboxId, resolveBaseUrl, resolveToken } from "./config.ts";
+import { AgentRunError, isObject } from "./errors.ts";
+import { HttpClient } from "./http.ts";
+import { Sandbox } from "./sandbox.ts";
+import {
+  type Health,
+  type Network,
+  networkToWire,
+  type Resources,
+  resourcesToWire,
+  type ServerSandbox,
+  sandboxFromWire,
+  type Template,
+  templateFromWire,
+  type Workload,
+  workloadToWire,
+} from "./types.ts";
+
+export interface CreateTemplateOptions {
+  /** Default: 5. */
+  initWaitSeconds?: number | undefined;
+  network?: Network | undefined;
+  workload?: Workload | undefined;
+  resources?: Resources | undefined;
+  /** Default: a new one, so that a request that arrives twice is one request. */
+  idempotencyKey?: string | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export interface ForkTemplateOptions {
+  env?: Readonly<Record<string, string>> | undefined;
+  /** Kept in the sandbox's memory only; it then refuses to fork unless asked to let its children inherit them. */
+  secrets?: Readonly<Record<string, string>> | undefined;
+  /** Default: none, it lives until it is terminated. */
+  timeoutSeconds?: number | undefined;
+  idleTimeoutSeconds?: number | undefined;
+  metadata?: Readonly<Record<string, string>> | undefined;
+  resources?: Resources | undefined;
+  region?: string | undefined;
+  idempotencyKey?: string | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export interface ListOptions {
+  state?: string | undefined;
+  parent?: string | undefined;
+  metadata?: Readonly<Record<string, string>> | undefined;
+}
+
+/** One Mitos server. */
+export class SandboxServer {
+  readonly url: string;
+  readonly #http: HttpClient;
+
+  /** @see resolveBaseUrl, resolveToken for what applies when an argument is not given */
+  constructor(url?: string, token?: string) {
+    this.url = resolveBaseUrl(url);
+    this.#http = new HttpClient(this.url, resolveToken(token));
+  }
+
+  static fromAuth({ apiKey, baseUrl }: Connection = {}): SandboxServer {
+    return new SandboxServer(baseUrl, apiKey);
+  }
+
+  async health(): Promise<Health> {
+    return (await this.#http.get("/v1/health")) as Health;
+  }
+
+  async listTemplates(): Promise<Template[]> {
+    const rows = await this.#http.get("/v1/templates");
+    return (Array.isArray(rows) ? rows : []).filter(isObject).map(templateFromWire);
+  }
+
+  /** Builds it, or builds it anew. Resolves when sandboxes can be made from it. */
+  async createTemplate(id: string, options: CreateTemplateOptions = {}): Promise<Template> {
+    const { initWaitSeconds = 5, network, workload, resources, idempotencyKey = newIdempotencyKey(), signal } = options;
+    const body = {
+      id,
+      init_wait_seconds: initWaitSeconds,
+      ...(network ? { network: networkToWire(network) } : {}),
+      ...(workload ? { workload: workloadToWire(workload) } : {}),
+      ...(resources ? { resources: resourcesToWire(resources) } : {}),
+    };
+    const answer = await this.#http.post("/v1/templates", body, { "Idempotency-Key": idempotencyKey }, signal);
+    return templateFromWire(answer as Record<string, unknown>);
+  }
+
+  /** The same, but a template that exists, or that somebody else is just building, is fine. */
+  async ensureTemplate(id: string, options: CreateTemplateOptions = {}): Promise<Template> {
+    try {
+      return await this.createTemplate(id, options);
+    } catch (error) {
+      if (error instanceof AgentRunError && error.status === 409) return { id, ready: true, createdAt: "", creationTimeMs: 0 };
+      throw error;
+    }
+  }
+
+  /** A new sandbox from a template. @throws not_found when there is no such template */
+  async fork(template: string, id: string = newSandboxId(), options: ForkTemplateOptions = {}): Promise<Sandbox> {
+    requireSandboxId(id);
+    const { idempotencyKey = newIdempotencyKey(), signal, resources } = options;
+    const body = {
+      template,
+      id,
+      env: options.env,
+      secrets: options.secrets,
+      timeout_seconds: options.timeoutSeconds,
+      idle_timeout_seconds: options.idleTimeoutSeconds,
+      metadata: options.metadata,
+      region: options.region,
+      ...(resources ? { resources: resourcesToWire(resources) } : {}),
+    };
+    const answer = await this.#http.post("/v1/fork", body, { "Idempotency-Key": idempotencyKey }, signal);
+    const row = sandboxFromWire(answer as Record<string, unknown>);
+    // The server's endpoint is its own view of its address; the one that was just reached is known to work.
+    return new Sandbox({
+      id: row.id || id,
+      endpoint: this.url,
+      http: this.#http,
+      template: row.templateId || template,
+      forkTimeMs: row.forkTimeMs,
+    });
+  }
+
+  /** All pages. */
+  async listSandboxes(options: ListOptions = {}): Promise<ServerSandbox[]> {
+    const query = new URLSearchParams();
+    if (options.state) query.set("state", options.state);
+    if (options.parent) query.set("parent", options.parent);
+    for (const [key, value] of Object.entries(options.metadata ?? {})) query.set(`metadata.${key}`, value);
+    const all: ServerSandbox[] = [];
+    for (let page = 0; page < pagesMax; page++) {
+      const path = query.size > 0 ? `/v1/sandboxes?${query}` : "/v1/sandboxes";
+      const response = await this.#http.send("GET", path, undefined);
+      all.push(...rowsOf(await this.#http.json(path, response)).map(sandboxFromWire));
+      const cursor = response.headers.get("X-Next-Cursor");
+      if (!cursor) return all;
+      query.set("cursor", cursor);
+    }
+    throw new AgentRunError("the list of sandboxes does not end", {
+      code: "invalid_response",
+      cause: `the server still had a next page after ${pagesMax}`,
+      remediation: "Narrow the list with state, parent or metadata.",
+    });
+  }
+}
+
+const pagesMax = 10_000;
+
+/** A standalone server answers a list, a hosted one an object with the list in it. */
+function rowsOf(answer: unknown): Record<string, unknown>[] {
+  const rows = isObject(answer) ? answer.sandboxes : answer;
+  return (Array.isArray(rows) ? rows : []).filter(isObject);
+}
