@@ -1,0 +1,69 @@
+//! The socket pair between shim and machine.
+
+use super::frames::{Fill, Inbox, Outbox};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+pub struct Link {
+    pub ours: UnixStream,
+    /// Given to every command with `stdio: "link"`; kept, since a machine may be made by one command and restored by the next.
+    pub machines: OwnedFd,
+    inbox: Inbox,
+    pub to_machine: Outbox,
+    /// The rule that the machine broke: nothing passes any more.
+    pub closed: Option<String>,
+}
+
+impl Link {
+    pub fn new() -> Result<Self, String> {
+        let (ours, machines) = UnixStream::pair()
+            .and_then(|(ours, machines)| ours.set_nonblocking(true).map(|()| (ours, machines)))
+            .map_err(|error| format!("create the socket pair of the link: {error}; raise the limit of open files"))?;
+        Ok(Self { ours, machines: machines.into(), inbox: Inbox::new(), to_machine: Outbox::default(), closed: None })
+    }
+
+    /// One read; whole frames go to `to_server`, or nowhere while there is none. True when the link was closed by it.
+    pub fn receive(&mut self, mut to_server: Option<&mut Outbox>) -> bool {
+        let error = match self.inbox.fill(self.ours.as_fd()) {
+            Ok(Fill::Some) => loop {
+                match self.inbox.next() {
+                    Ok(Some(frame)) if frame.header.kind.is_shim() => break format!("the machine sent {:?}", frame.header.kind),
+                    Ok(Some(frame)) => {
+                        if let Some(outbox) = &mut to_server {
+                            outbox.push(frame.bytes);
+                        }
+                    }
+                    Ok(None) => return false,
+                    Err(error) => break format!("a frame of the machine is malformed: {error:?}"),
+                }
+            },
+            Ok(Fill::Empty) => return false,
+            Ok(Fill::Closed) => "the machine has closed its end".into(),
+            Err(error) => format!("read the link: {error}"),
+        };
+        self.close(error);
+        true
+    }
+
+    /// To the machine. True when the link was closed by it.
+    pub fn flush(&mut self) -> bool {
+        if self.closed.is_some() {
+            // Nobody will ever read it.
+            self.to_machine = Outbox::default();
+            return false;
+        }
+        match self.to_machine.flush(self.ours.as_fd()) {
+            Ok(()) => false,
+            Err(error) => {
+                self.close(format!("write the link: {error}"));
+                true
+            }
+        }
+    }
+
+    fn close(&mut self, error: String) {
+        let _ = self.ours.shutdown(std::net::Shutdown::Both);
+        self.to_machine = Outbox::default();
+        self.closed = Some(error);
+    }
+}

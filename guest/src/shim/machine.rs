@@ -1,0 +1,58 @@
+//! The one process that *is* the machine.
+
+use super::cgroup::OomCounter;
+use super::sys;
+use nix::sys::wait::WaitStatus;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+pub struct Machine {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    oom: Option<OomCounter>,
+    /// Set when it has ended.
+    pub ended: Option<Status>,
+}
+
+/// Both are empty when somebody else was its parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status {
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+}
+
+impl Status {
+    /// None for a process that has not ended (stopped, continued, traced).
+    pub fn from_wait(status: WaitStatus) -> Option<(i32, Self)> {
+        match status {
+            WaitStatus::Exited(pid, code) => Some((pid.as_raw(), Self { exit_code: Some(code), signal: None })),
+            WaitStatus::Signaled(pid, signal, _) => Some((pid.as_raw(), Self { exit_code: None, signal: Some(signal as i32) })),
+            _ => None,
+        }
+    }
+}
+
+impl Machine {
+    pub fn watch(pid: i32, cgroup_memory: Option<&Path>) -> Result<Self, String> {
+        let oom = cgroup_memory.map(OomCounter::new).transpose()?;
+        let pidfd = sys::pidfd_open(pid)
+            .map_err(|error| format!("watch pid {pid}: {error}; it has ended already or was never started, see machine.log"))?;
+        Ok(Self { pid, pidfd, oom, ended: None })
+    }
+
+    pub fn pid_from_file(path: &Path) -> Result<i32, String> {
+        let text = fs::read_to_string(path)
+            .map_err(|error| format!("read pid file {}: {error}; run the command that writes it first", path.display()))?;
+        text.trim().parse().map_err(|_| format!("read pid file {}: {:?} is not a pid", path.display(), text.trim()))
+    }
+
+    pub fn signal(&self, signal: i32) -> Result<(), String> {
+        sys::pidfd_signal(&self.pidfd, signal)
+            .map_err(|error| format!("send signal {signal} to pid {}: {error}; the machine has ended or belongs to another user", self.pid))
+    }
+
+    pub fn oom(&self) -> bool {
+        self.oom.as_ref().is_some_and(OomCounter::has_killed)
+    }
+}

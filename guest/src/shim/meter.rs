@@ -1,0 +1,101 @@
+//! The processes of a machine, and what they use.
+//!
+//! A sandbox's memory is a memfd that several processes map, so `smaps` of any one of them counts too little or too much: the blocks of each
+//! memfd are counted once, and of every process only what is anonymous. Shared anonymous pages are counted by share.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+/// A bound on every walk through a tree that the machine can grow.
+const PROCESSES_MAX: usize = 20_000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    pub memory_bytes: u64,
+    pub cpu_ms: u64,
+}
+
+/// All descendants of `roots`, themselves included; subtrees that begin with one of `except` are left out.
+pub fn tree(roots: &[i32], except: &[i32]) -> Vec<i32> {
+    let mut found: Vec<i32> = Vec::new();
+    let mut seen = BTreeSet::new();
+    let mut next = roots.to_vec();
+    while let Some(pid) = next.pop() {
+        if except.contains(&pid) || !seen.insert(pid) || found.len() >= PROCESSES_MAX {
+            continue;
+        }
+        found.push(pid);
+        next.extend(children(pid));
+    }
+    found
+}
+
+pub fn children(pid: i32) -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let mut children = Vec::new();
+    for task in tasks.flatten() {
+        match fs::read_to_string(task.path().join("children")) {
+            Ok(list) => children.extend(list.split_ascii_whitespace().filter_map(|child| child.parse::<i32>().ok())),
+            // A kernel without CONFIG_PROC_CHILDREN; a task that has just ended looks the same and costs one scan.
+            Err(_) => return children_by_scan(pid),
+        }
+    }
+    children
+}
+
+fn children_by_scan(parent: i32) -> Vec<i32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(|pid| stat(*pid).is_some_and(|stat| stat.parent == parent)).collect()
+}
+
+/// What `machine` (processes of the sandbox) and the shim itself use. Processes that end meanwhile count as nothing.
+pub fn usage(machine: &[i32]) -> Usage {
+    let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as u64;
+    let mut memfds = BTreeSet::new();
+    let mut usage = Usage::default();
+    let mut ticks = 0;
+    for pid in machine.iter().copied().chain([std::process::id() as i32]) {
+        usage.memory_bytes += private_bytes(pid);
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+        for path in descriptors.flatten().map(|entry| entry.path()) {
+            if !fs::read_link(&path).is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"/memfd:")) {
+                continue;
+            }
+            if let Ok(file) = fs::metadata(&path)
+                && memfds.insert((file.dev(), file.ino()))
+            {
+                usage.memory_bytes += file.blocks() * 512;
+            }
+        }
+    }
+    for pid in machine {
+        ticks += stat(*pid).map_or(0, |stat| stat.ticks);
+    }
+    usage.cpu_ms = ticks * 1000 / ticks_per_second;
+    usage
+}
+
+/// Anonymous memory in RAM and swap. The pages of a memfd are file pages to the kernel and not in it.
+fn private_bytes(pid: i32) -> u64 {
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else { return 0 };
+    let field = |name: &str| -> u64 {
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok()).unwrap_or(0)
+    };
+    (field("Pss_Anon:") + field("SwapPss:")) * 1024
+}
+
+struct Stat {
+    parent: i32,
+    /// User and system time, children that were waited for included: a process that ends takes nothing away from the sum.
+    ticks: u64,
+}
+
+fn stat(pid: i32) -> Option<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name in parentheses may hold anything, so fields count from the last parenthesis: 0 is the state.
+    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(Stat { parent: fields.get(1)?.parse().ok()?, ticks: number(11)? + number(12)? + number(13)? + number(14)? })
+}
