@@ -1,0 +1,98 @@
+/** The `/v1` routes: body, errors and logging are the same for all of them. */
+
+import { randomUUID } from "node:crypto";
+import { MitosError } from "@mitos/protocol";
+import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, type HTTPMethods } from "fastify";
+import type { ServerContext } from "./context.ts";
+import { isOurFault, toMitosError } from "./errors.ts";
+import { type AnyResponse, retryAfter, sendPlain } from "./http/plain.ts";
+import { fileRoutes } from "./routes/files.ts";
+import { forkRoutes } from "./routes/fork.ts";
+import { healthRoutes } from "./routes/health.ts";
+import { lifecycleRoutes } from "./routes/lifecycle.ts";
+import { processRoutes } from "./routes/processes.ts";
+import { sandboxRoutes } from "./routes/sandboxes.ts";
+import { templateRoutes } from "./routes/templates.ts";
+
+const methods: readonly HTTPMethods[] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+export async function createApp(context: ServerContext): Promise<FastifyInstance> {
+  const app = Fastify({
+    genReqId: () => randomUUID(),
+    routerOptions: { maxParamLength: 512 },
+    frameworkErrors: (error, request, reply) => sendError(context, error, request, reply),
+  });
+  // Handlers read bodies themselves: some are streams, and the limits and errors are ours.
+  app.removeAllContentTypeParsers();
+  app.addContentTypeParser("*", (_request, _payload, done) => done(null));
+  app.setReplySerializer((payload) => `${JSON.stringify(payload)}\n`);
+
+  app.addHook("onRequest", async (request, reply) => {
+    reply.header("X-Request-Id", request.id);
+  });
+  app.addHook("onSend", async (_request, reply, payload) => {
+    if (String(reply.getHeader("content-type")).startsWith("application/json")) reply.header("content-type", "application/json");
+    return payload;
+  });
+  app.addHook("onResponse", async (request, reply) => {
+    const route = request.routeOptions.url ?? "unknown";
+    const { method, id: requestId } = request;
+    const status = reply.raw.statusCode;
+    context.metrics.requests.inc({ method, route, status });
+    const sandbox = (request.params as { id?: string } | undefined)?.id;
+    context.log.debug({ requestId, method, route, status, ms: Math.round(reply.elapsedTime), ...(sandbox ? { sandbox } : {}) }, "answered");
+  });
+  app.setErrorHandler((error, request, reply) => sendError(context, error, request, reply));
+  app.setNotFoundHandler((_request, reply) => {
+    reply.hijack();
+    sendPlain(reply.raw as AnyResponse, 404, "404 page not found");
+  });
+
+  const known = new Map<string, Set<string>>();
+  app.addHook("onRoute", ({ url, method }) => {
+    const allowed = known.get(url) ?? new Set();
+    for (const one of [method].flat()) allowed.add(one);
+    known.set(url, allowed);
+  });
+  healthRoutes(app, context);
+  templateRoutes(app, context);
+  forkRoutes(app, context);
+  sandboxRoutes(app, context);
+  lifecycleRoutes(app, context);
+  fileRoutes(app, context);
+  processRoutes(app, context);
+  for (const [url, allowed] of [...known]) refuseOtherMethods(app, url, [...allowed]);
+
+  await app.ready();
+  return app;
+}
+
+function refuseOtherMethods(app: FastifyInstance, url: string, allowed: readonly string[]): void {
+  const refused = methods.filter((method) => !allowed.includes(method));
+  const allow = allowed.join(", ");
+  app.route({
+    url,
+    method: refused,
+    exposeHeadRoute: false,
+    handler: (_request, reply) => {
+      reply.hijack();
+      sendPlain(reply.raw as AnyResponse, 405, "405 method not allowed", { Allow: allow });
+    },
+  });
+}
+
+function sendError(context: ServerContext, error: unknown, request: FastifyRequest, reply: FastifyReply): void {
+  const mitos = toMitosError(error);
+  const { log } = context;
+  const route = request.routeOptions?.url ?? "unknown";
+  if (isOurFault(mitos)) log.error({ requestId: request.id, route, err: mitos.detail.reason ?? mitos }, "a request failed");
+  if (reply.raw.headersSent || reply.sent) {
+    // The answer has begun: only the end of its stream can still say that it failed.
+    log.debug({ requestId: request.id, route, code: mitos.code }, "an answer was broken off");
+    (reply.raw as AnyResponse).stream?.close(2);
+    request.raw.destroy();
+    return;
+  }
+  const shown = mitos.code === "internal" ? new MitosError("internal", { cause: `request ${request.id}` }) : mitos;
+  reply.code(shown.entry.status).headers(retryAfter(shown)).send(shown.toEnvelope());
+}

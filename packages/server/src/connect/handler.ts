@@ -1,0 +1,78 @@
+/** The Connect service on Node's requests, HTTP/1.1 and HTTP/2. */
+
+import { ConnectError, createConnectRouter } from "@connectrpc/connect";
+import type { UniversalHandler } from "@connectrpc/connect/protocol";
+import {
+  contentTypeStreamJson,
+  contentTypeStreamProto,
+  contentTypeUnaryJson,
+  contentTypeUnaryProto,
+} from "@connectrpc/connect/protocol-connect";
+import { compressionGzip, universalRequestFromNodeRequest, universalResponseToNodeResponse } from "@connectrpc/connect-node";
+import { limits } from "@mitos/protocol";
+import { sandbox as pb } from "@mitos/protocol/proto";
+import type { ServerContext } from "../context.ts";
+import type { AnyRequest } from "../http/guard.ts";
+import { type AnyResponse, sendPlain } from "../http/plain.ts";
+import { withExecAliases } from "./aliases.ts";
+import { sandboxService } from "./service.ts";
+
+export const servicePrefix = `/${pb.Sandbox.typeName}/`;
+
+export function createConnectHandler(context: ServerContext): (request: AnyRequest, response: AnyResponse) => void {
+  const router = createConnectRouter({
+    acceptCompression: [compressionGzip],
+    readMaxBytes: limits.messageBytesMax,
+    writeMaxBytes: limits.messageBytesMax,
+  });
+  router.service(pb.Sandbox, sandboxService(context));
+  const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
+
+  return (request, response) => {
+    const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
+    if (!handler) return sendPlain(response, 404, "404 page not found");
+    const { method } = handler;
+    response.once("close", () => {
+      context.metrics.requests.inc({ method: request.method ?? "", route: handler.requestPath, status: response.statusCode });
+    });
+    if (request.method !== "POST") return sendPlain(response, 405, "method not allowed", { Allow: "POST" });
+    if (method.methodKind === "bidi_streaming" && request.httpVersionMajor === 1) {
+      // The body may never end, so the connection must.
+      return sendPlain(response, 505, "this RPC needs HTTP/2", { Connection: "close" });
+    }
+    if (!handler.supportedContentType(request.headers["content-type"] ?? "")) {
+      return sendPlain(response, 415, "unsupported media type", { "Accept-Post": acceptPost(handler) });
+    }
+    serve(handler, request, response).catch((error: unknown) => {
+      context.log.debug({ rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
+      request.destroy();
+    });
+  };
+}
+
+async function serve(handler: UniversalHandler, request: AnyRequest, response: AnyResponse): Promise<void> {
+  const universal = universalRequestFromNodeRequest(request, response, undefined, undefined);
+  const answer = await handler({ ...universal, body: bodyOf(handler, request) });
+  await universalResponseToNodeResponse(answer, response);
+}
+
+function bodyOf(handler: UniversalHandler, request: AnyRequest): AsyncIterable<Uint8Array> {
+  // An answer may be due before the body is read to its end, on the same connection: leaving the body must not destroy it.
+  const body = request.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>;
+  const isJson = (request.headers["content-type"] ?? "").startsWith(contentTypeStreamJson);
+  return handler.method === pb.Sandbox.method.execStream && isJson ? withExecAliases(body) : body;
+}
+
+function acceptPost({ method }: UniversalHandler): string {
+  const own =
+    method.methodKind === "unary" ? [contentTypeUnaryJson, contentTypeUnaryProto] : [contentTypeStreamJson, contentTypeStreamProto];
+  return [
+    ...own,
+    "application/grpc",
+    "application/grpc+json",
+    "application/grpc+proto",
+    "application/grpc-web",
+    "application/grpc-web+json",
+    "application/grpc-web+proto",
+  ].join(", ");
+}

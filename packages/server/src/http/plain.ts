@@ -1,0 +1,44 @@
+import type { ServerResponse } from "node:http";
+import type { Http2ServerResponse } from "node:http2";
+import type { ConnectError } from "@connectrpc/connect";
+import { codeToHttpStatus, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
+import type { MitosError } from "@mitos/protocol";
+import { retryAfterSeconds } from "../errors.ts";
+
+export type AnyResponse = (ServerResponse & { readonly stream?: undefined }) | Http2ServerResponse;
+
+export function sendPlain(response: AnyResponse, status: number, text: string, headers: Record<string, string> = {}): void {
+  const body = `${text}\n`;
+  (response as ServerResponse).writeHead(status, {
+    "content-type": "text/plain; charset=utf-8",
+    "content-length": String(Buffer.byteLength(body)),
+    ...headers,
+  });
+  response.end(body);
+}
+
+/** The error envelope, outside Fastify. */
+export function sendEnvelope(response: AnyResponse, error: MitosError): void {
+  const body = `${JSON.stringify(error.toEnvelope())}\n`;
+  (response as ServerResponse).writeHead(error.entry.status, {
+    "content-type": "application/json",
+    "content-length": String(Buffer.byteLength(body)),
+    ...retryAfter(error),
+  });
+  response.end(body);
+}
+
+export function retryAfter(error: MitosError): Record<string, string> {
+  const value = retryAfterSeconds(error);
+  return value === undefined ? {} : { "retry-after": value };
+}
+
+/** The error of a unary RPC, outside the Connect handler. */
+export function sendConnectError(response: AnyResponse, error: ConnectError): void {
+  const body = errorToJsonBytes(error, undefined);
+  (response as ServerResponse).writeHead(codeToHttpStatus(error.code), {
+    "content-type": "application/json",
+    "content-length": String(body.byteLength),
+  });
+  response.end(body);
+}

@@ -1,0 +1,51 @@
+import type { IdempotencyStore } from "@mitos/engine";
+import { MitosError } from "@mitos/protocol";
+import type { FastifyRequest } from "fastify";
+
+/** What a repeated request is answered from: the resource's id and the answer's body. */
+export interface Created {
+  readonly resource: string;
+  readonly answer: object;
+}
+
+/** @throws invalid_input */
+export function idempotencyKey(request: FastifyRequest): string | undefined {
+  const key = request.headers["idempotency-key"];
+  if (typeof key !== "string" || key === "") return undefined;
+  if (!/^[\x21-\x7e]{1,255}$/.test(key))
+    throw new MitosError("invalid_input", { cause: "Idempotency-Key must be 1 to 255 visible ASCII characters" });
+  return key;
+}
+
+/**
+ * Runs `create` once per key: a repetition is answered with the first resource while that exists, and creates anew when it does not.
+ *
+ * @param find - the answer for an earlier resource, undefined when it is gone
+ * @throws conflict while the first request with this key is under way
+ */
+export async function once(
+  store: IdempotencyStore,
+  kind: "template" | "fork",
+  key: string | undefined,
+  find: (resource: string) => object | undefined,
+  create: () => Promise<Created>,
+): Promise<object> {
+  if (key === undefined) return (await create()).answer;
+  let begun = store.begin(kind, key);
+  if (!begun.first) {
+    const earlier = find(begun.resource);
+    if (earlier) return earlier;
+    store.release(kind, key);
+    begun = store.begin(kind, key);
+    if (!begun.first) throw new MitosError("conflict", { cause: "another request with this Idempotency-Key is under way" });
+  }
+  let created: Created;
+  try {
+    created = await create();
+  } catch (error) {
+    store.release(kind, key);
+    throw error;
+  }
+  store.complete(kind, key, created.resource);
+  return created.answer;
+}

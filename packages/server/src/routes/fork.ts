@@ -1,0 +1,162 @@
+/** `POST /v1/fork` makes a sandbox from a template, `POST /v1/sandboxes/{id}/fork` forks a running one. */
+
+import type { Sandbox } from "@mitos/engine";
+import { limits, MitosError, newSandboxId, type SandboxId, type TemplateId, toSandboxId } from "@mitos/protocol";
+import type { FastifyInstance } from "fastify";
+import { z } from "zod";
+import type { ServerContext } from "../context.ts";
+import { check, readJson } from "../http/json.ts";
+import { idempotencyKey, once } from "../idempotency.ts";
+import { checkCeiling, env, metadata, resources, sandboxId, seconds, templateId } from "../schemas.ts";
+import { endpointOf, sandboxJson } from "../shapes.ts";
+
+/**
+ * Published 0.1.x clients fork a sandbox by creating another one from the `template_id` that its creation answered. Answering with this
+ * handle makes that a fork of the live sandbox. No template can have such a name, so an exact name always wins.
+ */
+const livePrefix = "live:";
+
+const createBody = z.object({
+  id: sandboxId,
+  template: z.string(),
+  env: env.nullish(),
+  secrets: env.nullish(),
+  timeout_seconds: seconds.nullish(),
+  idle_timeout_seconds: seconds.nullish(),
+  metadata: metadata.nullish(),
+  resources: resources.nullish(),
+});
+
+const forkBody = z
+  .object({
+    id: sandboxId.optional(),
+    ids: z.array(sandboxId).min(1).max(limits.forkCountMax).optional(),
+    count: z.int().min(1).max(limits.forkCountMax).optional(),
+    inherit_secrets: z.boolean().default(false),
+    // null = no deadline; absent = what remains of the parent's.
+    timeout_seconds: seconds.nullable().optional(),
+    env: env.nullish(),
+    // Sent by published clients; the parent always stands still for the snapshot only.
+    pause_source: z.boolean().optional(),
+  })
+  .refine((body) => body.id !== undefined || body.ids !== undefined || body.count !== undefined, "id, ids or count is required")
+  .refine((body) => body.id === undefined || body.ids === undefined, "id and ids exclude each other")
+  .refine(
+    (body) => body.count === undefined || (body.ids?.length ?? (body.id ? 1 : body.count)) === body.count,
+    "count must be the number of ids",
+  )
+  .refine((body) => body.ids === undefined || new Set(body.ids).size === body.ids.length, "ids must differ");
+
+const forkParams = z.object({ id: sandboxId });
+
+export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
+  const { engine, maxExecTimeoutSeconds, metrics } = context;
+
+  app.post("/v1/fork", async (request) => {
+    const body = await readJson(request, createBody);
+    const from = parseTemplate(body.template);
+    checkCeiling(body.timeout_seconds, maxExecTimeoutSeconds, body.id);
+    checkCeiling(body.idle_timeout_seconds, maxExecTimeoutSeconds, body.id);
+    const endpoint = endpointOf(request);
+    const answer = (sandbox: Sandbox) => ({ ...sandboxJson(sandbox, endpoint), template_id: `${livePrefix}${sandbox.id}` });
+
+    return once(
+      engine.idempotency,
+      "fork",
+      idempotencyKey(request),
+      findAll(context, (found) => answer(found[0]!)),
+      async () => {
+        const done = metrics.forkSeconds.startTimer({ kind: from.kind });
+        const sandbox =
+          from.kind === "live"
+            ? await forkOne(context, from.source, body.id, body.env ?? {}, body.timeout_seconds ?? undefined)
+            : await engine.create({
+                template: from.template,
+                id: body.id,
+                env: body.env ?? {},
+                secrets: body.secrets ?? {},
+                timeoutSeconds: body.timeout_seconds ?? null,
+                idleTimeoutSeconds: body.idle_timeout_seconds ?? null,
+                metadata: body.metadata ?? {},
+                ...(body.resources ? { resources: body.resources } : {}),
+              });
+        done();
+        return { resource: sandbox.id, answer: answer(sandbox) };
+      },
+    );
+  });
+
+  app.post("/v1/sandboxes/:id/fork", async (request) => {
+    const { id: source } = check(forkParams, request.params);
+    const body = await readJson(request, forkBody);
+    checkCeiling(body.timeout_seconds, maxExecTimeoutSeconds, source);
+    const ids = body.ids ?? (body.id ? [body.id] : freshIds(context, body.count ?? 1));
+    const endpoint = endpointOf(request);
+    const single = body.count === undefined && body.ids === undefined;
+    const children = (sandboxes: readonly Sandbox[]) => sandboxes.map((child) => sandboxJson(child, endpoint));
+
+    // A repetition knows the children, not what the first fork took.
+    const repeat = findAll(context, (found) =>
+      single ? children(found)[0]! : { children: children(found), paused_ms: 0, snapshot_bytes: 0 },
+    );
+    return once(engine.idempotency, "fork", idempotencyKey(request), repeat, async () => {
+      const done = metrics.forkSeconds.startTimer({ kind: "live" });
+      const result = await engine.fork({
+        source,
+        ids,
+        inheritSecrets: body.inherit_secrets,
+        timeoutSeconds: body.timeout_seconds,
+        env: body.env ?? {},
+      });
+      done();
+      return {
+        resource: result.children.map(({ id }) => id).join(","),
+        answer: single
+          ? children(result.children)[0]!
+          : { children: children(result.children), paused_ms: result.pausedMs, snapshot_bytes: result.snapshotBytes },
+      };
+    });
+  });
+}
+
+type CreateSource = { readonly kind: "live"; readonly source: SandboxId } | { readonly kind: "create"; readonly template: TemplateId };
+
+function parseTemplate(text: string): CreateSource {
+  if (text.startsWith(livePrefix)) return { kind: "live", source: toSandboxId(text.slice(livePrefix.length), "template") };
+  return { kind: "create", template: check(z.object({ template: templateId }), { template: text }).template };
+}
+
+async function forkOne(
+  { engine }: ServerContext,
+  source: SandboxId,
+  id: SandboxId,
+  childEnv: Record<string, string>,
+  timeoutSeconds: number | undefined,
+): Promise<Sandbox> {
+  const { children } = await engine.fork({ source, ids: [id], inheritSecrets: false, timeoutSeconds, env: childEnv });
+  const child = children[0];
+  if (!child) throw new MitosError("internal", { reason: new Error("a fork of one child answered none") });
+  return child;
+}
+
+/** Looks up the sandboxes of an earlier request; undefined when one of them is gone. */
+function findAll({ engine }: ServerContext, answer: (found: readonly Sandbox[]) => object): (resource: string) => object | undefined {
+  return (resource) => {
+    const ids = resource.split(",");
+    const living = new Map(engine.list().map((sandbox) => [sandbox.id as string, sandbox]));
+    const found = ids.flatMap((id) => living.get(id) ?? []);
+    return found.length === ids.length ? answer(found) : undefined;
+  };
+}
+
+function freshIds({ engine }: ServerContext, count: number): SandboxId[] {
+  const taken = new Set(engine.list().map(({ id }) => id));
+  const ids: SandboxId[] = [];
+  while (ids.length < count) {
+    const id = newSandboxId();
+    if (taken.has(id)) continue;
+    taken.add(id);
+    ids.push(id);
+  }
+  return ids;
+}

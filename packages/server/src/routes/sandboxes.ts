@@ -1,0 +1,75 @@
+import type { Sandbox } from "@mitos/engine";
+import type { FastifyInstance } from "fastify";
+import { z } from "zod";
+import type { ServerContext } from "../context.ts";
+import { check } from "../http/json.ts";
+import { sandboxId } from "../schemas.ts";
+import { endpointOf, sandboxDetailJson, sandboxJson, treeJson } from "../shapes.ts";
+
+const listQuery = z.looseObject({
+  state: z.enum(["starting", "running", "pausing", "paused", "resuming", "ended", "failed"]).optional(),
+  parent: sandboxId.optional(),
+  limit: z.coerce.number().pipe(z.int().min(1).max(1000)).optional(),
+  cursor: z.string().max(200).optional(),
+});
+
+const params = z.object({ id: sandboxId });
+const deleteQuery = z.object({ subtree: z.enum(["true", "false"]).default("false") });
+
+export function sandboxRoutes(app: FastifyInstance, { engine }: ServerContext): void {
+  app.get("/v1/sandboxes", async (request, reply) => {
+    const query = check(listQuery, request.query);
+    const { state, parent, limit } = query;
+    const rows = engine.list({ state, parent, metadata: metadataFilter(query) }).toSorted(byCreation);
+    const after = query.cursor === undefined ? undefined : parseCursor(query.cursor);
+    const rest = after ? rows.filter((row) => byCreation(row, after) > 0) : rows;
+    const page = limit === undefined ? rest : rest.slice(0, limit);
+    const last = page.at(-1);
+    if (last && page.length < rest.length) reply.header("X-Next-Cursor", cursorOf(last));
+    const endpoint = endpointOf(request);
+    return page.map((row) => sandboxJson(row, endpoint));
+  });
+
+  app.get("/v1/sandboxes/:id", async (request) => {
+    const { id } = check(params, request.params);
+    return sandboxDetailJson(engine.get(id), endpointOf(request));
+  });
+
+  app.get("/v1/sandboxes/:id/tree", async (request) => {
+    const { id } = check(params, request.params);
+    return treeJson(engine.tree(id), endpointOf(request));
+  });
+
+  app.delete("/v1/sandboxes/:id", async (request) => {
+    const { id } = check(params, request.params);
+    const { subtree } = check(deleteQuery, request.query);
+    await engine.terminate(id, { subtree: subtree === "true" });
+    return { status: "terminated", id };
+  });
+}
+
+/** `?metadata.team=a&metadata.run=7` */
+function metadataFilter(query: Record<string, unknown>): Record<string, string> | undefined {
+  const prefix = "metadata.";
+  const wanted = Object.entries(query).filter(([key]) => key.startsWith(prefix));
+  if (wanted.length === 0) return undefined;
+  return check(z.record(z.string(), z.string()), Object.fromEntries(wanted.map(([key, value]) => [key.slice(prefix.length), value])));
+}
+
+type Position = Pick<Sandbox, "createdAtMs" | "id">;
+
+function byCreation(a: Position, b: Position): number {
+  return a.createdAtMs - b.createdAtMs || (a.id < b.id ? -1 : a.id > b.id ? 1 : 0);
+}
+
+/** The place after which the next page begins: it holds even when that sandbox has ended meanwhile. */
+function cursorOf({ createdAtMs, id }: Position): string {
+  return Buffer.from(`${createdAtMs} ${id}`).toString("base64url");
+}
+
+const position = z.object({ createdAtMs: z.coerce.number().nonnegative(), id: sandboxId });
+
+function parseCursor(cursor: string): Position {
+  const [createdAtMs, id] = Buffer.from(cursor, "base64url").toString().split(" ");
+  return check(z.object({ cursor: position }), { cursor: { createdAtMs, id } }).cursor;
+}

@@ -1,0 +1,85 @@
+/** What templates and sandboxes look like on the wire. */
+
+import type { MachineResources, NetworkPolicy, Sandbox, SandboxTree, Template } from "@mitos/engine";
+import type { FastifyRequest } from "fastify";
+import { authorityOf } from "./http/guard.ts";
+
+/** The URL under which the client reached this server. */
+export function endpointOf(request: FastifyRequest): string {
+  const { localAddress, localPort } = request.raw.socket;
+  return `http://${authorityOf(request.raw) ?? `${localAddress}:${localPort}`}`;
+}
+
+export function templateJson(template: Template): object {
+  return {
+    id: template.id,
+    ready: template.ready,
+    created_at: new Date(template.createdAtMs).toISOString(),
+    creation_time_ms: Math.round(template.creationTimeMs),
+    network: templateNetworkJson(template.network),
+    resources: resourcesJson(template.resources),
+  };
+}
+
+/** A row of a list, and the answer to a live fork. */
+export function sandboxJson(sandbox: Sandbox, endpoint: string): object {
+  return {
+    id: sandbox.id,
+    template_id: sandbox.templateId,
+    endpoint,
+    created_at: new Date(sandbox.createdAtMs).toISOString(),
+    fork_time_ms: sandbox.forkTimeMs,
+    network: sandboxNetworkJson(sandbox.network),
+    state: sandbox.state,
+    isolation: sandbox.isolation,
+    parent_id: sandbox.parentId,
+  };
+}
+
+export function sandboxDetailJson(sandbox: Sandbox, endpoint: string): object {
+  return {
+    ...sandboxJson(sandbox, endpoint),
+    deadline_unix: sandbox.deadlineMs === null ? null : Math.floor(sandbox.deadlineMs / 1000),
+    idle_timeout_seconds: sandbox.idleTimeoutSeconds,
+    end_reason: sandbox.endReason,
+    children: sandbox.children,
+    metadata: sandbox.metadata,
+    resources: resourcesJson(sandbox.resources),
+  };
+}
+
+export function treeJson(tree: SandboxTree, endpoint: string): object {
+  return { ...sandboxJson(tree.sandbox, endpoint), children: tree.children.map((child) => treeJson(child, endpoint)) };
+}
+
+export function resourcesJson(resources: MachineResources): object {
+  return { vcpu_count: resources.vcpuCount, mem_size_mib: resources.memSizeMiB, processes_max: resources.processesMax };
+}
+
+/** Templates echo the keys of the request. */
+function templateNetworkJson(network: NetworkPolicy): object {
+  return {
+    ...(network.block ? { block: true } : {}),
+    egress: network.egress,
+    ...nonEmpty("allow_domains", network.allowDomains),
+    ...nonEmpty("allow_cidrs", network.allowCidrs),
+    inbound: network.inbound,
+    ...nonEmpty("inbound_cidrs", network.inboundCidrs),
+  };
+}
+
+/** Sandboxes echo the keys of the Kubernetes object, which published clients expect there. */
+function sandboxNetworkJson(network: NetworkPolicy): object {
+  return {
+    egress: network.egress,
+    ...nonEmpty("allow", network.allowDomains),
+    ...(network.block ? { blockNetwork: true } : {}),
+    ...nonEmpty("allowCidrs", network.allowCidrs),
+    inbound: network.inbound,
+    ...nonEmpty("inboundCidrs", network.inboundCidrs),
+  };
+}
+
+function nonEmpty(key: string, values: readonly string[]): object {
+  return values.length > 0 ? { [key]: values } : {};
+}
