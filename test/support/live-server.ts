@@ -1,0 +1,44 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { type Engine, type Log, openEngine } from "@mitos/engine";
+import { type CreateOptions, create, type Sandbox } from "@mitos/sdk";
+import { startServer } from "@mitos/server";
+import { expect } from "vitest";
+import { tracesOf } from "./traces.ts";
+
+/** A server with an engine (the real one unless said otherwise) in this process, on a port of its own, with a data directory of its own. */
+export interface LiveServer {
+  readonly url: string;
+  readonly engine: Engine;
+  readonly dataDir: string;
+  create(options?: Omit<CreateOptions, "baseUrl">): Promise<Sandbox>;
+  /** Ends everything and fails when a process, mount, cgroup, socket or file is left. */
+  close(): Promise<void>;
+}
+
+export async function startLiveServer(kind: "gvisor" | "mock" = "gvisor"): Promise<LiveServer> {
+  const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-test-"));
+  const engine = await openEngine({ dataDir, engine: kind, log: quiet });
+  const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: quiet, version: "test" });
+  return {
+    url: server.url,
+    engine,
+    dataDir,
+    create: (options = {}) => create({ ...options, baseUrl: server.url }),
+    async close() {
+      await server.close();
+      await engine.close({ sandboxes: "end" });
+      rmSync(dataDir, { recursive: true, force: true });
+      expect(tracesOf(dataDir)).toEqual({ processes: [], mounts: [], cgroups: [], sockets: [], files: [] });
+    },
+  };
+}
+
+/** Tests speak through expectations; what goes wrong inside is printed. */
+export const quiet: Log = {
+  debug: () => undefined,
+  info: () => undefined,
+  warn: (fields, message) => console.warn(message, fields),
+  error: (fields, message) => console.error(message, fields),
+};
