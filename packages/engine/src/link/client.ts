@@ -356,7 +356,7 @@ export class LinkClient {
    * Ends the session. What is under way fails with `reason` (default `unavailable`); the machine is not told, so its processes run on.
    */
   close(reason?: MitosError): void {
-    this.#finish(undefined, reason);
+    this.#finish(reason);
   }
 
   // ------------------------------------------------------------------------------------------------ channels
@@ -567,7 +567,7 @@ export class LinkClient {
   }
 
   /** The one way into `closed`. */
-  #finish(reason: Error | undefined, told: MitosError = linkLost(reason)): void {
+  #finish(reason: Error | undefined): void {
     if (this.#state === "closed") return;
     this.#state = "closed";
     const error = reason instanceof MitosError ? reason : linkLost(reason);
