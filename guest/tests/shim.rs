@@ -282,9 +282,11 @@ fn requests_run_concurrently() {
 fn a_command_has_no_descriptor_but_its_stdio_and_no_blocked_signal() {
     let shim = Shim::start();
     let mut server = shim.connect();
-    let reply = server
-        .request(json!({"op":"run","argv":["sh","-c","ls /proc/self/fd | tr '\\n' ' '; grep SigBlk /proc/self/status"],"timeout_ms":5000}));
-    assert_eq!(reply["stdout"], "0 1 2 3 SigBlk:\t0000000000000000\n", "3 is the folder that ls reads");
+    let reply = server.request(json!({"op":"run","argv":["ls","/proc/self/fd"],"timeout_ms":5000}));
+    assert_eq!(reply["stdout"], "0\n1\n2\n3\n", "3 is the folder that ls reads");
+    // No shell in between: it would clear the mask.
+    let reply = server.request(json!({"op":"run","argv":["grep","SigBlk","/proc/self/status"],"timeout_ms":5000}));
+    assert_eq!(reply["stdout"], "SigBlk:\t0000000000000000\n");
     server.end();
 }
 

@@ -4,7 +4,7 @@ use super::log::MachineLog;
 use super::protocol::Reply;
 use super::sys;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{SigSet, Signal, killpg};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::io;
@@ -63,6 +63,8 @@ impl Command {
         }
         let mut stderr = Capture::default();
         command.stderr(stderr.open().map_err(failed)?);
+        // SAFETY: one async-signal-safe call. The signals that the loop takes from its signalfd must reach the command again.
+        unsafe { command.pre_exec(|| SigSet::empty().thread_set_mask().map_err(io::Error::from)) };
         // Waited for by the loop, which reaps every child: the handle is not needed, and dropping it does neither kill nor wait.
         let child = command.spawn().map_err(failed)?;
         let deadline = Instant::now() + timeout;

@@ -82,6 +82,7 @@ pub enum Role {
     /// The process that was started: it exits at once.
     Launcher,
     Shim {
+        files: Files,
         ready: Ready,
     },
 }
@@ -96,11 +97,13 @@ impl Ready {
     }
 }
 
-pub fn detach(files: &Files) -> Result<Role, String> {
+pub fn detach(files: Files) -> Result<Role, String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}; are processes or memory exhausted?");
     // SAFETY: no thread exists yet, so the child may do anything.
     if let ForkResult::Parent { child } = unsafe { fork() }.map_err(|error| failed("fork the shim", &error))? {
         let _ = waitpid(child, None);
+        // Dropping the lock would release it for the shim too, which shares it.
+        std::mem::forget(files);
         return Ok(Role::Launcher);
     }
     setsid().map_err(|error| failed("start a session", &error))?;
@@ -114,5 +117,5 @@ pub fn detach(files: &Files) -> Result<Role, String> {
     dup2_stdin(&null).and_then(|()| dup2_stdout(&null)).and_then(|()| dup2_stderr(&files.log)).map_err(|e| failed("redirect stdio", &e))?;
     let mut pid: &File = &files.pid;
     pid.set_len(0).and_then(|()| writeln!(pid, "{}", std::process::id())).map_err(|error| failed("write shim.pid", &error))?;
-    Ok(Role::Shim { ready })
+    Ok(Role::Shim { files, ready })
 }

@@ -32,7 +32,10 @@ const CONTROLS_MAX: usize = 8;
 const ON_END_MAX: usize = 32;
 const LOG_PIPES_MAX: usize = 16;
 /// What a machine may write to its stderr in a second; more waits in its pipe.
+const LOG_READ_BYTES: usize = 32 << 10;
 const LOG_BYTES_PER_SECOND: usize = 4 << 20;
+/// The largest pipe has 1 MiB.
+const LAST_WORDS_READS: usize = 40;
 const RUN_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
 const ON_END_TIMEOUT: Duration = Duration::from_secs(10);
 /// For commands that are about a machine which has just ended (a snapshot that ends it, for one).
@@ -416,7 +419,7 @@ impl Keeper {
     }
 
     fn read_log_pipe(&mut self, fd: RawFd) {
-        let mut buffer = [0; 32 << 10];
+        let mut buffer = [0; LOG_READ_BYTES];
         let Some(index) = self.log_pipes.iter().position(|pipe| pipe.as_raw_fd() == fd) else { return };
         match sys::read(self.log_pipes[index].as_fd(), &mut buffer) {
             Ok(count) if count > 0 => {
@@ -613,6 +616,12 @@ impl Keeper {
     fn finish(&mut self) {
         self.kill_all();
         let exit = self.judge();
+        // Its last words. Whoever could write more is gone, so the bound only guards against a pipe that somebody else was given.
+        for fd in self.log_pipes.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>() {
+            for _ in 0..LAST_WORDS_READS {
+                self.read_log_pipe(fd);
+            }
+        }
         let _ = self.log.cut();
         if let Err(error) = exit.write() {
             eprintln!("write exit.json: {error}; is the disk full?");
@@ -687,6 +696,6 @@ impl LogBudget {
 
     /// By the read, not by the byte: many small writes cost as much as large ones.
     fn spend(&mut self) {
-        self.left = self.left.saturating_sub(32 << 10);
+        self.left = self.left.saturating_sub(LOG_READ_BYTES);
     }
 }

@@ -62,9 +62,9 @@ fn start(options: &Options) -> Result<ExitCode, String> {
         daemon::enter_user_namespace()?;
     }
     let files = daemon::Files::open(&options.dir)?;
-    match daemon::detach(&files)? {
+    match daemon::detach(files)? {
         daemon::Role::Launcher => Ok(ExitCode::SUCCESS),
-        daemon::Role::Shim { ready } => {
+        daemon::Role::Shim { files, ready } => {
             let keeper = keeper::Keeper::new(files)?;
             ready.tell();
             Ok(keeper.run())
