@@ -7,7 +7,7 @@ import { z } from "zod";
 import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
 import { requestSignal } from "../http/signal.ts";
-import { argv, command, env, path, sandboxId, terminalSide } from "../schemas.ts";
+import { argv, checkCeiling, command, env, path, sandboxId, seconds, terminalSide } from "../schemas.ts";
 import { follow } from "../stream/follow.ts";
 import { writeTo } from "../stream/write.ts";
 
@@ -28,6 +28,8 @@ const startBody = z
     env: env.nullish(),
     user: z.string().min(1).max(64).optional(),
     stdin: z.boolean().default(false),
+    // Default: none, it runs until it ends or is killed.
+    timeout_seconds: seconds.nullish(),
     pty: z.object({ cols: terminalSide.default(80), rows: terminalSide.default(24), term: z.string().min(1).max(64).optional() }).nullish(),
   })
   .refine((body) => (body.command === undefined) !== (body.args === undefined), "exactly one of command and args is required");
@@ -52,6 +54,7 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
   app.post("/v1/sandboxes/:id/processes", async (request) => {
     const { id } = check(params, request.params);
     const body = await readJson(request, startBody);
+    checkCeiling(body.timeout_seconds, context.maxExecTimeoutSeconds, id);
     let ok = false;
     try {
       const started = await engine.runtime(id).start({
@@ -62,6 +65,7 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
         user: body.user,
         stdin: body.stdin,
         pty: body.pty ?? undefined,
+        timeoutMs: (body.timeout_seconds ?? 0) * 1000,
       });
       ok = true;
       return { pid: started.pid, started_unix: Math.floor(started.startedUnixMs / 1000) };
