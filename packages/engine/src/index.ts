@@ -1,2 +1,4 @@
 export type * from "./actions.ts";
 export type * from "./driver.ts";
+export { openEngine } from "./engine.ts";
+export { type Action, allowedStates } from "./states.ts";

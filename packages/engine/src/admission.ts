@@ -1,0 +1,88 @@
+import { readFileSync } from "node:fs";
+import { MitosError } from "@mitos/protocol";
+
+/** The share of the memory that is available now which new machines may take; the rest is for growth and for the host. */
+const budgetShare = 0.85;
+/** What a machine costs on the host beside its state: sentry, gofer and shim. */
+export const machineOverheadBytes = 40 * 1024 * 1024;
+const retryAfterMs = 2000;
+
+/** Memory that is promised to machines which are being started. Given back once they are up and show in the host's own figure. */
+export interface Reservation extends Disposable {
+  readonly bytes: number;
+}
+
+/**
+ * Decides whether the host has room for more machines, before any work is done for them.
+ *
+ * The budget is a share of what is available at that moment, so it follows what living sandboxes really use. A sandbox's own limit is
+ * not reserved: most of it is never touched, and its driver ends a machine that goes over it.
+ */
+export class Admission {
+  readonly #availableBytes: () => number;
+  #reservedBytes = 0;
+
+  constructor(availableBytes: () => number = hostAvailableBytes) {
+    this.#availableBytes = availableBytes;
+  }
+
+  get reservedBytes(): number {
+    return this.#reservedBytes;
+  }
+
+  /** @throws quota_exceeded with `retryAfterMs` */
+  reserve(operation: string, bytes: number): Reservation {
+    const roomBytes = Math.max(0, Math.floor(this.#availableBytes() * budgetShare) - this.#reservedBytes);
+    if (bytes > roomBytes) {
+      throw new MitosError("quota_exceeded", {
+        cause: `${operation} needs ${toMiB(bytes)} MiB of memory and this machine has ${toMiB(roomBytes)} MiB to give`,
+        context: { op: operation, dimension: "memory_mib", limit: toMiB(roomBytes) },
+        retryAfterMs,
+      });
+    }
+    this.#reservedBytes += bytes;
+    let held = true;
+    return {
+      bytes,
+      [Symbol.dispose]: () => {
+        if (held) this.#reservedBytes -= bytes;
+        held = false;
+      },
+    };
+  }
+}
+
+function toMiB(bytes: number): number {
+  return Math.ceil(bytes / (1024 * 1024));
+}
+
+/** What this process and its machines may still use: of the host, and of the cgroup that they are in, whichever is less. */
+export function hostAvailableBytes(): number {
+  return Math.min(meminfoAvailableBytes(readFileSync("/proc/meminfo", "utf8")), cgroupAvailableBytes());
+}
+
+export function meminfoAvailableBytes(meminfo: string): number {
+  const kib = /^MemAvailable:\s+(\d+) kB$/m.exec(meminfo)?.[1];
+  if (kib === undefined) throw new Error("/proc/meminfo has no MemAvailable");
+  return Number(kib) * 1024;
+}
+
+/** Infinity without a limit. File pages that can be dropped do not count as used. */
+function cgroupAvailableBytes(): number {
+  const version2 = cgroupRoom("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file");
+  return (
+    version2 ?? cgroupRoom("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file") ?? Infinity
+  );
+}
+
+function cgroupRoom(dir: string, limitFile: string, usageFile: string, droppable: string): number | undefined {
+  try {
+    const limit = Number(readFileSync(`${dir}/${limitFile}`, "utf8"));
+    if (!Number.isFinite(limit)) return undefined;
+    const usage = Number(readFileSync(`${dir}/${usageFile}`, "utf8"));
+    const fileBytes = Number(new RegExp(`^${droppable} (\\d+)$`, "m").exec(readFileSync(`${dir}/memory.stat`, "utf8"))?.[1] ?? 0);
+    return Math.max(0, limit - usage + fileBytes);
+  } catch {
+    return undefined;
+  }
+}

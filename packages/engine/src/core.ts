@@ -1,0 +1,41 @@
+import { randomBytes } from "node:crypto";
+import { availableParallelism } from "node:os";
+import { MitosError, type TemplateId } from "@mitos/protocol";
+import type { Log } from "./actions.ts";
+import type { Admission } from "./admission.ts";
+import type { Clock } from "./clock.ts";
+import type { Driver } from "./driver.ts";
+import type { ConnectGuest } from "./guest.ts";
+import type { Semaphore } from "./mutex.ts";
+import type { Sandboxes } from "./sandboxes.ts";
+import type { SnapshotPlaces } from "./snapshots.ts";
+import type { TemplateStore } from "./store/templates.ts";
+import type { TemplateEntry } from "./templates.ts";
+
+/** What every action works with: one of these per open engine. */
+export interface Core {
+  readonly driver: Driver;
+  readonly connectGuest: ConnectGuest;
+  readonly log: Log;
+  readonly clock: Clock;
+  readonly admission: Admission;
+  readonly places: SnapshotPlaces;
+  readonly sandboxes: Sandboxes;
+  readonly templateStore: TemplateStore;
+  readonly templates: Map<TemplateId, TemplateEntry>;
+  /** Machines that start at once: restores are processor-bound, so more of them only make each one slower. */
+  readonly starts: Semaphore;
+}
+
+export const startsAtOnce = availableParallelism() + 1;
+
+/** Of one length, never used twice. */
+export function newMachineId(): string {
+  return `m${randomBytes(8).toString("hex")}`;
+}
+
+/** A failure of driver or link, told as one of ours: what was tried, and the foreign error for the log. */
+export function asMitosError(error: unknown, doing: string): MitosError {
+  if (error instanceof MitosError) return error;
+  return new MitosError("internal", { cause: `${doing}: ${error instanceof Error ? error.message : String(error)}`, reason: error });
+}

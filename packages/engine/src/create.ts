@@ -1,0 +1,65 @@
+import type { CreateRequest, Sandbox } from "./actions.ts";
+import { machineOverheadBytes } from "./admission.ts";
+import { asMitosError, type Core, newMachineId } from "./core.ts";
+import type { MachineResources } from "./driver.ts";
+import { attach, deadlineAfter, requireTimeout } from "./lifecycle.ts";
+import { startFromSnapshot } from "./start.ts";
+import { useTemplate } from "./templates.ts";
+
+/** Containers kept ready for the next sandboxes of a template. */
+const preparedCount = 2;
+
+/**
+ * Starts a sandbox from a template. It runs when this resolves; when it throws, nothing of it is left.
+ *
+ * @throws not_found (template), conflict (id in use), quota_exceeded, build_failed (a template that had to be built anew),
+ *   invalid_input, timeout_too_large
+ */
+export async function create(core: Core, request: CreateRequest): Promise<Sandbox> {
+  const deadlineMs = request.timeoutSeconds === null ? null : deadlineAfter(core, request.timeoutSeconds, request.id);
+  if (request.idleTimeoutSeconds !== null) requireTimeout(request.idleTimeoutSeconds, request.id);
+
+  using template = await useTemplate(core, request.template);
+  using _memory = core.admission.reserve("create", template.snapshot.bytes + machineOverheadBytes);
+  const resources: MachineResources = { ...template.request.resources, ...request.resources };
+  const entry = core.sandboxes.insert({
+    id: request.id,
+    templateId: request.template,
+    parentUid: null,
+    parentId: null,
+    state: "starting",
+    isolation: core.driver.isolation,
+    resources,
+    network: template.request.network,
+    metadata: request.metadata,
+    createdAtMs: core.clock.nowMs(),
+    forkTimeMs: 0,
+    deadlineMs,
+    idleTimeoutSeconds: request.idleTimeoutSeconds,
+    hasSecrets: Object.keys(request.secrets).length > 0,
+    generation: template.generation + 1,
+    forkBudget: request.forkBudget ?? 0,
+    machineId: newMachineId(),
+    snapshot: null,
+    end: null,
+  });
+  await entry.mutex.run(async () => {
+    const startedMs = performance.now();
+    try {
+      const live = await startFromSnapshot(core, entry, template.snapshot, {
+        env: request.env,
+        secrets: request.secrets,
+        forgetSecrets: true,
+      });
+      entry.activity.touch();
+      // Nothing waits between the last look at the state and here: from now on the sandbox is served.
+      core.sandboxes.move(entry, "running", { forkTimeMs: performance.now() - startedMs });
+      attach(core, entry, live);
+    } catch (error) {
+      core.sandboxes.forgetUnlessEnded(entry);
+      throw asMitosError(error, `sandbox ${request.id} could not be started`);
+    }
+  });
+  core.driver.prepare({ root: { kind: "host" }, resources }, preparedCount);
+  return core.sandboxes.view(entry);
+}

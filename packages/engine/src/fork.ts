@@ -1,0 +1,206 @@
+import { limits, MitosError, newSandboxId, type SandboxId } from "@mitos/protocol";
+import type { ForkRequest, ForkResult } from "./actions.ts";
+import { machineOverheadBytes } from "./admission.ts";
+import { asMitosError, type Core, newMachineId } from "./core.ts";
+import { attach, deadlineAfter } from "./lifecycle.ts";
+import type { Entry } from "./sandboxes.ts";
+import { SharedSnapshot } from "./snapshots.ts";
+import { type Delivery, startFromSnapshot } from "./start.ts";
+import { endedError, requireState } from "./states.ts";
+
+/**
+ * Forks a running or paused sandbox into children that continue from its exact state.
+ *
+ * A running parent stands still while it is saved and runs again before any child starts, also when that fails. One snapshot serves all
+ * children; they start in parallel, and all of them exist or none does.
+ *
+ * @throws not_found, sandbox_not_running, idle_timeout, oom_killed, invalid_input, conflict (an id in use), secret_inheritance_denied,
+ *   quota_exceeded, timeout_too_large
+ */
+export async function fork(core: Core, request: ForkRequest): Promise<ForkResult> {
+  const parent = core.sandboxes.require(request.source, "fork");
+  checkRequest(core, request, parent);
+
+  const startedMs = performance.now();
+  const captured = await parent.mutex.run(() => captureParent(core, request, parent));
+  using _memory = captured.memory;
+  try {
+    await startAllOrNone(core, captured, request, startedMs);
+  } finally {
+    await captured.release();
+  }
+  return {
+    children: captured.children.map((child) => core.sandboxes.view(child)),
+    pausedMs: captured.pausedMs,
+    snapshotBytes: captured.snapshot.snapshot.bytes,
+  };
+}
+
+/** A fork that the sandbox asks for from inside. Its budget is 0 unless it was created with one. */
+export async function forkSelf(core: Core, entry: Entry, count: number): Promise<readonly SandboxId[]> {
+  const { id, forkBudget } = entry.record;
+  if (count > forkBudget) {
+    throw new MitosError("budget_exhausted", {
+      cause: `sandbox ${id} asked for ${count} children and may have ${forkBudget}`,
+      context: { sandbox: id, dimension: "forks", remaining: forkBudget },
+    });
+  }
+  // Taken before the work, so that two requests at once cannot spend it twice.
+  core.sandboxes.patch(entry, { forkBudget: forkBudget - count });
+  const ids = Array.from({ length: count }, newSandboxId);
+  try {
+    await fork(core, { source: id, ids, inheritSecrets: false, env: {} });
+    return ids;
+  } catch (error) {
+    if (!entry.record.end) core.sandboxes.patch(entry, { forkBudget: entry.record.forkBudget + count });
+    throw error;
+  }
+}
+
+interface Captured {
+  readonly children: readonly Entry[];
+  readonly snapshot: SharedSnapshot;
+  readonly pausedMs: number;
+  readonly memory: Disposable;
+  /** The snapshot is not needed any more. */
+  release(): Promise<void>;
+}
+
+/** Input is checked in full before the first side effect. */
+function checkRequest(core: Core, { ids, timeoutSeconds, source, inheritSecrets }: ForkRequest, parent: Entry): void {
+  if (ids.length < 1 || ids.length > limits.forkCountMax) {
+    throw new MitosError("invalid_input", { cause: `a fork makes 1 to ${limits.forkCountMax} children, not ${ids.length}` });
+  }
+  if (new Set(ids).size !== ids.length) throw new MitosError("invalid_input", { cause: "the ids of the children must differ" });
+  const taken = ids.find((id) => core.sandboxes.isTaken(id));
+  if (taken) throw new MitosError("conflict", { cause: `sandbox id ${taken} is in use`, context: { sandbox: taken } });
+  if (typeof timeoutSeconds === "number") deadlineAfter(core, timeoutSeconds, source);
+  if (parent.record.hasSecrets && !inheritSecrets) {
+    throw new MitosError("secret_inheritance_denied", { cause: `sandbox ${source} was given secrets`, context: { sandbox: source } });
+  }
+}
+
+/** With the parent held: takes ids and memory for all children, then the snapshot that they start from. */
+async function captureParent(core: Core, request: ForkRequest, parent: Entry): Promise<Captured> {
+  requireState(parent.record, "fork");
+  const stateBytes = parent.live
+    ? (await parent.live.machine.meter()).memoryBytes
+    : (parent.saved?.snapshot.bytes ?? 0) + machineOverheadBytes;
+  // The snapshot may lie on tmpfs and then takes memory as well.
+  const memory = core.admission.reserve("fork", stateBytes * (request.ids.length + (parent.live ? 1 : 0)));
+  const children: Entry[] = [];
+  try {
+    requireState(parent.record, "fork");
+    for (const id of request.ids) children.push(insertChild(core, request, parent, id));
+    if (parent.live) {
+      const { snapshot, pausedMs } = await snapshotRunning(core, parent, stateBytes);
+      return { children, snapshot, pausedMs, memory, release: () => snapshot.discard() };
+    }
+    const { saved } = parent;
+    if (!saved) throw new Error(`broken invariant: ${parent.record.id} is ${parent.record.state} without machine or snapshot`);
+    const giveBack = saved.borrow();
+    try {
+      await core.driver.checkSnapshot(saved.snapshot);
+    } catch (error) {
+      giveBack();
+      throw error;
+    }
+    return { children, snapshot: saved, pausedMs: 0, memory, release: async () => giveBack() };
+  } catch (error) {
+    memory[Symbol.dispose]();
+    for (const child of children) core.sandboxes.forgetUnlessEnded(child);
+    requireState(parent.record, "fork");
+    throw asMitosError(error, `sandbox ${parent.record.id} could not be saved for its fork; it runs on`);
+  }
+}
+
+function insertChild(core: Core, request: ForkRequest, { record }: Entry, id: SandboxId): Entry {
+  const { timeoutSeconds } = request;
+  return core.sandboxes.insert({
+    id,
+    templateId: record.templateId,
+    parentUid: record.uid,
+    parentId: record.id,
+    state: "starting",
+    isolation: record.isolation,
+    resources: record.resources,
+    network: record.network,
+    metadata: record.metadata,
+    createdAtMs: core.clock.nowMs(),
+    forkTimeMs: 0,
+    deadlineMs: timeoutSeconds === undefined ? record.deadlineMs : timeoutSeconds === null ? null : deadlineAfter(core, timeoutSeconds, id),
+    idleTimeoutSeconds: record.idleTimeoutSeconds,
+    hasSecrets: record.hasSecrets,
+    generation: record.generation + 1,
+    forkBudget: 0,
+    machineId: newMachineId(),
+    snapshot: null,
+    end: null,
+  });
+}
+
+/** The parent runs on whatever happens in here. */
+async function snapshotRunning(core: Core, parent: Entry, stateBytes: number): Promise<{ snapshot: SharedSnapshot; pausedMs: number }> {
+  const { live } = parent;
+  if (!live) throw new Error(`broken invariant: ${parent.record.id} is running without a machine`);
+  const dir = await core.places.choose("fork", stateBytes);
+  const pausedAtMs = performance.now();
+  const quiet = await live.guest.quiesce();
+  const snapshot = await core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: false }).finally(() => quiet.resume());
+  return { snapshot: new SharedSnapshot(snapshot), pausedMs: performance.now() - pausedAtMs };
+}
+
+/** On failure the children that did start are ended again, and the others are waited for, so that nothing comes up late. */
+async function startAllOrNone(core: Core, captured: Captured, request: ForkRequest, startedMs: number): Promise<void> {
+  const { children, snapshot } = captured;
+  const delivery: Delivery = { env: request.env, secrets: {}, forgetSecrets: !request.inheritSecrets };
+  let failed = false;
+  const starts = children.map((child) =>
+    child.mutex.run(async () => {
+      if (failed) throw new StoppedForSibling("a sibling could not be started");
+      try {
+        const live = await startFromSnapshot(core, child, snapshot.snapshot, delivery);
+        return { child, live };
+      } catch (error) {
+        failed = true;
+        throw error;
+      }
+    }),
+  );
+  const results = await Promise.allSettled(starts);
+  const started = results.filter((result) => result.status === "fulfilled").map((result) => result.value);
+  let failure = firstFailure(results);
+  // A child can be terminated while its siblings start. Nothing waits between this look and the commit.
+  const ended = children.find((child) => child.record.state !== "starting");
+  failure ??= ended && endedError(ended.record);
+  try {
+    if (failure) throw failure;
+    const forkTimeMs = performance.now() - startedMs;
+    core.sandboxes.atomically(() => {
+      for (const { child } of started) core.sandboxes.move(child, "running", { forkTimeMs });
+    });
+  } catch (error) {
+    await Promise.all(
+      started.map(async ({ child, live }) => {
+        live.guest.close(new MitosError("unavailable", { cause: `sandbox ${child.record.id} was not started: a sibling failed` }));
+        await live.machine.end("fork failed");
+      }),
+    );
+    for (const child of children) if (!child.record.end) core.sandboxes.forget(child);
+    throw asMitosError(error, "a child could not be started, so none was");
+  }
+  for (const { child, live } of started) {
+    child.activity.touch();
+    attach(core, child, live);
+  }
+}
+
+/** What went wrong first, not the siblings that were stopped for it. */
+function firstFailure(results: readonly PromiseSettledResult<unknown>[]): unknown {
+  const reasons = results.filter((result) => result.status === "rejected").map((result) => result.reason as unknown);
+  return reasons.find((reason) => !(reason instanceof StoppedForSibling)) ?? reasons[0];
+}
+
+class StoppedForSibling extends Error {
+  override readonly name = "StoppedForSibling";
+}

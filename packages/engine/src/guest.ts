@@ -1,0 +1,41 @@
+import type { MitosError } from "@mitos/protocol";
+import type { Runtime } from "./actions.ts";
+import type { Machine } from "./driver.ts";
+
+/** Who a machine becomes: payload of ADOPT (docs/link.md). */
+export interface Adoption {
+  readonly sandboxId: string;
+  readonly templateId: string;
+  readonly parentId: string | null;
+  readonly generation: number;
+  readonly env: Readonly<Record<string, string>>;
+  readonly secrets: Readonly<Record<string, string>>;
+  /** Whether secrets that the snapshot holds are dropped first. */
+  readonly forgetSecrets: boolean;
+  readonly deadlineMs: number | null;
+  readonly forkBudget: number;
+}
+
+/** The agent of one machine, as the engine's actions need it. */
+export interface Guest {
+  /** Opens a link session. With `adoption` the machine gets its identity in the same write; it is not served before this resolves. */
+  open(adoption: Adoption | null): Promise<void>;
+  /** Resolves when nothing is in flight; calls made from now on wait until `resume`. When it throws, both ends go on as if it was not asked. */
+  quiesce(): Promise<{ resume(): Promise<void> }>;
+  warmKernel(language: string): Promise<{ available: boolean; detail: string }>;
+  readonly runtime: Runtime;
+  /** Ends every open stream with `error`. */
+  close(error: MitosError): void;
+}
+
+export interface GuestHooks {
+  /** A call or stream inside the sandbox begins; the answer ends it. */
+  readonly onActivity: () => () => void;
+  /** The guest asks for children of its own. */
+  readonly onForkSelf: (count: number, label: string) => Promise<readonly string[]>;
+  /** The link ended although nobody closed it: the machine broke the protocol or died. */
+  readonly onLost: (error: Error) => void;
+}
+
+/** How the engine talks to a machine; tests of the engine bring their own. */
+export type ConnectGuest = (machine: Machine, hooks: GuestHooks) => Guest;

@@ -1,0 +1,56 @@
+import { randomBytes } from "node:crypto";
+import type { MitosError } from "@mitos/protocol";
+import { guest as pb } from "@mitos/protocol/proto";
+import type { Runtime } from "./actions.ts";
+import type { Machine } from "./driver.ts";
+import type { Adoption, Guest, GuestHooks } from "./guest.ts";
+import { LinkClient } from "./link/client.ts";
+
+const entropyBytes = 32;
+/** An interpreter with heavy start-up files on a busy machine still fits; one that hangs fails the build. */
+const warmKernelMs = 60_000;
+
+/** A machine's agent over its link. */
+export function connectGuest(machine: Machine, hooks: GuestHooks): Guest {
+  const link = new LinkClient(machine.transport);
+  let closing = false;
+  void link.closed.then((error) => {
+    if (!closing) hooks.onLost(error ?? new Error("the link has ended"));
+  });
+  link.onGuestCall(pb.Host.method.forkSelf, async ({ count, label }) => ({ children: [...(await hooks.onForkSelf(count, label))] }));
+  return {
+    runtime: undefined as unknown as Runtime,
+    async open(adoption) {
+      if (adoption) await link.adopt(identityOf(adoption));
+      else await link.hello();
+    },
+    quiesce: () => link.quiesce(),
+    async warmKernel(language) {
+      const { available, detail } = await link.unary(pb.Agent.method.warmKernel, { language }, { timeoutMs: warmKernelMs });
+      return { available, detail };
+    },
+    close(error: MitosError) {
+      closing = true;
+      link.close(error);
+    },
+  };
+}
+
+/** What must differ in every machine is made here, at the last moment. */
+function identityOf(adoption: Adoption) {
+  return {
+    sandboxId: adoption.sandboxId,
+    templateId: adoption.templateId,
+    parentId: adoption.parentId ?? "",
+    generation: BigInt(adoption.generation),
+    entropy: randomBytes(entropyBytes),
+    wallClockUnixNanos: BigInt(Date.now()) * 1_000_000n,
+    hostName: adoption.sandboxId,
+    machineId: randomBytes(16).toString("hex"),
+    env: { ...adoption.env },
+    secrets: { ...adoption.secrets },
+    forgetSecrets: adoption.forgetSecrets,
+    deadlineUnixMs: BigInt(adoption.deadlineMs ?? 0),
+    forkBudget: adoption.forkBudget,
+  };
+}

@@ -1,0 +1,88 @@
+import { MitosError, type SandboxId } from "@mitos/protocol";
+import { machineOverheadBytes } from "./admission.ts";
+import { asMitosError, type Core, newMachineId } from "./core.ts";
+import { attach } from "./lifecycle.ts";
+import { SharedSnapshot } from "./snapshots.ts";
+import { startFromSnapshot } from "./start.ts";
+import { requireState } from "./states.ts";
+
+/**
+ * Saves a sandbox to the disk and ends its machine, which frees its memory. Open streams end with sandbox_not_running; their processes
+ * are saved with the rest. A paused sandbox stays paused.
+ *
+ * Safe against a crash at every point: until the commit the machine lives and a new server takes it up again, from the commit on the
+ * snapshot is the sandbox and whatever is left of the machine is swept.
+ *
+ * @throws not_found, sandbox_not_running, idle_timeout, oom_killed
+ */
+export async function pause(core: Core, id: SandboxId): Promise<void> {
+  const entry = core.sandboxes.require(id, "pause");
+  await entry.mutex.run(async () => {
+    requireState(entry.record, "pause");
+    const { live } = entry;
+    if (entry.record.state === "paused" || !live) return;
+
+    core.sandboxes.move(entry, "pausing");
+    let saved: SharedSnapshot | undefined;
+    let quiet: { resume(): Promise<void> } | undefined;
+    try {
+      quiet = await live.guest.quiesce();
+      const { memoryBytes } = await live.machine.meter();
+      const dir = await core.places.choose("pause", memoryBytes);
+      // The machine is ended only after the commit: were it to end with the snapshot, a crash in between would lose the sandbox.
+      saved = new SharedSnapshot(await core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: true }));
+      requireState(entry.record, "pause");
+      core.sandboxes.move(entry, "paused", { snapshot: saved.snapshot, machineId: null });
+    } catch (error) {
+      void saved?.discard();
+      // Terminated or died meanwhile: that is the answer, and there is nothing to go on with.
+      requireState(entry.record, "pause");
+      core.sandboxes.move(entry, "running");
+      await quiet?.resume();
+      throw asMitosError(error, `sandbox ${id} could not be saved; it runs on`);
+    }
+    entry.saved = saved;
+    entry.live = null;
+    live.guest.close(
+      new MitosError("sandbox_not_running", {
+        cause: `sandbox ${id} was paused`,
+        remediation: "Resume it and attach to the process again.",
+      }),
+    );
+    await live.machine.end("paused");
+  });
+}
+
+/**
+ * Brings a paused sandbox back to where it was. The snapshot is discarded only when the sandbox runs. A running sandbox stays running.
+ *
+ * @throws not_found, idle_timeout, oom_killed, quota_exceeded, snapshot_incompatible; the sandbox is still paused then
+ */
+export async function resume(core: Core, id: SandboxId): Promise<void> {
+  const entry = core.sandboxes.require(id, "resume");
+  await entry.mutex.run(async () => {
+    requireState(entry.record, "resume");
+    const { saved } = entry;
+    if (entry.record.state === "running" || !saved) {
+      entry.activity.touch();
+      return;
+    }
+    using _memory = core.admission.reserve("resume", saved.snapshot.bytes + machineOverheadBytes);
+    await core.driver.checkSnapshot(saved.snapshot);
+    requireState(entry.record, "resume");
+    core.sandboxes.move(entry, "resuming", { machineId: newMachineId(), generation: entry.record.generation + 1 });
+    try {
+      const live = await startFromSnapshot(core, entry, saved.snapshot, { env: {}, secrets: {}, forgetSecrets: false });
+      entry.activity.touch();
+      core.sandboxes.move(entry, "running", { snapshot: null });
+      entry.saved = null;
+      attach(core, entry, live);
+    } catch (error) {
+      requireState(entry.record, "resume");
+      core.sandboxes.move(entry, "paused", { machineId: null });
+      throw asMitosError(error, `sandbox ${id} could not be resumed; it is still paused`);
+    }
+    // Not awaited: a fork that still reads it removes it when it is done.
+    void saved.discard();
+  });
+}

@@ -1,0 +1,85 @@
+import { MitosError } from "@mitos/protocol";
+import type { Core } from "./core.ts";
+import { startsAtOnce } from "./core.ts";
+import { attach, recordExit } from "./lifecycle.ts";
+import { Semaphore } from "./mutex.ts";
+import type { Entry } from "./sandboxes.ts";
+import { SharedSnapshot } from "./snapshots.ts";
+import { connect } from "./start.ts";
+
+/**
+ * Takes up what an earlier server left, however it ended: living machines get a new link session, dead ones are reported once, and what was
+ * half made is removed. Nothing of the machine or the snapshot folders is left that no record knows.
+ */
+export async function recover(core: Core): Promise<void> {
+  const entries = [...core.sandboxes.all()].filter(({ record }) => record.end === null);
+  const atOnce = new Semaphore(startsAtOnce);
+  await Promise.all(entries.map((entry) => atOnce.run(() => recoverSandbox(core, entry))));
+  for (const record of core.templateStore.all()) {
+    core.templates.set(record.request.id, { built: { record, snapshot: new SharedSnapshot(record.snapshot) }, building: null });
+  }
+  await core.driver.sweep(new Set(entries.flatMap(({ live }) => (live ? [live.machine.machineId] : []))));
+  await core.places.sweep(new Set([...snapshotDirs(core)]));
+}
+
+async function recoverSandbox(core: Core, entry: Entry): Promise<void> {
+  switch (entry.record.state) {
+    case "starting":
+      // Its creator was never answered.
+      core.sandboxes.forget(entry);
+      return;
+    case "resuming":
+      // The snapshot is discarded only after the commit to running, so it is still whole; the half-started machine is swept.
+      core.sandboxes.move(entry, "paused", { machineId: null });
+      return recoverPaused(core, entry);
+    case "paused":
+      return recoverPaused(core, entry);
+    case "pausing":
+      // Not committed: the machine is the sandbox, and a new session ends its quiet.
+      core.sandboxes.move(entry, "running");
+      return recoverRunning(core, entry);
+    case "running":
+      return recoverRunning(core, entry);
+  }
+}
+
+async function recoverPaused(core: Core, entry: Entry): Promise<void> {
+  const { snapshot } = entry.record;
+  if (!snapshot) {
+    core.sandboxes.end(entry, "failed", "snapshot_lost", "its record names none");
+    return;
+  }
+  // Only looked at when it is resumed: what does not fit today may fit again after a repair.
+  entry.saved = new SharedSnapshot(snapshot);
+}
+
+async function recoverRunning(core: Core, entry: Entry): Promise<void> {
+  const { id, machineId, deadlineMs } = entry.record;
+  if (!machineId) {
+    core.sandboxes.end(entry, "failed", "lost", "its record names no machine");
+    return;
+  }
+  const found = await core.driver.reattach(machineId);
+  if ("reason" in found) {
+    recordExit(core, entry, found);
+    return;
+  }
+  const live = connect(core, entry, found);
+  try {
+    await live.guest.open(null);
+    await found.setDeadline(deadlineMs);
+  } catch (error) {
+    live.guest.close(new MitosError("unavailable", { cause: `sandbox ${id} does not answer` }));
+    await found.end("it did not answer the new server");
+    core.sandboxes.end(entry, "failed", "lost", `it did not answer after a restart of the server: ${String(error)}`);
+    core.log.warn({ sandbox: id, error: String(error) }, "a sandbox of an earlier server does not answer");
+    return;
+  }
+  attach(core, entry, live);
+  core.log.info({ sandbox: id }, "sandbox of an earlier server taken up");
+}
+
+function* snapshotDirs(core: Core): Iterable<string> {
+  for (const { built } of core.templates.values()) if (built) yield built.record.snapshot.dir;
+  for (const { saved } of core.sandboxes.all()) if (saved) yield saved.snapshot.dir;
+}

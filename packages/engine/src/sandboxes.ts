@@ -1,0 +1,243 @@
+import { MitosError, type SandboxId } from "@mitos/protocol";
+import type { Runtime, Sandbox, SandboxState } from "./actions.ts";
+import type { Clock } from "./clock.ts";
+import type { Machine } from "./driver.ts";
+import type { Guest } from "./guest.ts";
+import { Mutex } from "./mutex.ts";
+import type { SharedSnapshot } from "./snapshots.ts";
+import { type Action, describeEnd, nextStates, requireState } from "./states.ts";
+import type { EndCause, SandboxRecord, SandboxStore } from "./store/sandboxes.ts";
+
+/** How long it is known that a sandbox existed, and why it is no more. */
+const tombstoneLifetimeMs = 24 * 60 * 60 * 1000;
+const tombstonesMax = 10_000;
+/** How often old tombstones are looked for, in sandboxes that end. */
+const buryEvery = 64;
+
+/** A sandbox that has a machine: what it can be talked to through. */
+export interface Live {
+  readonly machine: Machine;
+  readonly guest: Guest;
+}
+
+/** What this server knows of one sandbox. The record is on the disk as well; the rest is of this process. */
+export interface Entry {
+  readonly record: SandboxRecord;
+  /** Held by whatever changes the state, so that concurrent pause, fork and resume wait for each other. Never held by `terminate`. */
+  readonly mutex: Mutex;
+  live: Live | null;
+  /** The pause's snapshot, kept until the last fork of it has read it. */
+  saved: SharedSnapshot | null;
+  readonly activity: Activity;
+}
+
+/** What keeps an idle time-out from running: calls and streams inside the sandbox. Questions about it (get, list) do not. */
+export class Activity {
+  #open = 0;
+  #lastMs: number;
+  readonly #clock: Clock;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+    this.#lastMs = clock.nowMs();
+  }
+
+  /** A call or stream begins; the answer ends it. */
+  begin(): () => void {
+    this.#open += 1;
+    this.#lastMs = this.#clock.nowMs();
+    let ended = false;
+    return () => {
+      if (ended) return;
+      ended = true;
+      this.#open -= 1;
+      this.#lastMs = this.#clock.nowMs();
+    };
+  }
+
+  /** Resume counts as activity. */
+  touch(): void {
+    this.#lastMs = this.#clock.nowMs();
+  }
+
+  /** Since when nothing goes on; null while something does. */
+  get idleSinceMs(): number | null {
+    return this.#open > 0 ? null : this.#lastMs;
+  }
+}
+
+type MutableEntry = { -readonly [K in keyof Entry]: Entry[K] };
+type Patch = Partial<Omit<SandboxRecord, "uid" | "id" | "state">>;
+
+/** All sandboxes of this data directory: living, paused, failed, and for a day the ended ones. */
+export class Sandboxes {
+  readonly #store: SandboxStore;
+  readonly #clock: Clock;
+  readonly #byUid = new Map<number, Entry>();
+  /** The latest holder of an id: an ended one makes room for a new one. */
+  readonly #byId = new Map<string, Entry>();
+  readonly #childUids = new Map<number, Set<number>>();
+  #uidMax = 0;
+  #ended = 0;
+  /** Told after each change of a record. */
+  onChange: (entry: Entry) => void = () => {};
+
+  constructor(store: SandboxStore, clock: Clock) {
+    this.#store = store;
+    this.#clock = clock;
+    for (const record of store.all()) this.#add(record);
+    this.#buryOld();
+  }
+
+  /** Takes the id. @throws conflict when a sandbox that has not ended has it */
+  insert(record: Omit<SandboxRecord, "uid">): Entry {
+    const holder = this.#byId.get(record.id);
+    if (holder && holder.record.state !== "ended") {
+      throw new MitosError("conflict", {
+        cause: `sandbox id ${record.id} is in use`,
+        remediation: "Choose another id, or terminate that sandbox first.",
+        context: { sandbox: record.id },
+      });
+    }
+    const withUid = { ...record, uid: this.#uidMax + 1 };
+    this.#store.put(withUid);
+    return this.#add(withUid);
+  }
+
+  /** Takes back an `insert` whose sandbox never ran, so that nothing of it is left. */
+  forget(entry: Entry): void {
+    const { uid, id, parentUid } = entry.record;
+    this.#store.delete(uid);
+    this.#byUid.delete(uid);
+    if (this.#byId.get(id) === entry) this.#byId.delete(id);
+    if (parentUid !== null) this.#childUids.get(parentUid)?.delete(uid);
+    // Children of a tombstone that is forgotten keep their own lines; only the link upwards is gone.
+    if (this.#childUids.get(uid)?.size === 0) this.#childUids.delete(uid);
+  }
+
+  /** The one place where a sandbox changes its state; the disk has it before anybody else. */
+  move(entry: Entry, to: SandboxState, patch: Patch = {}): void {
+    const from = entry.record.state;
+    if (!(nextStates[from] as readonly SandboxState[]).includes(to)) {
+      throw new Error(`broken invariant: sandbox ${entry.record.id} cannot go from ${from} to ${to}`);
+    }
+    const record = { ...entry.record, ...patch, state: to };
+    this.#store.put(record);
+    (entry as MutableEntry).record = record;
+    if (to === "ended" && ++this.#ended % buryEvery === 0) this.#buryOld();
+    this.onChange(entry);
+  }
+
+  /** Changes facts that are not the state (deadline, budget). */
+  patch(entry: Entry, patch: Patch): void {
+    const record = { ...entry.record, ...patch };
+    this.#store.put(record);
+    (entry as MutableEntry).record = record;
+    this.onChange(entry);
+  }
+
+  /** Records an end; who ends it cleans up afterwards. False when it had ended before. */
+  end(entry: Entry, to: "ended" | "failed", cause: EndCause, detail = ""): boolean {
+    if (entry.record.state === "ended" || entry.record.state === to) return false;
+    this.move(entry, to, {
+      end: entry.record.state === "failed" && entry.record.end ? entry.record.end : { cause, detail, atMs: this.#clock.nowMs() },
+      machineId: null,
+      snapshot: null,
+    });
+    return true;
+  }
+
+  /** @throws not_found; by state, see `requireState` */
+  require(id: SandboxId, action: Action): Entry {
+    const entry = this.find(id);
+    requireState(entry.record, action);
+    return entry;
+  }
+
+  /** `forget` for a start that failed, unless somebody ended the sandbox meanwhile: then it is a tombstone like any other. */
+  forgetUnlessEnded(entry: Entry): void {
+    if (entry.record.state === "starting") this.forget(entry);
+  }
+
+  /** One step on the disk for several changes. */
+  atomically(changes: () => void): void {
+    this.#store.atomically(changes);
+  }
+
+  /** In whatever state. @throws not_found */
+  find(id: SandboxId): Entry {
+    const entry = this.#byId.get(id);
+    if (!entry) throw new MitosError("not_found", { cause: `no sandbox has the id ${id}`, context: { sandbox: id } });
+    return entry;
+  }
+
+  isTaken(id: SandboxId): boolean {
+    const holder = this.#byId.get(id);
+    return holder !== undefined && holder.record.state !== "ended";
+  }
+
+  *all(): Iterable<Entry> {
+    yield* this.#byUid.values();
+  }
+
+  childrenOf(entry: Entry): Entry[] {
+    const uids = this.#childUids.get(entry.record.uid) ?? [];
+    return [...uids].map((uid) => this.#byUid.get(uid)).filter((child) => child !== undefined);
+  }
+
+  /** The public view. */
+  view(entry: Entry): Sandbox {
+    const { record } = entry;
+    return {
+      id: record.id,
+      templateId: record.templateId,
+      parentId: record.parentId,
+      state: record.state,
+      isolation: record.isolation,
+      resources: record.resources,
+      network: record.network,
+      metadata: record.metadata,
+      createdAtMs: record.createdAtMs,
+      forkTimeMs: record.forkTimeMs,
+      deadlineMs: record.deadlineMs,
+      idleTimeoutSeconds: record.idleTimeoutSeconds,
+      endReason: describeEnd(record),
+      children: this.childrenOf(entry)
+        .filter((child) => child.record.state !== "ended")
+        .map((child) => child.record.id),
+    };
+  }
+
+  /** @throws by state */
+  runtimeOf(id: SandboxId): Runtime {
+    const entry = this.require(id, "runtime");
+    if (!entry.live) throw new MitosError("unavailable", { cause: `sandbox ${id} is not connected` });
+    return entry.live.guest.runtime;
+  }
+
+  #add(record: SandboxRecord): Entry {
+    const entry: Entry = { record, mutex: new Mutex(), live: null, saved: null, activity: new Activity(this.#clock) };
+    this.#byUid.set(record.uid, entry);
+    this.#byId.set(record.id, entry);
+    this.#uidMax = Math.max(this.#uidMax, record.uid);
+    if (record.parentUid !== null) {
+      const siblings = this.#childUids.get(record.parentUid) ?? new Set();
+      this.#childUids.set(record.parentUid, siblings.add(record.uid));
+    }
+    return entry;
+  }
+
+  #buryOld(): void {
+    const oldest = this.#clock.nowMs() - tombstoneLifetimeMs;
+    const tombstones = [...this.#byUid.values()].filter((entry) => entry.record.end !== null);
+    const tooMany = tombstones.length - tombstonesMax;
+    tombstones.sort((a, b) => endedAt(a) - endedAt(b));
+    for (const [index, entry] of tombstones.entries()) {
+      if (endedAt(entry) <= oldest || index < tooMany) this.forget(entry);
+    }
+  }
+}
+
+function endedAt(entry: Entry): number {
+  return entry.record.end?.atMs ?? 0;
+}

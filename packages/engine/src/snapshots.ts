@@ -1,0 +1,132 @@
+import { createHash, randomBytes } from "node:crypto";
+import { existsSync } from "node:fs";
+import { lstat, mkdir, readdir, readlink, realpath, rm, statfs, symlink } from "node:fs/promises";
+import path from "node:path";
+import type { Log } from "./actions.ts";
+import type { Snapshot } from "./driver.ts";
+
+const sharedMemoryRoot = "/dev/shm";
+/** In a folder on tmpfs: leads to the data directory that it belongs to. */
+const ownerLink = "owner";
+/** Left free on tmpfs for everybody else on this host. */
+const fastReserveBytes = 64 * 1024 * 1024;
+
+/** A snapshot that several restores may read at once: it is removed when it is discarded and the last reader is done. */
+export class SharedSnapshot {
+  readonly snapshot: Snapshot;
+  #readers = 0;
+  #discarded = false;
+  readonly #removed = Promise.withResolvers<void>();
+
+  constructor(snapshot: Snapshot) {
+    this.snapshot = snapshot;
+  }
+
+  /** Keeps the folder until the answer is called. */
+  borrow(): () => void {
+    this.#readers += 1;
+    let returned = false;
+    return () => {
+      if (returned) return;
+      returned = true;
+      this.#readers -= 1;
+      this.#removeIfUnused();
+    };
+  }
+
+  /** Resolves when the folder is gone, which waits for the readers. Idempotent. */
+  discard(): Promise<void> {
+    this.#discarded = true;
+    this.#removeIfUnused();
+    return this.#removed.promise;
+  }
+
+  #removeIfUnused(): void {
+    if (!this.#discarded || this.#readers > 0) return;
+    rm(this.snapshot.dir, { recursive: true, force: true }).then(this.#removed.resolve, this.#removed.resolve);
+  }
+}
+
+export type SnapshotKind = "template" | "fork" | "pause";
+
+/** Where snapshots lie: on the disk of the data directory, or on tmpfs when speed matters, it may be lost and there is room. */
+export class SnapshotPlaces {
+  readonly #diskRoot: string;
+  readonly #fastRoot: string | null;
+
+  private constructor(diskRoot: string, fastRoot: string | null) {
+    this.#diskRoot = diskRoot;
+    this.#fastRoot = fastRoot;
+  }
+
+  static async open(dataDir: string, log: Log): Promise<SnapshotPlaces> {
+    const diskRoot = path.join(await realpath(dataDir), "snapshots");
+    await mkdir(diskRoot, { recursive: true, mode: 0o700 });
+    return new SnapshotPlaces(diskRoot, await openFastRoot(diskRoot, log));
+  }
+
+  /**
+   * A path that does not exist yet, for the driver to fill.
+   * @param expectedBytes - how large it may get; beyond the room on tmpfs it goes to the disk
+   */
+  async choose(kind: SnapshotKind, expectedBytes: number): Promise<string> {
+    const name = `${kind}-${randomBytes(8).toString("hex")}`;
+    // A pause must outlive a restart of the host.
+    const fast = kind !== "pause" && this.#fastRoot !== null && (await hasRoom(this.#fastRoot, expectedBytes));
+    return path.join(fast && this.#fastRoot !== null ? this.#fastRoot : this.#diskRoot, name);
+  }
+
+  /** Removes every folder that is not in `keep`: half-made snapshots, and those whose owner has gone. */
+  async sweep(keep: ReadonlySet<string>): Promise<number> {
+    let removed = 0;
+    for (const root of [this.#diskRoot, this.#fastRoot]) {
+      if (root === null) continue;
+      for (const name of await readdir(root)) {
+        const dir = path.join(root, name);
+        if (keep.has(dir) || name === ownerLink) continue;
+        await rm(dir, { recursive: true, force: true });
+        removed += 1;
+      }
+    }
+    return removed;
+  }
+}
+
+/** tmpfs is shared with every user of the host: a folder that somebody else prepared under our name is not used. */
+async function openFastRoot(diskRoot: string, log: Log): Promise<string | null> {
+  const uid = process.getuid?.() ?? 0;
+  const dir = path.join(sharedMemoryRoot, `mitos-${uid}-${createHash("sha256").update(diskRoot).digest("hex").slice(0, 16)}`);
+  try {
+    await mkdir(dir, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== "EEXIST") throw error;
+    });
+    const found = await lstat(dir);
+    if (!found.isDirectory() || found.uid !== uid || (found.mode & 0o077) !== 0) throw new Error("it belongs to somebody else");
+    await rm(`${dir}/${ownerLink}`, { force: true });
+    await symlink(diskRoot, `${dir}/${ownerLink}`);
+    await sweepOrphanedRoots(uid);
+    return dir;
+  } catch (error) {
+    log.warn({ dir, error: String(error) }, "no snapshots on tmpfs: forks and creates are slower");
+    return null;
+  }
+}
+
+/** A data directory that was deleted leaves its folder on tmpfs behind, which takes memory until somebody looks. */
+async function sweepOrphanedRoots(uid: number): Promise<void> {
+  const roots = (await readdir(sharedMemoryRoot)).filter((name) => new RegExp(`^mitos-${uid}-[0-9a-f]{16}$`).test(name));
+  for (const name of roots) {
+    const root = path.join(sharedMemoryRoot, name);
+    try {
+      const owner = await readlink(path.join(root, ownerLink));
+      if ((await lstat(root)).uid === uid && !existsSync(owner)) await rm(root, { recursive: true, force: true });
+    } catch {
+      // Not one of ours, or gone already.
+    }
+  }
+}
+
+async function hasRoom(dir: string, expectedBytes: number): Promise<boolean> {
+  const { bavail, bsize } = await statfs(dir);
+  return bavail * bsize >= expectedBytes * 1.25 + fastReserveBytes;
+}

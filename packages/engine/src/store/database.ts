@@ -1,0 +1,115 @@
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import path from "node:path";
+import { DatabaseSync } from "node:sqlite";
+import { MitosError } from "@mitos/protocol";
+
+/** Raised with every change of the tables; a database of a later version is refused, not guessed at. */
+const schemaVersion = 1;
+
+const schema = `
+  CREATE TABLE sandboxes (uid INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
+  CREATE TABLE templates (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+  CREATE TABLE idempotency (key TEXT PRIMARY KEY, kind TEXT NOT NULL, resource TEXT, at_ms INTEGER NOT NULL) STRICT;
+  CREATE INDEX idempotency_at ON idempotency (at_ms);
+`;
+
+/**
+ * Opens the database of a data directory and locks the directory for this process.
+ *
+ * The lock is SQLite's own (`locking_mode=EXCLUSIVE`): the kernel releases it when the process ends, however it ends.
+ *
+ * @throws conflict when another server uses the directory; internal when the file is corrupt or newer than this program
+ */
+export function openDatabase(dataDir: string): DatabaseSync {
+  mkdirSync(dataDir, { recursive: true, mode: 0o700 });
+  const file = path.join(dataDir, "mitos.db");
+  let db: DatabaseSync | undefined;
+  try {
+    db = new DatabaseSync(file, { timeout: 0 });
+    db.exec("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;");
+    // The first write takes the lock; until then another server could still open the file.
+    db.exec("BEGIN EXCLUSIVE; COMMIT;");
+    migrate(db, file);
+    if (checkResult(db) !== "ok") throw corrupt(file, undefined);
+  } catch (error) {
+    db?.close();
+    throw asOpenError(error, dataDir, file);
+  }
+  writeFileSync(path.join(dataDir, "server.pid"), `${process.pid}\n`);
+  return db;
+}
+
+/** Runs `work` as one step on the disk: all of its writes hold, or none. */
+export function transaction<T>(db: DatabaseSync, work: () => T): T {
+  db.exec("BEGIN IMMEDIATE");
+  try {
+    const result = work();
+    db.exec("COMMIT");
+    return result;
+  } catch (error) {
+    db.exec("ROLLBACK");
+    throw error;
+  }
+}
+
+function migrate(db: DatabaseSync, file: string): void {
+  const version = Number(db.prepare("PRAGMA user_version").get()?.user_version);
+  if (version === schemaVersion) return;
+  if (version !== 0) {
+    throw new MitosError("internal", {
+      message: "the database was written by a newer server",
+      cause: `${file} has schema ${version}, this server knows ${schemaVersion}`,
+      remediation: "Start the newer server again, or choose another --data-dir.",
+    });
+  }
+  transaction(db, () => {
+    db.exec(schema);
+    db.exec(`PRAGMA user_version = ${schemaVersion}`);
+  });
+}
+
+function checkResult(db: DatabaseSync): unknown {
+  return db.prepare("PRAGMA quick_check(1)").get()?.quick_check;
+}
+
+const sqliteBusy = 5;
+const sqliteCorrupt = 11;
+const sqliteNotADatabase = 26;
+
+function asOpenError(error: unknown, dataDir: string, file: string): MitosError {
+  if (error instanceof MitosError) return error;
+  const code = (error as { errcode?: number }).errcode;
+  if (code !== undefined && (code & 0xff) === sqliteBusy) {
+    return new MitosError("conflict", {
+      message: "another server uses this data directory",
+      cause: `${dataDir}${holder(dataDir)}`,
+      remediation: "Stop that server, or choose another --data-dir.",
+      reason: error,
+    });
+  }
+  if (code !== undefined && [sqliteCorrupt, sqliteNotADatabase].includes(code & 0xff)) return corrupt(file, error);
+  return new MitosError("internal", {
+    message: "the database could not be opened",
+    cause: `${file}: ${error instanceof Error ? error.message : String(error)}`,
+    remediation: "Check that the data directory is writable and its disk is not full, or choose another --data-dir.",
+    reason: error,
+  });
+}
+
+function corrupt(file: string, reason: unknown): MitosError {
+  return new MitosError("internal", {
+    message: "the database is damaged",
+    cause: file,
+    remediation: `Move ${file} away and start again: templates are rebuilt, sandboxes of the old database are removed.`,
+    reason,
+  });
+}
+
+function holder(dataDir: string): string {
+  try {
+    const pid = Number.parseInt(readFileSync(path.join(dataDir, "server.pid"), "utf8"), 10);
+    return Number.isInteger(pid) ? ` (server process ${pid})` : "";
+  } catch {
+    return "";
+  }
+}

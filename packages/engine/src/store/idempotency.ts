@@ -1,0 +1,53 @@
+import type { DatabaseSync } from "node:sqlite";
+import { MitosError } from "@mitos/protocol";
+import type { IdempotencyStore } from "../actions.ts";
+import type { Clock } from "../clock.ts";
+
+const lifetimeMs = 24 * 60 * 60 * 1000;
+/** Above this the oldest records go early: a client that sends a fresh key with each request must not fill the disk. */
+const recordsMax = 100_000;
+
+interface Row {
+  kind: string;
+  resource: string | null;
+  at_ms: number;
+}
+
+export function createIdempotencyStore(db: DatabaseSync, clock: Clock): IdempotencyStore {
+  const find = db.prepare("SELECT kind, resource, at_ms FROM idempotency WHERE key = ?");
+  const reserve = db.prepare("INSERT OR REPLACE INTO idempotency (key, kind, resource, at_ms) VALUES (?, ?, NULL, ?)");
+  const complete = db.prepare("UPDATE idempotency SET resource = ? WHERE key = ? AND kind = ?");
+  const release = db.prepare("DELETE FROM idempotency WHERE key = ? AND kind = ?");
+  const expire = db.prepare("DELETE FROM idempotency WHERE at_ms <= ?");
+  const trim = db.prepare(`DELETE FROM idempotency WHERE key IN
+    (SELECT key FROM idempotency WHERE resource IS NOT NULL ORDER BY at_ms DESC LIMIT -1 OFFSET ${recordsMax})`);
+
+  // What was under way when an earlier server ended was never answered: a retry must run.
+  db.exec("DELETE FROM idempotency WHERE resource IS NULL");
+
+  let begun = 0;
+  return {
+    begin(kind, key) {
+      const now = clock.nowMs();
+      begun += 1;
+      if (begun % 256 === 1) {
+        expire.run(now - lifetimeMs);
+        trim.run();
+      }
+      const row = find.get(key) as Row | undefined;
+      // The same key for another kind of thing is treated as absent: one client's two calls, not a repetition.
+      if (row && row.kind === kind && row.at_ms > now - lifetimeMs) {
+        if (row.resource !== null) return { first: false, resource: row.resource };
+        throw new MitosError("conflict", { cause: "a request with this Idempotency-Key is under way", retryAfterMs: 1000 });
+      }
+      reserve.run(key, kind, now);
+      return { first: true };
+    },
+    complete(kind, key, resource) {
+      complete.run(resource, key, kind);
+    },
+    release(kind, key) {
+      release.run(key, kind);
+    },
+  };
+}

@@ -1,0 +1,164 @@
+/** For tests of the engine: a clock that is moved by hand, a driver that fails when told to, and an engine over them. */
+
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { type SandboxId, toSandboxId, toTemplateId } from "@mitos/protocol";
+import type { CreateRequest, Engine, Log, TemplateRequest } from "./actions.ts";
+import { Admission } from "./admission.ts";
+import type { Clock } from "./clock.ts";
+import type { Driver, Machine, MachineExit, MachineSpec } from "./driver.ts";
+import { openMockDriver } from "./drivers/mock/driver.ts";
+import { openEngineWith } from "./engine.ts";
+
+export const quiet: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+
+export class ManualClock implements Clock {
+  #nowMs = 1_800_000_000_000;
+  readonly #waiting = new Set<{ atMs: number; wake: () => void }>();
+
+  nowMs(): number {
+    return this.#nowMs;
+  }
+
+  after(delayMs: number, wake: () => void): () => void {
+    const waiter = { atMs: this.#nowMs + delayMs, wake };
+    this.#waiting.add(waiter);
+    return () => this.#waiting.delete(waiter);
+  }
+
+  /** Wakes what becomes due on the way, in order. */
+  advance(ms: number): void {
+    const untilMs = this.#nowMs + ms;
+    for (;;) {
+      const next = [...this.#waiting].filter(({ atMs }) => atMs <= untilMs).sort((a, b) => a.atMs - b.atMs)[0];
+      if (!next) break;
+      this.#waiting.delete(next);
+      this.#nowMs = Math.max(this.#nowMs, next.atMs);
+      next.wake();
+    }
+    this.#nowMs = untilMs;
+  }
+}
+
+/** The mock driver with its steps open to interference, and an account of what lives. */
+export class FaultyDriver implements Driver {
+  readonly name = "gvisor";
+  readonly isolation = "gvisor";
+  readonly #real = openMockDriver();
+  readonly machines = new Map<string, Machine>();
+  readonly specs: MachineSpec[] = [];
+  restores = 0;
+  boots = 0;
+  /** Called before each step; a throw is its failure, a wait its duration. */
+  onRestore: (count: number) => void | Promise<void> = () => {};
+  onSnapshot: (machine: Machine) => void | Promise<void> = () => {};
+  onCheck: () => void = () => {};
+  swept: ReadonlySet<string>[] = [];
+
+  async boot(spec: MachineSpec): Promise<Machine> {
+    this.boots += 1;
+    return this.#account(await this.#real.boot(spec));
+  }
+
+  snapshot: Driver["snapshot"] = async (machine, dir, options) => {
+    await this.onSnapshot(machine);
+    return this.#real.snapshot(machine, dir, options);
+  };
+
+  checkSnapshot: Driver["checkSnapshot"] = async (snapshot) => {
+    this.onCheck();
+    return this.#real.checkSnapshot(snapshot);
+  };
+
+  restore: Driver["restore"] = async (snapshot, spec) => {
+    this.restores += 1;
+    this.specs.push(spec);
+    await this.onRestore(this.restores);
+    return this.#account(await this.#real.restore(snapshot, spec));
+  };
+
+  prepare(): void {}
+
+  reattach: Driver["reattach"] = (machineId): Promise<Machine | MachineExit> => this.#real.reattach(machineId);
+
+  async sweep(keep: ReadonlySet<string>): Promise<void> {
+    this.swept.push(keep);
+    await this.#real.sweep(keep);
+  }
+
+  /** Machines outlive the server, as those of real drivers do. */
+  async close(): Promise<void> {}
+
+  async dispose(): Promise<void> {
+    await this.#real.close();
+  }
+
+  #account(machine: Machine): Machine {
+    this.machines.set(machine.machineId, machine);
+    void machine.exited.then(() => this.machines.delete(machine.machineId));
+    return machine;
+  }
+}
+
+/** An engine over its own data directory; disposing of it checks nothing and leaves nothing. */
+export class Bench implements AsyncDisposable {
+  readonly dataDir: string;
+  readonly clock = new ManualClock();
+  readonly driver = new FaultyDriver();
+  availableBytes = 64 * 1024 ** 3;
+  engine!: Engine;
+
+  private constructor(dataDir: string) {
+    this.dataDir = dataDir;
+  }
+
+  static async open(): Promise<Bench> {
+    const bench = new Bench(await mkdtemp(path.join(tmpdir(), "mitos-engine-")));
+    await bench.reopen();
+    await bench.engine.createTemplate(template("python"));
+    return bench;
+  }
+
+  /** The next server on the same data directory, whose earlier server must have been closed. */
+  async reopen(): Promise<Engine> {
+    this.engine = await openEngineWith(
+      { dataDir: this.dataDir, engine: "auto", log: quiet },
+      { pickDriver: async () => this.driver, clock: this.clock, admission: new Admission(() => this.availableBytes) },
+    );
+    return this.engine;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.engine.close({ sandboxes: "end" });
+    for (const entry of this.engine.listTemplates()) void entry;
+    await this.driver.dispose();
+    await rm(this.dataDir, { recursive: true, force: true });
+  }
+}
+
+export function template(id: string, change: Partial<TemplateRequest> = {}): TemplateRequest {
+  return {
+    id: toTemplateId(id),
+    network: { block: false, egress: "deny", allowDomains: [], allowCidrs: [], inbound: "deny", inboundCidrs: [] },
+    resources: { vcpuCount: 1, memSizeMiB: 512, processesMax: 1024 },
+    ...change,
+  };
+}
+
+export function sandbox(id: string, change: Partial<CreateRequest> = {}): CreateRequest {
+  return {
+    template: toTemplateId("python"),
+    id: toSandboxId(id),
+    env: {},
+    secrets: {},
+    timeoutSeconds: null,
+    idleTimeoutSeconds: null,
+    metadata: {},
+    ...change,
+  };
+}
+
+export function ids(...names: string[]): SandboxId[] {
+  return names.map((name) => toSandboxId(name));
+}
