@@ -93,7 +93,7 @@ export class Channel {
   /** Why nothing more comes, once the waiting messages have been taken. Undefined = ended well. */
   #outcome: MitosError | undefined;
   #gone = false;
-  #onGone: (() => void) | undefined;
+  readonly #onGone: (() => void)[] = [];
 
   constructor(host: ChannelHost, options: ChannelOptions) {
     this.#host = host;
@@ -108,10 +108,10 @@ export class Channel {
     return this.#gone;
   }
 
-  /** Called once, when the channel is gone for whatever reason. */
+  /** Each listener is called once, when the channel is gone for whatever reason. */
   onGone(listener: () => void): void {
     if (this.#gone) listener();
-    else this.#onGone = listener;
+    else this.#onGone.push(listener);
   }
 
   // ------------------------------------------------------------------------------------------------ sending
@@ -344,8 +344,7 @@ export class Channel {
     this.#settleWaiter();
     this.#rejectUnsent(outcome ?? this.#ended());
     this.#host.gone(this);
-    this.#onGone?.();
-    this.#onGone = undefined;
+    for (const listener of this.#onGone.splice(0)) listener();
   }
 
   /** Lets go of what waits and will not be taken: after END the caller may simply stop. */

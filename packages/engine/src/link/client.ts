@@ -40,6 +40,13 @@ export interface LinkOptions {
 
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
+  /** Called once, when the call is over for whatever reason. Not called when it could not be begun. */
+  readonly onEnd?: (() => void) | undefined;
+}
+
+export interface DuplexOptions extends CallOptions {
+  /** Half-closed from the start: there is no message but the first. */
+  readonly endAtOnce?: boolean;
 }
 
 export interface UnaryOptions extends CallOptions {
@@ -99,7 +106,7 @@ interface PendingPing {
 }
 
 export class LinkClient {
-  /** Resolves when the session is over: undefined after `close`, LinkViolation when the guest broke a rule, else what the transport said. */
+  /** Resolves when the session is over: with what `close` was given, LinkViolation when the guest broke a rule, else what the transport said. */
   readonly closed: Promise<Error | undefined>;
   readonly #settleClosed: (error: Error | undefined) => void;
   readonly #writer: FrameWriter;
@@ -254,9 +261,9 @@ export class LinkClient {
   async unary<I extends DescMessage, O extends DescMessage>(
     method: Method<"unary", I, O>,
     request: MessageInitShape<NoInfer<I>>,
-    { signal, timeoutMs }: UnaryOptions = {},
+    { signal, onEnd, timeoutMs }: UnaryOptions = {},
   ): Promise<MessageShape<O>> {
-    const channel = this.#open(method.name, toBinary(method.input, create(method.input, request)), { end: true, signal });
+    const channel = this.#open(method.name, toBinary(method.input, create(method.input, request)), { end: true, signal, onEnd });
     try {
       const reply = await this.#within(channel.take(), timeoutMs, `the answer to ${method.name}`);
       if (!reply) throw this.#broken(`${method.name} without a reply`);
@@ -271,18 +278,18 @@ export class LinkClient {
   serverStream<I extends DescMessage, O extends DescMessage>(
     method: Method<"server_streaming", I, O>,
     request: MessageInitShape<NoInfer<I>>,
-    { signal }: CallOptions = {},
+    { signal, onEnd }: CallOptions = {},
   ): AsyncIterableIterator<MessageShape<O>> {
-    const channel = this.#open(method.name, toBinary(method.input, create(method.input, request)), { end: true, signal });
+    const channel = this.#open(method.name, toBinary(method.input, create(method.input, request)), { end: true, signal, onEnd });
     return messagesOf(channel, (bytes) => this.#decode(method.output, bytes));
   }
 
   duplex<I extends DescMessage, O extends DescMessage>(
     method: Method<StreamingKind, I, O>,
     first: MessageInitShape<NoInfer<I>>,
-    { signal }: CallOptions = {},
+    { signal, onEnd, endAtOnce = false }: DuplexOptions = {},
   ): Duplex<MessageInitShape<NoInfer<I>>, MessageShape<O>> {
-    const channel = this.#open(method.name, toBinary(method.input, create(method.input, first)), { end: false, signal });
+    const channel = this.#open(method.name, toBinary(method.input, create(method.input, first)), { end: endAtOnce, signal, onEnd });
     return {
       send: (message) => channel.send(toBinary(method.input, create(method.input, message))),
       end: () => channel.end(),
@@ -292,10 +299,10 @@ export class LinkClient {
   }
 
   /** Connects to a port inside the sandbox. @throws what the guest answered, usually `unavailable` when nothing listens */
-  async tunnel(port: number, signal?: AbortSignal): Promise<Tunnel> {
+  async tunnel(port: number, { signal, onEnd }: CallOptions = {}): Promise<Tunnel> {
     const { tunnel } = guest.Agent.method;
     const first = toBinary(tunnel.input, create(tunnel.input, { port }));
-    const channel = this.#open(tunnel.name, first, { end: false, signal, endsWithPeer: false });
+    const channel = this.#open(tunnel.name, first, { end: false, signal, onEnd, endsWithPeer: false });
     const opened = await channel.take();
     if (!opened) {
       channel.discard();
@@ -364,7 +371,7 @@ export class LinkClient {
   #open(
     method: string,
     first: Uint8Array,
-    { end, signal, endsWithPeer = true }: { end: boolean; signal?: AbortSignal | undefined; endsWithPeer?: boolean },
+    { end, signal, onEnd, endsWithPeer = true }: CallOptions & { end: boolean; endsWithPeer?: boolean },
   ): Channel {
     this.#requireOpen();
     if (signal?.aborted) throw callerLeft();
@@ -379,6 +386,7 @@ export class LinkClient {
     const channel = this.#addChannel({ number: this.#lastHostChannel, method, endsWithPeer, sendEnded: end && inOpen });
     const open = create(guest.OpenSchema, { method, message: inOpen ? first : noPayload, end: end && inOpen });
     this.#writer.control({ type: frameType.open, flags: 0, channel: channel.number, payload: toBinary(guest.OpenSchema, open) });
+    if (onEnd) channel.onGone(onEnd);
     if (!inOpen) {
       channel.send(first).catch(() => undefined); // the end of the channel reaches the caller where it takes its answer
       if (end) channel.end();
