@@ -61,11 +61,18 @@ export async function* execStream(
 
 function execMessage(command: Command, { cwd, env, timeoutSeconds }: ExecOptions): Message {
   return {
-    ...(typeof command === "string" ? { command } : { args: requireArgv(command) }),
+    ...program(command),
     ...(cwd === undefined ? {} : { cwd }),
     ...(env === undefined ? {} : { env: Object.entries(env).map(([key, value]) => ({ key, value })) }),
     ...(timeoutSeconds === undefined ? {} : { timeoutSeconds }),
   };
+}
+
+/** On this message a program is a command with arguments; without any the command is a line for the shell. */
+function program(command: Command): Message {
+  if (typeof command === "string") return { command };
+  const [name, ...args] = requireArgv(command);
+  return args.length > 0 ? { command: name, args } : { command: `exec '${name!.replaceAll("'", "'\\''")}'` };
 }
 
 export function requireArgv(argv: readonly string[]): readonly string[] {

@@ -63,6 +63,7 @@ export class Pty {
   /** Keeps the order of calls. Resolves when the sandbox has taken it. */
   sendInput(data: string | Uint8Array): Promise<void> {
     const bytes = typeof data === "string" ? new TextEncoder().encode(data) : data.slice();
+    if (bytes.length === 0) return this.#sending ?? Promise.resolve();
     if (this.#inputBytes + bytes.length > inputBytesMax) {
       return Promise.reject(
         new AgentRunError("too much terminal input is waiting", {

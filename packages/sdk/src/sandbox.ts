@@ -1,4 +1,4 @@
-import { newSandboxId } from "@mitos/protocol";
+import { limits, newSandboxId } from "@mitos/protocol";
 import { type Connection, newIdempotencyKey, requireSandboxId, resolveBaseUrl, resolveToken, toBaseUrl } from "./config.ts";
 import { ConnectClient } from "./connect.ts";
 import { type CreateOptions, create } from "./create.ts";
@@ -178,7 +178,10 @@ export class Sandbox {
   async fork(count?: number | ForkOptions, options: ForkOptions = {}): Promise<ForkedSandboxes> {
     const wanted = typeof count === "object" ? count : { ...options, count: count ?? options.count };
     const ids = childIds(wanted.count ?? 1, wanted.id);
-    const answer = await this.#fork(ids, wanted);
+    const answer = await this.#fork(ids, wanted).catch((error: unknown) => {
+      if (ids.length === 1 || !isUnknownCount(error)) throw error;
+      return this.#fork(ids.slice(0, 1), wanted);
+    });
     if (isObject(answer) && Array.isArray(answer.children)) {
       const children: ForkedSandboxes = answer.children.filter(isObject).map((row) => this.#child(row));
       if (typeof answer.paused_ms === "number") children.pausedMs = answer.paused_ms;
@@ -269,7 +272,7 @@ export class Sandbox {
     const { timeoutMs = forkTimeoutMs, signal } = options;
     const deadline = AbortSignal.timeout(timeoutMs);
     const body = {
-      ...(ids.length === 1 ? { id: ids[0] } : { id: ids[0], ids }),
+      ...(ids.length === 1 ? { id: ids[0] } : { ids }),
       count: ids.length,
       template: this.template || undefined,
       pause_source: true,
@@ -310,11 +313,11 @@ export class Sandbox {
 }
 
 function childIds(count: number, id: string | undefined): string[] {
-  if (!Number.isInteger(count) || count < 1) {
+  if (!Number.isInteger(count) || count < 1 || count > limits.forkCountMax) {
     throw new AgentRunError("the number of children is not valid", {
       code: "invalid_input",
-      cause: `${count} is not a whole number from 1 on`,
-      remediation: "Pass how many children the fork should have.",
+      cause: `${count} is not a whole number from 1 to ${limits.forkCountMax}`,
+      remediation: "Pass how many children the fork should have; fork again for more.",
     });
   }
   if (id === undefined) return Array.from({ length: count }, () => newSandboxId());
@@ -323,8 +326,13 @@ function childIds(count: number, id: string | undefined): string[] {
   return ids;
 }
 
+/** An older server makes one child per request and misses its `id`; ours calls no well-formed request invalid JSON. */
+function isUnknownCount(error: unknown): boolean {
+  return error instanceof AgentRunError && error.status === 400 && error.code === "invalid_json";
+}
+
 function toTree(row: Record<string, unknown>): SandboxTree {
-  const { children: _ids, ...sandbox } = sandboxFromWire(isObject(row.sandbox) ? row.sandbox : row);
+  const { children: _ids, ...sandbox } = sandboxFromWire(row);
   const children = Array.isArray(row.children) ? row.children.filter(isObject).map(toTree) : [];
   return { ...sandbox, children };
 }

@@ -113,14 +113,8 @@ export class SandboxServer {
     };
     const answer = await this.#http.post("/v1/fork", body, { "Idempotency-Key": idempotencyKey }, signal);
     const row = sandboxFromWire(answer as Record<string, unknown>);
-    // The server's endpoint is its own view of its address; the one that was just reached is known to work.
-    return new Sandbox({
-      id: row.id || id,
-      endpoint: this.url,
-      http: this.#http,
-      template: row.templateId || template,
-      forkTimeMs: row.forkTimeMs,
-    });
+    // Not the answer's endpoint, which is the server's own view of its address, and not its template_id, which is a handle for older SDKs.
+    return new Sandbox({ id: row.id || id, endpoint: this.url, http: this.#http, template, forkTimeMs: row.forkTimeMs });
   }
 
   /** All pages. */

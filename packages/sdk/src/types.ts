@@ -37,7 +37,7 @@ export interface Health {
   templates: number;
   sandboxes: number;
   isolation?: string;
-  engine?: string;
+  version?: string;
 }
 
 /** A sandbox as the server lists it. What an older server does not tell is undefined. */

@@ -1,0 +1,20 @@
+/** An AbortSignal for Ctrl-C and for a polite kill, so that a command can clean up before it ends. A second one ends at once. */
+export interface Interrupt extends Disposable {
+  readonly signal: AbortSignal;
+}
+
+export function interruptible(): Interrupt {
+  const controller = new AbortController();
+  const handle = (name: NodeJS.Signals) => {
+    if (controller.signal.aborted) process.exit(130);
+    controller.abort(new Error(`interrupted by ${name}`));
+  };
+  const names = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+  for (const name of names) process.on(name, handle);
+  return {
+    signal: controller.signal,
+    [Symbol.dispose]() {
+      for (const name of names) process.off(name, handle);
+    },
+  };
+}
