@@ -1,0 +1,119 @@
+import { access, constants, mkdir, readdir, rmdir } from "node:fs/promises";
+import path from "node:path";
+import type { MachineResources } from "../../driver.ts";
+
+const mount = "/sys/fs/cgroup";
+
+/** What sentry, gofer and shim need beside the guest's own memory, so that `memSizeMiB` really can be used by programs. */
+export const memoryOverheadMiB = 64;
+/** Host tasks of the sentry itself; every thread of the guest is one more. */
+const tasksOverhead = 256;
+const cpuPeriodUs = 100_000;
+
+export interface Cgroups {
+  readonly version: 1 | 2;
+  /** Folders in which `<parent>/<container>` lies: one per controller (v1), or one. */
+  readonly hierarchies: readonly string[];
+  /** The one that tells memory and out-of-memory kills. */
+  readonly memory: string;
+  readonly swapLimit: boolean;
+  readonly parent: string;
+}
+
+/** Undefined where this user cannot make cgroups: then the shim watches memory itself. */
+export async function openCgroups(parent: string): Promise<Cgroups | undefined> {
+  if (process.getuid?.() !== 0) return undefined;
+  const found = (await isThere(path.join(mount, "cgroup.controllers"))) ? version2(parent) : await version1(parent);
+  const cgroups = await found;
+  if (!cgroups) return undefined;
+  try {
+    // Made here and not by runsc, which would try to remove it with its first container while others are in it.
+    for (const hierarchy of cgroups.hierarchies) await mkdir(path.join(hierarchy, parent), { recursive: true });
+    await access(path.join(cgroups.memory, parent), constants.W_OK);
+  } catch {
+    return undefined;
+  }
+  return { ...cgroups, swapLimit: await hasSwapLimit(cgroups) };
+}
+
+async function version2(parent: string): Promise<Cgroups> {
+  return { version: 2, hierarchies: [mount], memory: mount, swapLimit: false, parent };
+}
+
+/** runsc makes a cgroup in every v1 hierarchy that is mounted, and in a unified one beside them only its own name. */
+async function version1(parent: string): Promise<Cgroups | undefined> {
+  const names = await readdir(mount).catch(() => []);
+  const hierarchies: string[] = [];
+  for (const name of names) {
+    if (name !== "unified" && (await isThere(path.join(mount, name, "cgroup.procs")))) hierarchies.push(path.join(mount, name));
+  }
+  const memory = path.join(mount, "memory");
+  return hierarchies.includes(memory) ? { version: 1, hierarchies, memory, swapLimit: false, parent } : undefined;
+}
+
+function hasSwapLimit(cgroups: Cgroups): Promise<boolean> {
+  const file = cgroups.version === 1 ? "memory.memsw.limit_in_bytes" : "memory.swap.max";
+  return isThere(path.join(cgroups.memory, cgroups.parent, file));
+}
+
+/** OCI `linux.resources`: over the memory limit a machine dies as a whole. */
+export function ociResources(resources: MachineResources, cgroups: Cgroups): object {
+  const limit = memoryLimitBytes(resources);
+  return {
+    memory: { limit, ...(cgroups.swapLimit ? { swap: limit } : {}) },
+    pids: { limit: resources.processesMax + tasksOverhead },
+    cpu: { quota: resources.vcpuCount * cpuPeriodUs, period: cpuPeriodUs },
+  };
+}
+
+export function memoryLimitBytes(resources: MachineResources): number {
+  return (resources.memSizeMiB + memoryOverheadMiB) * 1024 * 1024;
+}
+
+/** The folder in which the shim reads memory and out-of-memory kills of a container. */
+export function memoryFolder(cgroups: Cgroups, containerId: string): string {
+  return path.join(cgroups.memory, cgroups.parent, containerId);
+}
+
+/** Containers that still have a cgroup, whether they live or not. */
+export async function listCgroups(cgroups: Cgroups): Promise<string[]> {
+  const names = new Set<string>();
+  for (const hierarchy of cgroups.hierarchies) {
+    for (const entry of await readdir(path.join(hierarchy, cgroups.parent), { withFileTypes: true }).catch(() => [])) {
+      if (entry.isDirectory()) names.add(entry.name);
+    }
+  }
+  return [...names];
+}
+
+/** Removes what is left of a container. Its processes must have ended: a cgroup with a process in it cannot be removed. */
+export async function removeCgroup(cgroups: Cgroups, containerId: string): Promise<void> {
+  for (const hierarchy of cgroups.hierarchies) await removeFolder(path.join(hierarchy, cgroups.parent, containerId));
+}
+
+/** Removes the common parent when nobody is in it any more. */
+export async function closeCgroups(cgroups: Cgroups): Promise<void> {
+  for (const hierarchy of cgroups.hierarchies) await rmdir(path.join(hierarchy, cgroups.parent)).catch(() => undefined);
+}
+
+/** A killed process leaves its cgroup a moment after it has been reaped. */
+async function removeFolder(dir: string): Promise<void> {
+  for (let attempt = 0; ; attempt += 1) {
+    try {
+      await rmdir(dir);
+      return;
+    } catch (error) {
+      const { code } = error as NodeJS.ErrnoException;
+      if (code === "ENOENT") return;
+      if (code !== "EBUSY" || attempt >= 200) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+  }
+}
+
+async function isThere(file: string): Promise<boolean> {
+  return access(file).then(
+    () => true,
+    () => false,
+  );
+}

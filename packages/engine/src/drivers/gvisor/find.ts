@@ -1,0 +1,158 @@
+import { execFile } from "node:child_process";
+import { createHash } from "node:crypto";
+import { constants } from "node:fs";
+import { access, readFile, realpath, stat } from "node:fs/promises";
+import path from "node:path";
+import { promisify } from "node:util";
+
+const run = promisify(execFile);
+
+/** The checkout (or the installed tree) that this file lies in. */
+const repositoryRoot = path.resolve(import.meta.dirname, "../../../../..");
+
+export const oldestRunsc = 20_240_401;
+
+/** A part that this driver needs and that is missing or does not fit: one line why, and what to do. */
+export class MissingPart extends Error {
+  override readonly name = "MissingPart";
+  readonly remedy: string;
+
+  constructor(message: string, remedy: string) {
+    super(message);
+    this.remedy = remedy;
+  }
+}
+
+const installRunsc =
+  "Run `npm run setup`, or install runsc (Debian 12: the package of bookworm-backports; Debian 13: `apt install runsc`; others: gvisor.dev), or set MITOS_RUNSC to its path.";
+const buildGuest = "Run `npm run setup`, which builds it, or set MITOS_GUEST to the path of mitos-guest.";
+
+export interface Runsc {
+  readonly path: string;
+  /** What `runsc --version` says, for example `runsc 0.0~20240729.0`. */
+  readonly build: string;
+  /** Changes when the file does; for caches. */
+  readonly fileId: string;
+}
+
+/** @throws MissingPart when there is none, or when it is too old for what this driver asks of it. */
+export async function findRunsc(explicit: string | undefined): Promise<Runsc> {
+  const asked = explicit ?? process.env.MITOS_RUNSC;
+  const candidates = asked ? [asked] : [...onPath("runsc"), path.join(repositoryRoot, ".cache/runsc/usr/bin/runsc")];
+  const found = await firstExecutable(candidates);
+  if (!found) throw new MissingPart(asked ? `${asked} cannot be run` : "runsc (gVisor) was not found", installRunsc);
+  const file = await realpath(found);
+  const build = await runscBuild(file);
+  const { size, mtimeMs, ino } = await stat(file);
+  return { path: file, build, fileId: `${file}:${size}:${mtimeMs}:${ino}` };
+}
+
+async function runscBuild(file: string): Promise<string> {
+  let text: string;
+  try {
+    text = (await run(file, ["--version"], { timeout: 10_000 })).stdout;
+  } catch (reason) {
+    throw new MissingPart(`${file} --version failed: ${firstLine(reason)}`, installRunsc);
+  }
+  const version = parseRunscVersion(text);
+  if (!version) throw new MissingPart(`${file} does not say its version`, installRunsc);
+  if (version.date !== undefined && version.date < oldestRunsc) {
+    throw new MissingPart(`${file} is of ${version.date}: too old to save a running sandbox`, installRunsc);
+  }
+  return version.build;
+}
+
+/** `date` is absent for builds that are named otherwise (a commit, a tag of a fork). */
+export function parseRunscVersion(text: string): { build: string; date: number | undefined } | undefined {
+  const name = /^runsc version (\S+)/m.exec(text)?.[1];
+  if (!name) return undefined;
+  const date = /(20\d{6})/.exec(name)?.[1];
+  return { build: `runsc ${name}`, date: date ? Number(date) : undefined };
+}
+
+/** Flags that must exist: a build without one of them would silently do something else. */
+const requiredFlags: readonly (readonly [args: readonly string[], flags: readonly string[]])[] = [
+  [["flags"], ["network", "overlay2", "host-uds", "host-fifo", "cpu-num-from-quota", "ignore-cgroups"]],
+  [
+    ["help", "checkpoint"],
+    ["image-path", "leave-running", "compression", "exclude-committed-zero-pages"],
+  ],
+  [
+    ["help", "restore"],
+    ["image-path", "detach", "bundle", "pid-file"],
+  ],
+];
+
+/** @throws MissingPart naming the flag */
+export async function requireFlags(runsc: Runsc): Promise<void> {
+  await Promise.all(
+    requiredFlags.map(async ([args, flags]) => {
+      const { stdout, stderr } = await run(runsc.path, [...args], { timeout: 10_000 });
+      for (const flag of flags) {
+        if (new RegExp(`^\\s*--?${flag}\\b`, "m").test(stdout + stderr)) continue;
+        throw new MissingPart(`${runsc.build} has no --${flag}`, installRunsc);
+      }
+    }),
+  );
+}
+
+export interface Guest {
+  readonly path: string;
+  readonly hash: string;
+}
+
+/** @throws MissingPart */
+export async function findGuest(explicit: string | undefined): Promise<Guest> {
+  const asked = explicit ?? process.env.MITOS_GUEST;
+  const triple = `${process.arch === "arm64" ? "aarch64" : "x86_64"}-unknown-linux-gnu`;
+  const found = await firstExecutable(asked ? [asked] : [path.join(repositoryRoot, "guest/target", triple, "release/mitos-guest")]);
+  if (!found) throw new MissingPart(asked ? `${asked} cannot be run` : "mitos-guest has not been built", buildGuest);
+  const file = await realpath(found);
+  return {
+    path: file,
+    hash: createHash("sha256")
+      .update(await readFile(file))
+      .digest("hex"),
+  };
+}
+
+const oldestNode = 20;
+
+/**
+ * The Node program that machines run when the host's own cannot serve (not below /usr, absent, or too old): the one that runs this server.
+ * Undefined when the host's own is fine.
+ */
+export async function findNodeForMachines(): Promise<string | undefined> {
+  for (const candidate of ["/usr/local/bin/node", "/usr/bin/node"]) {
+    const file = await realpath(candidate).catch(() => undefined);
+    // A link that leads out of /usr dangles in a machine, whose shell then takes the next one.
+    if (!file?.startsWith("/usr/")) continue;
+    const version = await run(file, ["--version"], { timeout: 10_000 }).catch(() => undefined);
+    const major = Number(/^v(\d+)\./.exec(version?.stdout ?? "")?.[1] ?? 0);
+    return major >= oldestNode ? undefined : realpath(process.execPath);
+  }
+  return realpath(process.execPath);
+}
+
+function onPath(name: string): string[] {
+  return (process.env.PATH ?? "")
+    .split(":")
+    .filter((dir) => path.isAbsolute(dir))
+    .map((dir) => path.join(dir, name));
+}
+
+async function firstExecutable(candidates: readonly string[]): Promise<string | undefined> {
+  for (const candidate of candidates) {
+    try {
+      await access(candidate, constants.X_OK);
+      if ((await stat(candidate)).isFile()) return candidate;
+    } catch {
+      // Not there or not ours to run: the next one.
+    }
+  }
+  return undefined;
+}
+
+function firstLine(reason: unknown): string {
+  return String(reason instanceof Error ? reason.message : reason).split("\n", 1)[0] ?? "";
+}

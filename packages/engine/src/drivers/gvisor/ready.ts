@@ -1,0 +1,115 @@
+import type { Log } from "../../actions.ts";
+import type { Container } from "./container.ts";
+import { sendSignal } from "./processes.ts";
+import { type ContainerShape, shapeKey } from "./spec.ts";
+
+const containersMax = 32;
+
+/**
+ * Containers created ahead, so that a restore only has to load memory. They stand still while they wait: a created container costs about 5 %
+ * of a processor otherwise.
+ */
+export class ReadyContainers {
+  readonly #create: (shape: ContainerShape) => Promise<Container>;
+  readonly #discard: (container: Container) => Promise<void>;
+  readonly #log: Log;
+  readonly #waiting = new Map<string, Container[]>();
+  readonly #wanted = new Map<string, { shape: ContainerShape; count: number }>();
+  #filling: Promise<void> | undefined;
+  #closed = false;
+
+  constructor(parts: {
+    create: (shape: ContainerShape) => Promise<Container>;
+    discard: (container: Container) => Promise<void>;
+    log: Log;
+  }) {
+    this.#create = parts.create;
+    this.#discard = parts.discard;
+    this.#log = parts.log;
+  }
+
+  /** From now on, keeps `count` containers of this shape, as far as the bound for all shapes together allows. */
+  want(shape: ContainerShape, count: number): void {
+    const key = shapeKey(shape);
+    if (count <= 0) this.#wanted.delete(key);
+    else this.#wanted.set(key, { shape, count });
+    this.#fill();
+  }
+
+  /** A container of exactly this shape, awake. Undefined when there is none. */
+  take(shape: ContainerShape): Container | undefined {
+    const waiting = this.#waiting.get(shapeKey(shape));
+    const container = waiting?.shift();
+    if (!container) return undefined;
+    sendSignal(container.sentryPid, "SIGCONT");
+    return container;
+  }
+
+  /** Fills up again; called when a start is done, so that it does not compete with it. */
+  refill(): void {
+    this.#fill();
+  }
+
+  ids(): string[] {
+    return [...this.#waiting.values()].flat().map((container) => container.id);
+  }
+
+  /** Resolves when everything that is wanted waits, or could not be made. */
+  async settled(): Promise<void> {
+    while (this.#filling) await this.#filling;
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await this.settled();
+    const all = [...this.#waiting.values()].flat();
+    this.#waiting.clear();
+    await Promise.all(all.map((container) => this.#discard(container)));
+  }
+
+  #fill(): void {
+    if (this.#filling || this.#closed) return;
+    this.#filling = this.#fillAll().finally(() => {
+      this.#filling = undefined;
+    });
+  }
+
+  /** One at a time: somebody's start may be under way beside it. */
+  async #fillAll(): Promise<void> {
+    for (let missing = this.#missing(); missing && !this.#closed; missing = this.#missing()) {
+      const [key, shape] = missing;
+      try {
+        this.#park(key, await this.#create(shape));
+      } catch (error) {
+        this.#wanted.delete(key);
+        this.#log.warn({ error: String(error) }, "no container could be made ready ahead: creates and forks are slower");
+      }
+    }
+  }
+
+  #missing(): [string, ContainerShape] | undefined {
+    if (this.ids().length >= containersMax) return undefined;
+    for (const [key, { shape, count }] of this.#wanted) {
+      if ((this.#waiting.get(key)?.length ?? 0) < count) return [key, shape];
+    }
+    return undefined;
+  }
+
+  #park(key: string, container: Container): void {
+    sendSignal(container.sentryPid, "SIGSTOP");
+    const waiting = this.#waiting.get(key) ?? [];
+    waiting.push(container);
+    this.#waiting.set(key, waiting);
+    container.control.closed.then(
+      () => {
+        const at = waiting.indexOf(container);
+        if (at < 0) return; // taken or discarded: somebody else's to clean up
+        waiting.splice(at, 1);
+        this.#discard(container).catch((error) =>
+          this.#log.warn({ error: String(error) }, "a ready container that ended left something behind"),
+        );
+      },
+      () => undefined,
+    );
+  }
+}

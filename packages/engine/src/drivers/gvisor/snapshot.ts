@@ -1,0 +1,141 @@
+import { createHash, randomBytes } from "node:crypto";
+import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import path from "node:path";
+import { MitosError } from "@mitos/protocol";
+import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
+import { fingerprint, hostFilesOf, requireSameFiles } from "./fingerprint.ts";
+import type { GvisorMachine } from "./machine.ts";
+import type { HostRoot } from "./root.ts";
+import type { RunscCommands } from "./runsc.ts";
+
+const saveTimeoutMs = 30_000;
+const saveTimeoutPerGiBMs = 60_000;
+const detailsBytesMax = 16 * 1024 * 1024;
+
+/** What holds for every machine of this server. */
+export type Facts = Omit<SnapshotRequirements, "hostFiles">;
+
+interface Details {
+  readonly version: 1;
+  readonly requirements: SnapshotRequirements;
+  readonly root: HostRoot;
+}
+
+/**
+ * Saves a machine beside `dir` and renames it into place, so a folder that exists is whole. The machine runs on.
+ *
+ * @param durable - everything is on the disk when this resolves
+ */
+export async function saveMachine(
+  machine: GvisorMachine,
+  dir: string,
+  { facts, runsc, durable }: { facts: Facts; runsc: RunscCommands; durable: boolean },
+): Promise<Snapshot> {
+  const { container } = machine;
+  const { root, resources } = container.shape;
+  const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
+  const frozen = machine.frozen;
+  await mkdir(partial, { mode: 0o700 });
+  try {
+    if (frozen) await machine.thaw();
+    // Before and after: what was opened since and what has been closed since.
+    const before = await hostFilesOf(container.sentryPid, root);
+    const timeoutMs = saveTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * saveTimeoutPerGiBMs;
+    await machine.run("save a machine", runsc.checkpoint(partial, container.id), timeoutMs);
+    const after = await hostFilesOf(container.sentryPid, root);
+    const requirements: SnapshotRequirements = { ...facts, hostFiles: await fingerprint(before.union(after)) };
+    await writeDetails(partial, { version: 1, requirements, root });
+    const bytes = await syncAndCount(partial, durable);
+    await rename(partial, dir);
+    if (durable) await syncFolder(path.dirname(dir));
+    return { dir, bytes, requirements };
+  } catch (error) {
+    await rm(partial, { recursive: true, force: true });
+    throw error;
+  } finally {
+    if (frozen) await machine.freeze();
+  }
+}
+
+async function writeDetails(dir: string, details: Details): Promise<void> {
+  const file = await open(path.join(dir, "mitos.json"), "wx", 0o600);
+  try {
+    await file.writeFile(JSON.stringify(details));
+  } finally {
+    await file.close();
+  }
+}
+
+async function syncAndCount(dir: string, durable: boolean): Promise<number> {
+  let bytes = 0;
+  for (const name of await readdir(dir)) {
+    const file = await open(path.join(dir, name));
+    try {
+      if (durable) await file.sync();
+      bytes += (await file.stat()).blocks * 512;
+    } finally {
+      await file.close();
+    }
+  }
+  if (durable) await syncFolder(dir);
+  return bytes;
+}
+
+async function syncFolder(dir: string): Promise<void> {
+  const folder = await open(dir);
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}
+
+/** The root that a snapshot's machine had, and that its restored ones must have too. @throws snapshot_incompatible */
+export async function readRoot(snapshot: Snapshot): Promise<HostRoot> {
+  const file = path.join(snapshot.dir, "mitos.json");
+  let details: Details;
+  try {
+    if ((await stat(file)).size > detailsBytesMax) throw new Error("it is too large");
+    details = JSON.parse(await readFile(file, "utf8")) as Details;
+    if (details.version !== 1 || typeof details.root?.dir !== "string") throw new Error("it is of another version");
+  } catch (reason) {
+    throw incompatible(`the snapshot's description cannot be read: ${reason instanceof Error ? reason.message : String(reason)}`, reason);
+  }
+  return details.root;
+}
+
+/** @throws snapshot_incompatible with what does not hold any more */
+export async function requireCompatible(snapshot: Snapshot, facts: Facts): Promise<void> {
+  const { requirements } = snapshot;
+  const names: Record<keyof Facts, string> = {
+    driver: "engine",
+    engineBuild: "build of runsc",
+    protocolVersion: "version of the link protocol",
+    agentHash: "guest agent",
+    cpu: "processor",
+  };
+  for (const key of Object.keys(names) as (keyof Facts)[]) {
+    if (requirements[key] === facts[key]) continue;
+    throw incompatible(`it was made with another ${names[key]}: ${show(requirements[key])}, and here is ${show(facts[key])}`);
+  }
+  const root = await readRoot(snapshot);
+  if (!(await stat(root.dir).catch(() => undefined))) throw incompatible(`its root file system ${root.dir} is gone`);
+  await requireSameFiles(requirements.hostFiles);
+}
+
+function incompatible(cause: string, reason?: unknown): MitosError {
+  return new MitosError("snapshot_incompatible", { cause, reason });
+}
+
+function show(value: string | number): string {
+  return String(value).slice(0, 40);
+}
+
+/** Model and abilities of the processor: programs have chosen their code by them. */
+export async function readCpu(): Promise<string> {
+  const text = await readFile("/proc/cpuinfo", "utf8");
+  const field = (name: string) => new RegExp(`^${name}\\s*:\\s*(.*)$`, "m").exec(text)?.[1] ?? "";
+  const flags = (field("flags") || field("Features")).split(/\s+/).sort().join(" ");
+  const model = field("model name") || `${field("CPU implementer")} ${field("CPU part")}`;
+  return `${process.arch} ${model} ${createHash("sha256").update(flags).digest("hex").slice(0, 16)}`;
+}

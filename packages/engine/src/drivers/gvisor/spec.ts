@@ -1,0 +1,82 @@
+import { createHash } from "node:crypto";
+import type { MachineResources } from "../../driver.ts";
+import { type Cgroups, ociResources } from "./cgroup.ts";
+import { agentPath, type HostRoot } from "./root.ts";
+
+/**
+ * What an ordinary container's root may do, and sys_admin for the agent itself: host name and mounts. Every process that it starts for a user
+ * has only the former.
+ */
+const capabilities = [
+  "AUDIT_WRITE",
+  "CHOWN",
+  "DAC_OVERRIDE",
+  "FOWNER",
+  "FSETID",
+  "KILL",
+  "MKNOD",
+  "NET_BIND_SERVICE",
+  "NET_RAW",
+  "SETFCAP",
+  "SETGID",
+  "SETPCAP",
+  "SETUID",
+  "SYS_ADMIN",
+  "SYS_CHROOT",
+].map((name) => `CAP_${name}`);
+
+const openFilesMax = 65_536;
+
+const env = [
+  "PATH=/opt/mitos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+  "HOME=/root",
+  "USER=root",
+  "LANG=C.UTF-8",
+  "TERM=xterm-256color",
+];
+
+export interface ContainerShape {
+  readonly root: HostRoot;
+  readonly resources: MachineResources;
+}
+
+/** The OCI bundle's config.json. A restore needs the mounts of the container that was saved: same places, same order. */
+export function ociSpec(containerId: string, { root, resources }: ContainerShape, cgroups: Cgroups | undefined): object {
+  return {
+    ociVersion: "1.0.2",
+    process: {
+      user: { uid: 0, gid: 0 },
+      args: [agentPath, "agent"],
+      env,
+      cwd: "/",
+      capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
+      rlimits: [
+        { type: "RLIMIT_NOFILE", soft: openFilesMax, hard: openFilesMax },
+        { type: "RLIMIT_NPROC", soft: resources.processesMax, hard: resources.processesMax },
+        { type: "RLIMIT_CORE", soft: 0, hard: 0 },
+      ],
+    },
+    root: { path: root.dir, readonly: false },
+    hostname: "sandbox",
+    mounts: [
+      { destination: "/proc", type: "proc", source: "proc" },
+      { destination: "/sys", type: "sysfs", source: "sysfs", options: ["nosuid", "noexec", "nodev", "ro"] },
+      { destination: "/dev/shm", type: "tmpfs", source: "tmpfs", options: ["nosuid", "nodev", "mode=1777"] },
+      { destination: "/tmp", type: "tmpfs", source: "tmpfs", options: ["nosuid", "nodev", "mode=1777"] },
+      { destination: "/run", type: "tmpfs", source: "tmpfs", options: ["nosuid", "nodev", "mode=755"] },
+      ...root.binds.map(({ source, destination }) => ({ destination, type: "bind", source, options: ["rbind", "rw"] })),
+    ],
+    linux: {
+      namespaces: ["pid", "network", "ipc", "uts", "mount"].map((type) => ({ type })),
+      ...(cgroups ? { cgroupsPath: `/${cgroups.parent}/${containerId}`, resources: ociResources(resources, cgroups) } : {}),
+    },
+  };
+}
+
+/** Containers of one key are interchangeable: any of them can take any snapshot that was made with the same key. */
+export function shapeKey(shape: ContainerShape): string {
+  const { root, resources } = shape;
+  return createHash("sha256")
+    .update(JSON.stringify([root.dir, root.binds, resources.vcpuCount, resources.memSizeMiB, resources.processesMax]))
+    .digest("hex");
+}

@@ -1,0 +1,36 @@
+import { readdir, rm } from "node:fs/promises";
+import path from "node:path";
+import { listCgroups } from "./cgroup.ts";
+import { containerOfState, removeTraces } from "./container.ts";
+import type { Host } from "./host.ts";
+import { containerOf, isContainerId } from "./layout.ts";
+import { findProcesses, killContainer } from "./processes.ts";
+
+/**
+ * Ends every container and removes everything of it, except for the machines and containers to keep: what a killed server, a crash or a full
+ * disk has left. Leftovers are found wherever one can be: processes, folders, runsc's state, cgroups.
+ */
+export async function sweep(host: Host, keepMachines: ReadonlySet<string>, keepContainers: ReadonlySet<string>): Promise<void> {
+  const { layout, cgroups } = host;
+  const keep = new Set(keepContainers);
+  for (const machineId of keepMachines) {
+    const containerId = await containerOf(layout, machineId);
+    if (containerId) keep.add(containerId);
+  }
+  const found = new Set<string>([
+    ...(await findProcesses(layout)).keys(),
+    ...(await readdir(layout.machines)),
+    ...(await readdir(layout.runscRoot)).map((name) => containerOfState(name) ?? ""),
+    ...(cgroups ? await listCgroups(cgroups) : []),
+  ]);
+  for (const containerId of found) {
+    if (!isContainerId(containerId) || keep.has(containerId)) continue;
+    await killContainer(layout, containerId);
+    await removeTraces(host, containerId);
+    host.log.info({ container: containerId }, "removed what was left of a container");
+  }
+  for (const machineId of await readdir(layout.ids)) {
+    const containerId = await containerOf(layout, machineId);
+    if (!containerId || !keep.has(containerId)) await rm(path.join(layout.ids, machineId), { force: true });
+  }
+}
