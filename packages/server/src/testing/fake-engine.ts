@@ -1,0 +1,393 @@
+/**
+ * An engine in memory, for tests of what travels on the wire: its sandboxes run a few named programs instead of real ones, and it records
+ * what it was asked for. It claims no other part of an engine's behaviour.
+ */
+
+import { create } from "@bufbuild/protobuf";
+import type {
+  Attachment,
+  CreateRequest,
+  Engine,
+  ForkRequest,
+  IdempotencyStore,
+  ProcessEvent,
+  ProcessStart,
+  RunCodeRequest,
+  Runtime,
+  Sandbox,
+  SandboxState,
+  Template,
+} from "@mitos/engine";
+import { MitosError, resourceDefaults, type SandboxId } from "@mitos/protocol";
+import { sandbox as pb } from "@mitos/protocol/proto";
+
+const bytes = (text: string) => new TextEncoder().encode(text);
+
+export class FakeRuntime {
+  /** What was started, in order. */
+  readonly starts: ProcessStart[] = [];
+  readonly files = new Map<string, Uint8Array>();
+  readonly signals: unknown[] = [];
+  killed = 0;
+  /** How much a `flood` has produced. */
+  floodBytes = 0;
+  readonly stdin: string[] = [];
+  /** `gated` goes on when this is resolved. */
+  readonly gate = Promise.withResolvers<void>();
+  readonly runs: RunCodeRequest[] = [];
+
+  exec(start: ProcessStart, signal?: AbortSignal): Attachment {
+    this.starts.push(start);
+    return new FakeAttachment(this, start, signal);
+  }
+
+  async start(start: ProcessStart) {
+    this.starts.push(start);
+    return { pid: 42, startedUnixMs: 1_700_000_000_000 };
+  }
+
+  async *attach(pid: number, options: { stdoutFrom?: number; follow: boolean }): AsyncGenerator<ProcessEvent> {
+    if (pid !== 42) throw new MitosError("not_found", { cause: `no process ${pid}` });
+    const all = bytes("hello world");
+    const from = options.stdoutFrom ?? 0;
+    yield { kind: "started", pid, startedUnixMs: 0 };
+    if (from < 6) yield { kind: "gap", stream: "stdout", from, to: 6 };
+    yield { kind: "output", stream: "stdout", offset: Math.max(from, 6), data: all.subarray(Math.max(from, 6)) };
+    if (options.follow) yield { kind: "exit", exitCode: 0, signal: 0, timedOut: false, execTimeMs: 1, error: "" };
+  }
+
+  async listProcesses() {
+    return [{ pid: 42, command: "x", startedUnixMs: 1_700_000_000_000, state: "running" as const, exit: null, stdoutBytes: 11, stderrBytes: 0 }];
+  }
+
+  async writeStdin(pid: number, data: Uint8Array, close: boolean) {
+    this.signals.push(["stdin", pid, Buffer.from(data).toString(), close]);
+  }
+
+  async resizeTerminal(pid: number, cols: number, rows: number) {
+    this.signals.push(["resize", pid, cols, rows]);
+  }
+
+  async signalProcess(pid: number, signal: number, group: boolean) {
+    if (pid === 2_147_483_647) throw new MitosError("not_found", { cause: "no such process" });
+    this.signals.push(["signal", pid, signal, group]);
+  }
+
+  async processes() {
+    return create(pb.ProcessListSchema, { processes: [{ pid: 2, command: "sh", rssBytes: 4096n }] });
+  }
+
+  async *vitals(_interval: number): AsyncGenerator<pb.GuestVitals> {
+    while (true) yield create(pb.GuestVitalsSchema, { processCount: 1 });
+  }
+
+  async *runCode(request: RunCodeRequest): AsyncGenerator<pb.RunCodeResponse> {
+    this.runs.push(request);
+    const response = (msg: pb.RunCodeResponse["msg"]) => create(pb.RunCodeResponseSchema, { msg });
+    yield response({ case: "stdout", value: bytes("out\n") });
+    if (request.code === "lose") throw new MitosError("unavailable", { cause: "the link is gone" });
+    const result = create(pb.RunResultSchema, { text: "42", data: { "text/plain": bytes("42"), "image/png": bytes("aGVsbG8=") } });
+    yield response({ case: "result", value: result });
+    yield response({ case: "exitCode", value: 0 });
+  }
+
+  async readFile(path: string, { offset, length }: { offset: number; length: number }) {
+    const file = this.#file(path);
+    const part = file.subarray(offset, length === 0 ? undefined : offset + length);
+    const info = create(pb.FileInfoSchema, { name: path.split("/").at(-1) ?? "", path, size: BigInt(file.length), modifiedAtUnix: 1_700_000_000n });
+    return {
+      info,
+      data: (async function* () {
+        for (let start = 0; start < part.length; start += 50_000) yield part.subarray(start, start + 50_000);
+      })(),
+    };
+  }
+
+  async writeFile(path: string, mode: number, data: AsyncIterable<Uint8Array>) {
+    if (path.startsWith("/denied")) throw new MitosError("file_failed", { cause: "permission denied" });
+    const chunks: Uint8Array[] = [];
+    for await (const chunk of data) chunks.push(chunk);
+    this.files.set(path, Buffer.concat(chunks));
+    this.signals.push(["mode", mode]);
+    return this.files.get(path)!.length;
+  }
+
+  async stat(path: string) {
+    return create(pb.FileInfoSchema, { path, size: BigInt(this.#file(path).length) });
+  }
+
+  async list(parent: string) {
+    const names = [...this.files.keys()].filter((path) => path.startsWith(`${parent}/`));
+    if (names.length === 0) throw new MitosError("not_found", { cause: parent });
+    return create(pb.ListResponseSchema, { entries: names.map((path) => ({ name: path.slice(parent.length + 1), path, size: 2n, mode: 33188 })) });
+  }
+
+  async mkdir() {}
+  async remove(path: string) {
+    this.files.delete(path);
+  }
+
+  async *archive(): AsyncGenerator<pb.Chunk> {}
+
+  async upload(_dest: string, tar: AsyncIterable<Uint8Array>) {
+    let total = 0;
+    for await (const chunk of tar) total += chunk.length;
+    return total;
+  }
+
+  async tunnel() {
+    const queue: Uint8Array[] = [];
+    let wake = Promise.withResolvers<void>();
+    let ended = false;
+    return {
+      async send(data: Uint8Array) {
+        queue.push(data);
+        wake.resolve();
+      },
+      async end() {
+        ended = true;
+        wake.resolve();
+      },
+      abort() {},
+      async *[Symbol.asyncIterator]() {
+        while (true) {
+          while (queue.length > 0) yield queue.shift()!;
+          if (ended) return;
+          await wake.promise;
+          wake = Promise.withResolvers();
+        }
+      },
+    };
+  }
+
+  #file(path: string): Uint8Array {
+    const file = this.files.get(path);
+    if (!file) throw new MitosError("not_found", { cause: path });
+    return file;
+  }
+}
+
+/** A foreground exec of one of the named programs. */
+class FakeAttachment implements Attachment {
+  readonly #runtime: FakeRuntime;
+  readonly #start: ProcessStart;
+  readonly #signal: AbortSignal | undefined;
+  readonly #input: (Uint8Array | null)[] = [];
+  #wake = Promise.withResolvers<void>();
+
+  constructor(runtime: FakeRuntime, start: ProcessStart, signal: AbortSignal | undefined) {
+    this.#runtime = runtime;
+    this.#start = start;
+    this.#signal = signal;
+  }
+
+  async writeStdin(data: Uint8Array) {
+    this.#runtime.stdin.push(Buffer.from(data).toString());
+    this.#input.push(data);
+    this.#wake.resolve();
+  }
+  async closeStdin() {
+    this.#input.push(null);
+    this.#wake.resolve();
+  }
+  async resize(cols: number, rows: number) {
+    this.#runtime.signals.push(["resize", cols, rows]);
+  }
+  async signal() {}
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<ProcessEvent> {
+    let ended = false;
+    const aborted = Promise.withResolvers<never>();
+    aborted.promise.catch(() => {});
+    this.#signal?.addEventListener("abort", () => aborted.reject(this.#signal?.reason));
+    const events = this.#run();
+    try {
+      yield { kind: "started", pid: 2, startedUnixMs: 0 };
+      while (true) {
+        const item = await Promise.race([events.next(), aborted.promise]);
+        if (item.done) break;
+        if (item.value.kind === "exit") ended = true;
+        yield item.value;
+      }
+      ended = true;
+    } finally {
+      if (!ended) this.#runtime.killed += 1;
+    }
+  }
+
+  async *#run(): AsyncGenerator<ProcessEvent> {
+    const out = (data: Uint8Array, stream: "stdout" | "stderr" = "stdout"): ProcessEvent => ({ kind: "output", stream, offset: 0, data });
+    const exit = (exitCode: number, error = ""): ProcessEvent => ({ kind: "exit", exitCode, signal: 0, timedOut: exitCode === 124, execTimeMs: 4, error });
+    switch (this.#start.shellCommand ?? this.#start.argv?.join("|")) {
+      case "gated":
+        yield out(bytes("first "));
+        await this.#runtime.gate.promise;
+        yield out(bytes("second\n"));
+        yield out(bytes("warn\n"), "stderr");
+        yield exit(3);
+        return;
+      case "forever":
+        yield out(bytes("ready\n"));
+        await new Promise(() => {});
+        return;
+      case "flood":
+        while (true) {
+          this.#runtime.floodBytes += 64 * 1024;
+          yield out(new Uint8Array(64 * 1024).fill(120));
+          await new Promise((resolve) => setImmediate(resolve));
+        }
+      case "lost":
+        yield out(bytes("partial"));
+        throw new MitosError("unavailable", { cause: "the link is gone" });
+      case "timeout":
+        yield exit(124);
+        return;
+      case "bogus":
+        yield exit(1, "no such command: bogus");
+        return;
+      case "umlauts": {
+        const text = bytes("äö€😀".repeat(6000));
+        for (let start = 0; start < text.length; start += 1021) yield out(text.subarray(start, start + 1021));
+        yield exit(0);
+        return;
+      }
+      case "cat":
+      case "/bin/sh":
+        while (true) {
+          const data = this.#input.shift();
+          if (data === null) break;
+          if (data === undefined) {
+            await this.#wake.promise;
+            this.#wake = Promise.withResolvers();
+            continue;
+          }
+          yield out(data);
+          if (Buffer.from(data).toString() === "exit\n") break;
+        }
+        yield exit(0);
+        return;
+      default:
+        yield exit(0);
+    }
+  }
+}
+
+export class FakeEngine {
+  readonly isolation = "mock" as const;
+  readonly driverName = "mock" as const;
+  readonly templates = new Map<string, Template>();
+  readonly sandboxes = new Map<string, Sandbox>();
+  readonly runtimes = new Map<string, FakeRuntime>();
+  readonly creates: CreateRequest[] = [];
+  readonly forks: ForkRequest[] = [];
+  #clock = 1_750_000_000_000;
+
+  readonly idempotency: IdempotencyStore = (() => {
+    const records = new Map<string, string | null>();
+    return {
+      begin(kind, key) {
+        const earlier = records.get(`${kind} ${key}`);
+        if (earlier === null) throw new MitosError("conflict", { cause: "under way" });
+        if (earlier !== undefined) return { first: false, resource: earlier };
+        records.set(`${kind} ${key}`, null);
+        return { first: true };
+      },
+      complete: (kind, key, resource) => void records.set(`${kind} ${key}`, resource),
+      release: (kind, key) => void records.delete(`${kind} ${key}`),
+    } satisfies IdempotencyStore;
+  })();
+
+  async createTemplate(request: Omit<Template, "ready" | "createdAtMs" | "creationTimeMs">) {
+    const template: Template = { ...request, ready: true, createdAtMs: this.#clock++, creationTimeMs: 1.5 };
+    this.templates.set(request.id, template);
+    return template;
+  }
+  listTemplates() {
+    return [...this.templates.values()];
+  }
+  async deleteTemplate(id: string) {
+    if (!this.templates.delete(id)) throw new MitosError("not_found", { cause: `template ${id}` });
+  }
+
+  async create(request: CreateRequest) {
+    this.creates.push(request);
+    const template = this.templates.get(request.template);
+    if (!template) throw new MitosError("not_found", { cause: `template ${request.template}` });
+    return this.#add(request.id, template, null, request);
+  }
+
+  async fork(request: ForkRequest) {
+    this.forks.push(request);
+    const parent = this.get(request.source);
+    const template = this.templates.get(parent.templateId)!;
+    const children = request.ids.map((id) => this.#add(id, template, parent.id, undefined));
+    return { children, pausedMs: 1.5, snapshotBytes: 4096 };
+  }
+
+  #add(id: SandboxId, template: Template, parentId: SandboxId | null, request: CreateRequest | undefined): Sandbox {
+    if (this.sandboxes.has(id)) throw new MitosError("conflict", { cause: `sandbox ${id} exists` });
+    const sandbox: Sandbox = {
+      id,
+      templateId: template.id,
+      parentId,
+      state: "running",
+      isolation: "mock",
+      resources: resourceDefaults,
+      network: template.network,
+      metadata: request?.metadata ?? {},
+      createdAtMs: this.#clock++,
+      forkTimeMs: 0.842,
+      deadlineMs: null,
+      idleTimeoutSeconds: null,
+      endReason: null,
+      children: [],
+    };
+    this.sandboxes.set(id, sandbox);
+    this.runtimes.set(id, new FakeRuntime());
+    return sandbox;
+  }
+
+  get(id: string): Sandbox {
+    const sandbox = this.sandboxes.get(id);
+    if (!sandbox) throw new MitosError("not_found", { cause: `sandbox ${id}`, context: { sandbox: id } });
+    const children = [...this.sandboxes.values()].filter((other) => other.parentId === id).map((other) => other.id);
+    return { ...sandbox, children };
+  }
+  list(filter: { state?: SandboxState; parent?: string; metadata?: Record<string, string> } = {}) {
+    return [...this.sandboxes.values()].filter(
+      (row) =>
+        (!filter.state || row.state === filter.state) &&
+        (!filter.parent || row.parentId === filter.parent) &&
+        Object.entries(filter.metadata ?? {}).every(([key, value]) => row.metadata[key] === value),
+    );
+  }
+  tree(id: string): unknown {
+    const sandbox = this.get(id);
+    return { sandbox, children: sandbox.children.map((child) => this.tree(child)) };
+  }
+  async terminate(id: string, options?: { subtree?: boolean }) {
+    const { children } = this.get(id);
+    this.sandboxes.delete(id);
+    if (options?.subtree) for (const child of children) await this.terminate(child, options);
+  }
+  async pause(id: string) {
+    this.sandboxes.set(id, { ...this.get(id), state: "paused" });
+  }
+  async resume(id: string) {
+    this.sandboxes.set(id, { ...this.get(id), state: "running" });
+  }
+  async setTimeout(id: string, seconds: number) {
+    this.get(id);
+    return { deadlineMs: 1_700_000_000_000 + seconds * 1000 };
+  }
+  runtime(id: string): Runtime {
+    const { state } = this.get(id);
+    if (state !== "running") throw new MitosError("sandbox_not_running", { cause: `sandbox ${id} is ${state}`, context: { sandbox: id } });
+    return this.runtimes.get(id) as unknown as Runtime;
+  }
+
+  /** The same object under the type of the real one, of which the server uses no more than this. */
+  asEngine(): Engine {
+    return this as unknown as Engine;
+  }
+}
