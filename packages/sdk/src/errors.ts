@@ -163,11 +163,16 @@ export function errorForConnect(failure: ConnectFailure, token?: string, catalog
   const code = entry ? (catalogueCode as ErrorCode) : (ownCodes[connectCode] ?? (connectCode || "internal_error"));
   return errorForCode(entry?.message ?? `sandbox RPC failed: ${connectCode || "internal"}`, {
     code,
-    cause: text || `connect error ${connectCode || "internal"}`,
+    cause: withoutPrefix(text, `${entry?.message}: `) || `connect error ${connectCode || "internal"}`,
     remediation: entry?.remediation ?? (isCatalogued(code) ? catalogue[code].remediation : connectRemediation),
     context: { connect_code: connectCode || "internal" },
     status: entry?.status ?? connectStatus[connectCode] ?? 500,
   });
+}
+
+/** Connect has one text for what is message and cause here. */
+function withoutPrefix(text: string, prefix: string): string {
+  return text.startsWith(prefix) ? text.slice(prefix.length) : text;
 }
 
 const connectRemediation = "Read the cause: it names what the sandbox refused; correct that and call again.";
