@@ -139,7 +139,7 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
       checkMode(mode);
       const first = { msg: { case: "open" as const, value: { path, mode } } };
       const call = begin(signal, (options) => link.duplex(method.writeFile, first, options));
-      const { bytesWritten } = await sendAll(call, data, (part) => ({ msg: { case: "data", value: part } }));
+      const { bytesWritten } = await sendAll(call, data, (part) => ({ msg: { case: "data" as const, value: part } }));
       return safeNumber(bytesWritten, "bytes_written");
     },
 
@@ -201,7 +201,7 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
       checkPath(dest, "dest");
       const first = { msg: { case: "open" as const, value: { dest } } };
       const call = begin(signal, (options) => link.duplex(method.upload, first, options));
-      const { bytesWritten } = await sendAll(call, tar, (part) => ({ msg: { case: "chunk", value: part } }));
+      const { bytesWritten } = await sendAll(call, tar, (part) => ({ msg: { case: "chunk" as const, value: part } }));
       return safeNumber(bytesWritten, "bytes_written");
     },
 
