@@ -52,7 +52,7 @@ impl Shim {
     fn connect_to(&self, socket: &str) -> Server {
         let stream = UnixStream::connect(self.dir.join(socket)).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        Server { stream, next: 1, events: Vec::new(), data: Vec::new() }
+        Server { stream, next: 1, events: Vec::new(), data: Vec::new(), replies: Default::default() }
     }
 
     fn exit(&self) -> Value {
@@ -123,6 +123,8 @@ struct Server {
     events: Vec<Value>,
     /// Frames of the link that came while something else was waited for.
     data: Vec<(u32, Vec<u8>)>,
+    /// Replies, and parts of replies, to requests that are not waited for yet.
+    replies: std::collections::BTreeMap<u32, (bool, Vec<u8>)>,
 }
 
 impl Server {
@@ -150,14 +152,15 @@ impl Server {
     }
 
     fn reply(&mut self, wanted: u32) -> Value {
-        let mut text = Vec::new();
         loop {
+            if self.replies.get(&wanted).is_some_and(|(whole, _)| *whole) {
+                return serde_json::from_slice(&self.replies.remove(&wanted).unwrap().1).unwrap();
+            }
             match self.read_frame().expect("a reply before the connection ends") {
-                (REPLY, flags, channel, payload) if channel == wanted => {
+                (REPLY, flags, channel, payload) => {
+                    let (whole, text) = self.replies.entry(channel).or_default();
                     text.extend(payload);
-                    if flags & 1 == 0 {
-                        return serde_json::from_slice(&text).unwrap();
-                    }
+                    *whole = flags & 1 == 0;
                 }
                 (EVENT, _, _, payload) => self.events.push(serde_json::from_slice(&payload).unwrap()),
                 (DATA, _, channel, payload) => self.data.push((channel, payload)),
