@@ -1,0 +1,625 @@
+// The JavaScript code kernel (docs/kernels.md): commands on fd 3, events on fd 4, the code's own output on fds 1 and 2.
+//
+// Cells are evaluated by V8's own REPL mode, reached through an in-process inspector session: `let`, `const` and `class` can be declared
+// again, `await` works at the top level, and the value is that of the last expression. Needs Node 18 or later and no package.
+
+import { Console } from 'node:console';
+import crypto from 'node:crypto';
+import fs from 'node:fs';
+import inspector from 'node:inspector';
+import { createRequire, syncBuiltinESMExports } from 'node:module';
+import net from 'node:net';
+import { Writable } from 'node:stream';
+import { pathToFileURL } from 'node:url';
+import util from 'node:util';
+import vm from 'node:vm';
+
+const COMMANDS_FD = 3;
+const EVENTS_FD = 4;
+/** One event line. The agent ends a kernel that sends more than 96 MiB; here the cell gets an error and the kernel lives. */
+const EVENT_BYTES_MAX = 60 * 1024 * 1024;
+const ERROR_TEXT_MAX = 256 * 1024;
+const TRACEBACK_LINES_MAX = 400;
+const CAUSES_MAX = 8;
+const IMPORT = '__mitos_import__';
+const TAKE = Symbol.for('mitos.kernel.take');
+/** Methods by which an object offers representations: ours, and the one that libraries for other JavaScript kernels have. */
+const DISPLAY_SYMBOLS = [Symbol.for('mitos.display'), Symbol.for('Jupyter.display')];
+
+// Kept before any cell can replace them.
+const { readSync, openSync, writeSync, closeSync } = fs;
+const { inspect, types } = util;
+const stringify = JSON.stringify;
+
+// ---------------------------------------------------------------- output and events
+
+function writeAll(fd, bytes) {
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += writeSync(fd, bytes, at);
+    } catch (error) {
+      // A program that shares the pipe may have made it non-blocking for everybody; the agent empties it all the time.
+      if (error.code !== 'EAGAIN') throw error;
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+    }
+  }
+}
+
+/** stdout and stderr write at once, so that everything that a cell printed is in the pipe before its events. */
+class Output extends Writable {
+  constructor(fd) {
+    super({ decodeStrings: true });
+    this.fd = fd;
+  }
+  _write(chunk, _encoding, done) {
+    try {
+      writeAll(this.fd, chunk);
+      done();
+    } catch (error) {
+      done(error.code === 'EPIPE' ? null : error);
+    }
+  }
+  _destroy(_error, done) {
+    done();
+  }
+}
+
+class KernelOutputTooLarge extends Error {
+  name = 'KernelOutputTooLarge';
+}
+
+function send(event) {
+  const line = Buffer.from(`${stringify(event)}\n`);
+  if (line.length > EVENT_BYTES_MAX) {
+    throw new KernelOutputTooLarge(`a result of ${line.length} bytes is above the limit of ${EVENT_BYTES_MAX} bytes`);
+  }
+  writeAll(EVENTS_FD, line);
+}
+
+// ---------------------------------------------------------------- randomness: nothing that two forks could repeat
+
+/** What a fork copies is the state of generators in memory. So these functions keep none: every call asks the operating system. */
+let urandom = openSync('/dev/urandom', 'r');
+
+function fillRandom(bytes) {
+  for (let at = 0; at < bytes.length; ) {
+    try {
+      at += readSync(urandom, bytes, at, Math.min(bytes.length - at, 1 << 20), null);
+    } catch (error) {
+      if (error.code !== 'EBADF') throw error;
+      urandom = openSync('/dev/urandom', 'r'); // the code closed it
+    }
+  }
+  return bytes;
+}
+
+const bytesOf = (view) => (ArrayBuffer.isView(view) ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : new Uint8Array(view));
+
+/** `Math.random` is called too often for that: it has a pool, and a renew throws the pool away. */
+const pool = new Uint32Array(1024);
+let poolLeft = 0;
+
+function pooledRandom() {
+  if (poolLeft < 2) {
+    fillRandom(bytesOf(pool));
+    poolLeft = pool.length;
+  }
+  poolLeft -= 2;
+  return ((pool[poolLeft] >>> 5) * 67108864 + (pool[poolLeft + 1] >>> 6)) / 9007199254740992;
+}
+
+function replaceRandomness() {
+  Math.random = function random() {
+    return pooledRandom();
+  };
+
+  const original = { ...crypto };
+  const { webcrypto } = crypto;
+  const webPrototype = Object.getPrototypeOf(webcrypto);
+  const webOriginal = { getRandomValues: webPrototype.getRandomValues };
+  // The original functions go first: they check the arguments and throw the errors that callers know. Then their bytes are replaced.
+  const own = {
+    randomBytes(size, callback) {
+      const checked = original.randomBytes(typeof size === 'number' && size > 0 && size <= 0x7fffffff ? 1 : size, callback && (() => {}));
+      const bytes = fillRandom(Buffer.alloc(size));
+      if (callback === undefined) return bytes;
+      setImmediate(callback, null, bytes);
+      return checked;
+    },
+    randomFillSync(buffer, offset = 0, size = undefined) {
+      original.randomFillSync(buffer, offset, size);
+      fillRandom(region(buffer, offset, size));
+      return buffer;
+    },
+    randomFill(buffer, offset, size, callback) {
+      const options = [offset, size, callback];
+      const done = options.splice(
+        options.findIndex((value) => typeof value === 'function'),
+        1,
+      )[0];
+      const [from = 0, count] = options;
+      if (typeof done !== 'function') return original.randomFill(buffer, offset, size, callback);
+      return original.randomFill(buffer, from, count ?? lengthOf(buffer) - from, (error) => {
+        if (!error) fillRandom(region(buffer, from, count));
+        done(error, buffer);
+      });
+    },
+    randomInt(min, max, callback) {
+      if (max === undefined || typeof max === 'function') [min, max, callback] = [0, min, max];
+      original.randomInt(min, max);
+      const value = min + randomBelow(max - min);
+      if (callback === undefined) return value;
+      setImmediate(callback, null, value);
+    },
+    randomUUID(options) {
+      original.randomUUID(options);
+      const bytes = fillRandom(Buffer.alloc(16));
+      bytes[6] = (bytes[6] & 0x0f) | 0x40;
+      bytes[8] = (bytes[8] & 0x3f) | 0x80;
+      return bytes.toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
+    },
+  };
+  for (const name of ['pseudoRandomBytes', 'prng', 'rng']) own[name] = own.randomBytes;
+  for (const [name, value] of Object.entries(own)) {
+    const { enumerable, configurable } = Object.getOwnPropertyDescriptor(crypto, name) ?? {};
+    if (configurable) Object.defineProperty(crypto, name, { value, writable: true, configurable, enumerable });
+  }
+  const web = {
+    // Also what `require('crypto').getRandomValues` hands out, so `this` may be that module.
+    getRandomValues(array) {
+      webOriginal.getRandomValues.call(webcrypto, array);
+      fillRandom(bytesOf(array));
+      return array;
+    },
+    randomUUID() {
+      if (!(this instanceof webPrototype.constructor)) throw new TypeError('Value of "this" must be of type Crypto');
+      return own.randomUUID();
+    },
+  };
+  for (const [name, value] of Object.entries(web)) {
+    Object.defineProperty(webPrototype, name, { value, writable: true, configurable: true, enumerable: true });
+  }
+  // Node 18 has the global only behind a flag.
+  if (globalThis.crypto === undefined) Object.defineProperty(globalThis, 'crypto', { value: webcrypto, writable: true, configurable: true });
+  syncBuiltinESMExports();
+}
+
+const lengthOf = (buffer) => buffer.length ?? buffer.byteLength;
+
+function region(buffer, offset, size) {
+  const unit = buffer.BYTES_PER_ELEMENT ?? 1;
+  const bytes = bytesOf(buffer);
+  return bytes.subarray(offset * unit, size === undefined ? bytes.length : (offset + size) * unit);
+}
+
+function randomBelow(range) {
+  const limit = 2 ** 48 - (2 ** 48 % range); // above it the remainder would favour small numbers
+  for (;;) {
+    const value = fillRandom(Buffer.alloc(6)).readUIntBE(0, 6);
+    if (value < limit) return value % range;
+  }
+}
+
+// ---------------------------------------------------------------- rich results
+
+const isBase64Type = (mime) => /^image\/(png|jpeg|gif|webp)$|^application\/pdf$/.test(mime);
+const isMimeType = (key) => /^[\w.+-]+\/[\w.+-]+$/.test(key);
+
+function wireValue(mime, value) {
+  if (typeof value === 'string') return value;
+  if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) {
+    return Buffer.from(bytesOf(value)).toString(isBase64Type(mime) ? 'base64' : 'utf8');
+  }
+  if (typeof value === 'object' || mime === 'application/json' || mime.endsWith('+json')) return stringify(value) ?? 'null';
+  return String(value);
+}
+
+function wireBundle(bundle) {
+  const data = {};
+  for (const [mime, value] of Object.entries(bundle)) {
+    if (isMimeType(mime) && value !== undefined && value !== null) data[mime] = wireValue(mime, value);
+  }
+  return data;
+}
+
+function ownBundle(value) {
+  if (value === null || (typeof value !== 'object' && typeof value !== 'function') || types.isProxy(value)) return undefined;
+  for (const symbol of DISPLAY_SYMBOLS) {
+    if (typeof value[symbol] === 'function') {
+      const bundle = value[symbol]();
+      if (bundle !== null && typeof bundle === 'object' && !types.isPromise(bundle)) return bundle;
+    }
+  }
+  return undefined;
+}
+
+function bundleOf(value) {
+  const own = ownBundle(value);
+  return own ? { 'text/plain': inspect(value), ...wireBundle(own) } : { 'text/plain': inspect(value) };
+}
+
+function isBundle(value) {
+  if (value === null || typeof value !== 'object' || types.isProxy(value)) return false;
+  const prototype = Object.getPrototypeOf(value);
+  const keys = Object.keys(value);
+  return (prototype === Object.prototype || prototype === null) && keys.length > 0 && keys.every(isMimeType);
+}
+
+/** Shows each value with all its representations. An object whose keys are MIME types is shown as that bundle. */
+function display(...values) {
+  for (const value of values) {
+    send({ event: 'result', id: current.id, text: '', data: isBundle(value) ? wireBundle(value) : bundleOf(value) });
+  }
+}
+
+// ---------------------------------------------------------------- import in a cell
+
+/**
+ * V8 gives no way to `import` from code that came through the inspector, so `import(…)` becomes a call of our own function, and
+ * `import … from` at the top level a destructuring `await` of it. Strings, comments, templates and regular expressions are left alone.
+ */
+export function rewriteImports(code) {
+  if (!/\bimport\b/.test(code)) return code;
+  let out = '';
+  let at = 0;
+  let copied = 0;
+  let previous = ''; // the last significant token: decides whether a slash begins a regular expression
+  const nesting = []; // open brackets; '`' marks the code part of a template
+  const skipString = (quote) => {
+    for (at += 1; at < code.length && code[at] !== quote; at += 1) if (code[at] === '\\') at += 1;
+    at += 1;
+  };
+  const skipTemplate = () => {
+    for (; at < code.length; at += 1) {
+      if (code[at] === '\\') at += 1;
+      else if (code[at] === '`') {
+        at += 1;
+        return;
+      } else if (code[at] === '$' && code[at + 1] === '{') {
+        at += 2;
+        nesting.push('`');
+        return;
+      }
+    }
+  };
+  const skipRegExp = () => {
+    let inClass = false;
+    for (at += 1; at < code.length && (inClass || code[at] !== '/') && code[at] !== '\n'; at += 1) {
+      if (code[at] === '\\') at += 1;
+      else if (code[at] === '[') inClass = true;
+      else if (code[at] === ']') inClass = false;
+    }
+    at += 1;
+  };
+  while (at < code.length) {
+    const char = code[at];
+    if (/\s/.test(char)) at += 1;
+    else if (code.startsWith('//', at)) at = endOf(code, '\n', at);
+    else if (code.startsWith('/*', at)) at = endOf(code, '*/', at + 2);
+    else if (char === '"' || char === "'") {
+      skipString(char);
+      previous = '"';
+    } else if (char === '`') {
+      at += 1;
+      skipTemplate();
+      previous = '"';
+    } else if (char === '}' && nesting.at(-1) === '`') {
+      nesting.pop();
+      at += 1;
+      skipTemplate();
+      previous = '"';
+    } else if (char === '/' && /^$|^[^\w$)\]}"]$|^(return|typeof|case|in|of|delete|void|throw|new|await|yield|else|do|instanceof)$/.test(previous)) {
+      skipRegExp();
+      previous = '"';
+    } else if (/[\w$\u0080-\uffff]/.test(char)) {
+      WORD.lastIndex = at;
+      const word = WORD.exec(code)[0];
+      if (word === 'import' && previous !== '.') {
+        DYNAMIC.lastIndex = at;
+        STATIC.lastIndex = at;
+        const statement = nesting.length === 0 && !DYNAMIC.test(code) && STATIC.exec(code);
+        DYNAMIC.lastIndex = at;
+        if (statement) {
+          out += code.slice(copied, at) + importStatement(statement.groups);
+          at = copied = at + statement[0].length;
+          previous = ';';
+          continue;
+        }
+        if (DYNAMIC.test(code)) {
+          out += code.slice(copied, at) + IMPORT;
+          copied = at + word.length;
+        }
+      }
+      at += word.length;
+      previous = word;
+    } else {
+      if ('([{'.includes(char)) nesting.push(char);
+      else if (')]}'.includes(char)) nesting.pop();
+      at += 1;
+      previous = char;
+    }
+  }
+  return out + code.slice(copied);
+}
+
+const WORD = /[\w$\u0080-\uffff]+/y;
+const DYNAMIC = /import\s*\(/y;
+const STATIC = /import\s*(?:(?<clause>[\w$*{}\s,]+?)\s*from\s*)?(?<spec>"[^"\n]*"|'[^'\n]*')(?:\s*(?:with|assert)\s*(?<options>\{[^}]*\}))?[ \t]*;?/y;
+
+function endOf(code, mark, from) {
+  const found = code.indexOf(mark, from);
+  return found < 0 ? code.length : found + mark.length;
+}
+
+function importStatement({ clause, spec, options }) {
+  const call = `await ${IMPORT}(${spec}${options ? `, { with: ${options} }` : ''})`;
+  if (clause === undefined) return `${call};`;
+  const names = /\{(?<list>[^}]*)\}/.exec(clause)?.groups.list ?? '';
+  const rest = clause.replace(/\{[^}]*\}/, '');
+  const namespace = /\*\s*as\s+(?<name>[\w$]+)/.exec(rest)?.groups.name;
+  const standard = /^\s*(?<name>[\w$]+)/.exec(rest)?.groups.name;
+  const members = names
+    .split(',')
+    .map((name) => name.trim().replace(/\s+as\s+/, ': '))
+    .filter(Boolean);
+  if (standard) members.unshift(`default: ${standard}`);
+  if (namespace === undefined) return `const { ${members.join(', ')} } = ${call};`;
+  return `const ${namespace} = ${call};${standard ? ` const { default: ${standard} } = ${namespace};` : ''}`;
+}
+
+/** `import()` as seen from the working directory: the packages and files of the user, not of the kernel. */
+let importer = { folder: '', load: undefined };
+
+function importFromHere(specifier, options) {
+  const folder = process.cwd();
+  if (importer.folder !== folder) {
+    const filename = `${folder}/[cell]`;
+    const loader = vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER;
+    importer = {
+      folder,
+      load: loader
+        ? new vm.Script('(specifier, options) => import(specifier, options)', { filename, importModuleDynamically: loader }).runInThisContext()
+        : (name) => {
+            const found = createRequire(filename).resolve(String(name));
+            return import(found.startsWith('/') ? pathToFileURL(found).href : found);
+          },
+    };
+  }
+  return options === undefined ? importer.load(specifier) : importer.load(specifier, options);
+}
+
+// ---------------------------------------------------------------- cells
+
+const session = new inspector.Session();
+const post = session.post.bind(session);
+const current = { id: 0, running: false, interrupt: undefined };
+let cells = 0;
+let lastValue;
+
+class KeyboardInterrupt extends Error {
+  name = 'KeyboardInterrupt';
+}
+
+const guard = new vm.Script('globalThis[Symbol.for("mitos.kernel.take")].guarded()', { filename: 'mitos:kernel' });
+const hooks = { guarded: undefined, taken: undefined };
+
+/** Calls `step` so that SIGINT stops it even in an endless loop. */
+function interruptible(step) {
+  let outcome;
+  hooks.guarded = () => {
+    outcome = step();
+  };
+  try {
+    guard.runInThisContext({ breakOnSigint: true });
+  } catch (error) {
+    if (error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED') throw new KeyboardInterrupt();
+    throw error;
+  }
+  return outcome;
+}
+
+/** Turns the inspector's description of a value into the value itself. */
+function take(remote) {
+  if (remote.objectId === undefined) {
+    if (remote.unserializableValue === undefined) return remote.subtype === 'null' ? null : remote.value;
+    const text = remote.unserializableValue;
+    if (text.endsWith('n')) return BigInt(text.slice(0, -1));
+    return Number(text);
+  }
+  hooks.taken = undefined;
+  post('Runtime.callFunctionOn', {
+    objectId: remote.objectId,
+    functionDeclaration: 'function () { "use strict"; globalThis[Symbol.for("mitos.kernel.take")].taken = this; }',
+  });
+  const value = hooks.taken;
+  hooks.taken = undefined;
+  return value;
+}
+
+function evaluate(expression) {
+  return new Promise((resolve, reject) => {
+    let answered = false;
+    current.interrupt = () => reject(new KeyboardInterrupt());
+    try {
+      interruptible(() => {
+        post('Runtime.evaluate', { expression, replMode: true, awaitPromise: true, objectGroup: 'cell' }, (error, answer) => {
+          answered = true;
+          if (error) reject(/terminated/.test(error.message) ? new KeyboardInterrupt() : error);
+          else resolve(answer);
+        });
+      });
+    } catch (error) {
+      if (!answered) reject(error);
+    }
+  });
+}
+
+async function runCell({ id, code }) {
+  Object.assign(current, { id, running: true });
+  cells += 1;
+  const name = `cell-${cells}`;
+  let ok = false;
+  try {
+    const answer = await evaluate(`${rewriteImports(code)}\n//# sourceURL=${name}`);
+    current.interrupt = undefined;
+    if (answer.exceptionDetails) {
+      const { exception, lineNumber, columnNumber } = answer.exceptionDetails;
+      reportError(take(exception), `    at ${name}:${lineNumber + 1}:${columnNumber + 1}`);
+    } else {
+      const value = take(answer.result);
+      if (value !== undefined) showValue(value);
+      ok = true;
+    }
+  } catch (error) {
+    reportError(error, '');
+    ok = false;
+  }
+  current.interrupt = undefined;
+  current.running = false;
+  post('Runtime.releaseObjectGroup', { objectGroup: 'cell' });
+  send({ event: 'done', id, status: ok ? 'ok' : 'error' });
+}
+
+function showValue(value) {
+  if (globalThis._ === lastValue) globalThis._ = lastValue = value; // else the code has a `_` of its own
+  const data = interruptible(() => bundleOf(value));
+  send({ event: 'result', id: current.id, text: data['text/plain'], data });
+}
+
+// ---------------------------------------------------------------- errors
+
+const cut = (text) => (text.length <= ERROR_TEXT_MAX ? text : `${text.slice(0, ERROR_TEXT_MAX)}… (${text.length} characters)`);
+
+function attempt(read, otherwise) {
+  try {
+    return read();
+  } catch {
+    return otherwise;
+  }
+}
+
+function reportError(error, place) {
+  let name = 'Uncaught';
+  let value = '';
+  let lines = [];
+  const isError = attempt(() => types.isNativeError(error) || error instanceof Error, false);
+  if (error instanceof KeyboardInterrupt) {
+    [name, lines] = ['KeyboardInterrupt', ['KeyboardInterrupt']];
+  } else if (isError) {
+    name = attempt(() => String(error.name), 'Error');
+    value = attempt(() => String(error.message), '');
+    lines = stackLines(error);
+    if (place && !lines.some((line) => /\bcell-\d+:/.test(line))) lines.push(place);
+  } else {
+    value = attempt(() => interruptible(() => inspect(error)), '<a value that cannot be shown>');
+    lines = [`Uncaught ${value}`, place].filter(Boolean);
+  }
+  if (lines.length > TRACEBACK_LINES_MAX) {
+    const half = TRACEBACK_LINES_MAX / 2;
+    lines = [...lines.slice(0, half), `… (${lines.length - 2 * half} lines left out)`, ...lines.slice(-half)];
+  }
+  send({ event: 'error', id: current.id, name: cut(name), value: cut(value), traceback: lines.map(cut) });
+}
+
+/** The stack from the error down to the cell, and those of its causes. Frames of Node and of the kernel below the cell are left out. */
+function stackLines(error) {
+  const lines = [];
+  for (let cause = error, depth = 0; depth < CAUSES_MAX && cause !== undefined && cause !== null; depth += 1) {
+    const label = depth ? 'Caused by: ' : '';
+    const stack = attempt(() => cause.stack, undefined);
+    if (typeof stack !== 'string') {
+      lines.push(label + attempt(() => (depth ? inspect(cause) : `${cause.name}: ${cause.message}`), 'Error'));
+    } else {
+      const all = (label + stack.slice(0, 4 * ERROR_TEXT_MAX)).split('\n');
+      const kernel = all.findIndex((line) => /^\s+at .*(node:inspector|mitos:kernel|javascript_kernel\.mjs)/.test(line));
+      lines.push(...(kernel < 0 ? all : all.slice(0, kernel)));
+    }
+    const next = attempt(() => cause.cause, undefined);
+    if (next === cause) break;
+    cause = next;
+  }
+  return lines;
+}
+
+// ---------------------------------------------------------------- commands
+
+function renew({ env, unset }) {
+  poolLeft = 0;
+  for (const name of unset ?? []) attempt(() => delete process.env[name]);
+  for (const [name, value] of Object.entries(env ?? {})) {
+    attempt(() => {
+      process.env[name] = value;
+    });
+  }
+  send({ event: 'renewed' });
+}
+
+function prepareGlobals() {
+  const [stdout, stderr] = [new Output(1), new Output(2)];
+  for (const [name, value] of Object.entries({ stdout, stderr })) {
+    Object.defineProperty(process, name, { configurable: true, enumerable: true, get: () => value });
+  }
+  globalThis.console = new Console({ stdout, stderr });
+  const requireHere = createRequire(`${process.cwd()}/[cell]`);
+  const hidden = (name, value) => Object.defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: false });
+  hidden('require', requireHere);
+  hidden('module', { exports: {} });
+  hidden('exports', globalThis.module.exports);
+  hidden('display', display);
+  hidden(IMPORT, importFromHere);
+  hidden('_', undefined);
+  Object.defineProperty(globalThis, TAKE, { value: hooks });
+  process.argv.length = 1;
+
+  const complain = (title) => (error) => {
+    const text = attempt(() => (error?.stack === undefined ? inspect(error) : stackLines(error).join('\n')), '<an error that cannot be shown>');
+    attempt(() => writeAll(2, Buffer.from(`${title}: ${text}\n`)));
+  };
+  process.on('unhandledRejection', complain('Unhandled rejection'));
+  process.on('uncaughtException', complain('Uncaught exception'));
+  // Between cells there is nothing to interrupt, and Node's own answer to SIGINT would be to exit.
+  process.on('SIGINT', () => current.interrupt?.());
+}
+
+function main() {
+  replaceRandomness();
+  prepareGlobals();
+  session.connect();
+  interruptible(() => post('Runtime.evaluate', { expression: '0', replMode: true, objectGroup: 'cell' }));
+
+  const queue = [];
+  let working = false;
+  const work = async () => {
+    if (working) return;
+    working = true;
+    while (queue.length > 0) await runCell(queue.shift());
+    working = false;
+  };
+
+  let parts = [];
+  const commands = new net.Socket({ fd: COMMANDS_FD, readable: true, writable: false });
+  commands.on('data', (chunk) => {
+    for (let from = 0; ; ) {
+      const end = chunk.indexOf(10, from);
+      parts.push(chunk.subarray(from, end < 0 ? undefined : end));
+      if (end < 0) return;
+      from = end + 1;
+      const command = JSON.parse(Buffer.concat(parts).toString());
+      parts = [];
+      // A renew does not wait for the running cell: it is done as soon as the event loop turns.
+      if (command.op === 'renew') renew(command);
+      else if (command.op === 'execute') {
+        queue.push(command);
+        // Not from here: an interrupt that unwinds this callback would leave the socket without its reader.
+        setImmediate(work);
+      }
+    }
+  });
+  commands.on('close', () => {
+    attempt(() => closeSync(EVENTS_FD));
+    process.reallyExit(0);
+  });
+  send({ event: 'ready' });
+}
+
+main();
