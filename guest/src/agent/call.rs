@@ -73,6 +73,11 @@ impl Call {
         self.reset_by_caller.load(Ordering::Acquire)
     }
 
+    /// The requests, to be read by somebody else; `receive` then answers `None`.
+    pub fn take_inbound(&mut self) -> mpsc::Receiver<Bytes> {
+        std::mem::replace(&mut self.inbound, mpsc::channel(1).1)
+    }
+
     pub async fn send(&self, message: &impl Message) -> Result<(), Gone> {
         self.send_bytes(message.encode_to_vec().into()).await
     }

@@ -1,9 +1,16 @@
 //! Who this sandbox is: renewed by every ADOPT.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
+
+use super::paths::{self, test_root};
+use crate::proto::guest::v1 as pb;
 
 /// Everything that ADOPT sets, as it is now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,4 +68,192 @@ pub fn environment() -> BTreeMap<String, String> {
 /// Set once by init.
 pub fn set_base_environment(base: BTreeMap<String, String>) {
     environment_state().base = base;
+}
+
+// ---------------------------------------------------------------- ADOPT
+
+const ENTROPY_BYTES: usize = 32;
+const HOST_NAME_BYTES_MAX: usize = 64;
+/// Smaller differences are how long ADOPT was on its way.
+const CLOCK_DRIFT_MAX_NANOS: i128 = 500_000_000;
+
+/// Renews everything. With `error` set the identity is half renewed and the machine must not be served.
+pub async fn adopt(request: pb::Adopt) -> pb::Adopted {
+    let (round, generation) = (request.round, request.generation);
+    let renewed = tokio::task::spawn_blocking(move || renew(request)).await;
+    match renewed.unwrap_or_else(|_| Err("the renewal was abandoned".into())) {
+        Ok(Renewed { clock_step_nanos, entropy_credited }) => {
+            pb::Adopted { round, generation, clock_step_nanos, entropy_credited, error: String::new() }
+        }
+        Err(error) => pb::Adopted { round, generation: self::generation(), error, ..Default::default() },
+    }
+}
+
+struct Renewed {
+    clock_step_nanos: i64,
+    entropy_credited: bool,
+}
+
+fn renew(request: pb::Adopt) -> Result<Renewed, String> {
+    check(&request)?;
+    // Randomness first: everything after may use it. The generation file last: who watches it finds everything renewed.
+    let entropy_credited = renew_entropy(&request.entropy)?;
+    let clock_step_nanos = step_clock(request.wall_clock_unix_nanos);
+    renew_host_name(&request.host_name)?;
+    write_atomically("/etc/machine-id", &format!("{}\n", request.machine_id), 0o444)?;
+    {
+        let mut state = environment_state();
+        if request.forget_secrets {
+            state.secrets.clear();
+        }
+        state.configured.extend(request.env);
+        state.secrets.extend(request.secrets);
+    }
+    write_atomically("/run/sandbox/fork-generation", &format!("{}\n", request.generation), 0o644)?;
+    current().send_replace(Identity {
+        sandbox_id: request.sandbox_id,
+        template_id: request.template_id,
+        parent_id: request.parent_id,
+        generation: request.generation,
+        fork_budget: request.fork_budget,
+        deadline_unix_ms: request.deadline_unix_ms,
+    });
+    Ok(Renewed { clock_step_nanos, entropy_credited })
+}
+
+/// Everything is checked before anything is changed.
+fn check(request: &pb::Adopt) -> Result<(), String> {
+    let now = generation();
+    if request.generation <= now {
+        return Err(format!("generation {} does not follow {now}", request.generation));
+    }
+    if request.sandbox_id.is_empty() {
+        return Err("the sandbox id is empty".into());
+    }
+    if request.entropy.len() != ENTROPY_BYTES {
+        return Err(format!("the entropy must be {ENTROPY_BYTES} bytes"));
+    }
+    let name = request.host_name.as_bytes();
+    let is_name_byte = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+    if name.is_empty() || name.len() > HOST_NAME_BYTES_MAX || !name.iter().all(is_name_byte) {
+        return Err("the host name must be 1 to 64 letters, digits, hyphens and dots".into());
+    }
+    let id = request.machine_id.as_bytes();
+    if id.len() != 32 || !id.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err("the machine id must be 32 lower-case hexadecimal characters".into());
+    }
+    let bad_variable = |(key, value): (&String, &String)| key.is_empty() || key.contains(['=', '\0']) || value.contains('\0');
+    if request.env.iter().any(bad_variable) || request.secrets.iter().any(bad_variable) {
+        return Err("an environment variable has an impossible name or value".into());
+    }
+    Ok(())
+}
+
+/// Credits the entropy and has the kernel reseed at once: entropy alone does not change what children read next. Where the kernel has no
+/// such calls (gVisor) it renews itself; then only that it answers is verified.
+fn renew_entropy(entropy: &[u8]) -> Result<bool, String> {
+    #[repr(C)]
+    struct PoolInfo {
+        entropy_bits: libc::c_int,
+        buffer_bytes: libc::c_int,
+        buffer: [u8; ENTROPY_BYTES],
+    }
+    const RNDADDENTROPY: libc::c_ulong = 0x4008_5203;
+    const RNDRESEEDCRNG: libc::c_ulong = 0x5207;
+    let mut credited = false;
+    if test_root().is_none()
+        && let Ok(buffer) = <[u8; ENTROPY_BYTES]>::try_from(entropy)
+        && let Ok(random) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/random")
+    {
+        let pool = PoolInfo { entropy_bits: ENTROPY_BYTES as libc::c_int * 8, buffer_bytes: ENTROPY_BYTES as libc::c_int, buffer };
+        // SAFETY: the first call reads one rand_pool_info with its buffer, the second takes nothing.
+        credited = unsafe {
+            libc::ioctl(random.as_raw_fd(), RNDADDENTROPY as _, &pool) == 0 && libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG as _) == 0
+        };
+    }
+    let mut sample = [0_u8; 32];
+    // SAFETY: writes at most the length of `sample`.
+    let count = unsafe { libc::getrandom(sample.as_mut_ptr().cast(), sample.len(), libc::GRND_NONBLOCK) };
+    if count != sample.len() as isize || sample == [0; 32] {
+        return Err(format!("the kernel gives no randomness: {}", io::Error::last_os_error()));
+    }
+    Ok(credited)
+}
+
+/// Steps the clock when it is off. A kernel that does not let us (gVisor) takes its clock from the host, where it is right.
+fn step_clock(wanted_unix_nanos: i64) -> i64 {
+    let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else { return 0 };
+    let drift = i128::from(wanted_unix_nanos) - now.as_nanos() as i128;
+    if wanted_unix_nanos <= 0 || drift.abs() <= CLOCK_DRIFT_MAX_NANOS || test_root().is_some() {
+        return 0;
+    }
+    let wanted = libc::timespec { tv_sec: wanted_unix_nanos / 1_000_000_000, tv_nsec: wanted_unix_nanos % 1_000_000_000 };
+    // SAFETY: reads one timespec.
+    if unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &wanted) } == 0 { i64::try_from(drift).unwrap_or(i64::MAX) } else { 0 }
+}
+
+fn renew_host_name(name: &str) -> Result<(), String> {
+    if test_root().is_none() {
+        nix::unistd::sethostname(name).map_err(|error| format!("the host name cannot be set: {error}"))?;
+    }
+    write_atomically("/etc/hostname", &format!("{name}\n"), 0o644)?;
+    let hosts = std::fs::read_to_string(paths::own("/etc/hosts")).unwrap_or_else(|_| "127.0.0.1\tlocalhost\n::1\tlocalhost\n".into());
+    write_atomically("/etc/hosts", &hosts_with(&hosts, name), 0o644)
+}
+
+/// The file with one line for our own name, the usual place of which is 127.0.1.1.
+fn hosts_with(hosts: &str, name: &str) -> String {
+    let others = hosts.lines().filter(|line| line.split_whitespace().next() != Some("127.0.1.1"));
+    others.map(str::to_owned).chain([format!("127.0.1.1\t{name}")]).map(|line| line + "\n").collect()
+}
+
+/// Replaces a file by rename, so that a reader sees the old or the new content and a watcher of the folder one event.
+fn write_atomically(path: &str, content: &str, mode: u32) -> Result<(), String> {
+    let target = paths::own(path);
+    let temporary = target.with_extension("mitos-new");
+    let write = || -> io::Result<()> {
+        match std::fs::remove_file(&temporary) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
+        file.write_all(content.as_bytes())?;
+        std::fs::rename(&temporary, &target)
+    };
+    write().map_err(|error| format!("{path} cannot be written: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adopt(generation: u64) -> pb::Adopt {
+        pb::Adopt {
+            generation,
+            sandbox_id: "sb-1".into(),
+            entropy: vec![1; 32].into(),
+            host_name: "sb-1".into(),
+            machine_id: "0123456789abcdef0123456789abcdef".into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_request_is_checked_in_full() {
+        assert_eq!(check(&adopt(1)), Ok(()));
+        assert!(check(&adopt(0)).is_err());
+        assert!(check(&pb::Adopt { sandbox_id: String::new(), ..adopt(1) }).is_err());
+        assert!(check(&pb::Adopt { entropy: vec![1; 31].into(), ..adopt(1) }).is_err());
+        assert!(check(&pb::Adopt { host_name: "a b".into(), ..adopt(1) }).is_err());
+        assert!(check(&pb::Adopt { machine_id: "0123456789ABCDEF0123456789ABCDEF".into(), ..adopt(1) }).is_err());
+        assert!(check(&pb::Adopt { env: [("A=B".into(), String::new())].into(), ..adopt(1) }).is_err());
+        assert!(check(&pb::Adopt { secrets: [("A".into(), "\0".into())].into(), ..adopt(1) }).is_err());
+    }
+
+    #[test]
+    fn the_hosts_file_has_one_line_for_us() {
+        let once = hosts_with("127.0.0.1 localhost\n", "a");
+        assert_eq!(once, "127.0.0.1 localhost\n127.0.1.1\ta\n");
+        assert_eq!(hosts_with(&once, "b"), "127.0.0.1 localhost\n127.0.1.1\tb\n");
+    }
 }

@@ -2,22 +2,55 @@
 
 pub mod archive;
 pub mod call;
-pub mod dispatch;
+mod channel;
+mod dispatch;
 pub mod files;
 pub mod identity;
+mod init;
 pub mod kernel;
+mod link;
 pub mod paths;
 pub mod process;
-pub mod proctable;
+mod proctable;
+mod pty;
 pub mod reaper;
+mod ring;
+mod session;
+mod socket;
 pub mod spawn;
-pub mod tunnel;
+mod tunnel;
 pub mod user;
-pub mod vitals;
+mod vitals;
 pub mod watch;
 
 use std::process::ExitCode;
 
+/// Runs until the machine ends.
 pub fn main() -> ExitCode {
-    ExitCode::FAILURE
+    init::run();
+    // One thread suffices: the work is done by the kernel and by programs. What could block has threads of its own.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot serve: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> std::io::Result<()> {
+    let (received, outgoing) = link::start(libc::STDIN_FILENO, libc::STDOUT_FILENO)?;
+    let (link, session) = session::start(received, outgoing, |method, first, call| {
+        Box::pin(async move { dispatch::dispatch(&method, first, call).await })
+    });
+    tokio::spawn(socket::run(link));
+    tokio::spawn(session.run());
+    reaper::run().await
 }

@@ -215,7 +215,8 @@ impl Prepared {
             pid
         };
         // SAFETY: the child wrote these through the same pointer before it ended.
-        let (step, errno) = unsafe { (std::ptr::read_volatile(&raw const (*me).failed_step), std::ptr::read_volatile(&raw const (*me).failed_errno)) };
+        let (step, errno) =
+            unsafe { (std::ptr::read_volatile(&raw const (*me).failed_step), std::ptr::read_volatile(&raw const (*me).failed_errno)) };
         if step == 0 {
             return Ok(pid);
         }

@@ -1,0 +1,88 @@
+//! What PID 1 does first: the folders, file systems and environment that programs expect.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+
+use super::{identity, paths, socket};
+
+const PATH: &str = "/opt/mitos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Of the agent's own environment; programs do not see them.
+const OWN_VARIABLES: [&str; 2] = [paths::TEST_ROOT_VARIABLE, "MITOS_RLIMIT_NOFILE"];
+
+/// Failures are logged, not fatal: a machine that can still answer can say what is wrong with it.
+pub fn run() {
+    // SAFETY: sets our own mask.
+    unsafe { libc::umask(0o022) };
+    // SAFETY: cannot fail.
+    if unsafe { libc::getpid() } == 1 && paths::test_root().is_none() {
+        mount_file_systems();
+    }
+    for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755), ("/run/sandbox", 0o755), ("/workspace", 0o755), ("/etc", 0o755)] {
+        make_dir(&paths::own(path), mode);
+    }
+    identity::set_base_environment(base_environment(std::env::vars()));
+}
+
+fn base_environment(inherited: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
+    let defaults = [("PATH", PATH), ("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root"), ("LANG", "C.UTF-8"), ("SHELL", "/bin/sh")];
+    let mut environment: BTreeMap<String, String> = defaults.map(|(key, value)| (key.into(), value.into())).into();
+    environment.extend(inherited.filter(|(key, _)| !OWN_VARIABLES.contains(&key.as_str())));
+    environment.insert("MITOS_SOCKET".into(), paths::own(socket::PATH).to_string_lossy().into_owned());
+    environment
+}
+
+fn make_dir(path: &Path, mode: u32) {
+    if path.is_dir() {
+        return;
+    }
+    let made = std::fs::create_dir_all(path).and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)));
+    if let Err(error) = made {
+        eprintln!("init: cannot make {}: {error}", path.display());
+    }
+}
+
+/// Mounts what nobody has mounted: an OCI runtime has done all of it, a bare virtual machine nothing.
+fn mount_file_systems() {
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let devices = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    // Proof that it is there, source and type, where, flags, options.
+    let wanted: [(&str, &str, &str, MsFlags, Option<&str>); 5] = [
+        ("/proc/self/stat", "proc", "/proc", plain, None),
+        ("/dev/null", "devtmpfs", "/dev", devices - MsFlags::MS_NOEXEC, Some("mode=0755")),
+        ("/dev/pts/ptmx", "devpts", "/dev/pts", devices, Some("newinstance,ptmxmode=0666,mode=0620,gid=5")),
+        ("/dev/shm", "tmpfs", "/dev/shm", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=1777")),
+        ("/sys/kernel", "sysfs", "/sys", plain, None),
+    ];
+    for (proof, kind, target, flags, options) in wanted {
+        if Path::new(proof).exists() {
+            continue;
+        }
+        make_dir(Path::new(target), 0o755);
+        if let Err(error) = mount(Some(kind), target, Some(kind), flags, options) {
+            eprintln!("init: cannot mount {kind} on {target}: {error}");
+        }
+    }
+    if !Path::new("/dev/ptmx").exists()
+        && let Err(error) = std::os::unix::fs::symlink("pts/ptmx", "/dev/ptmx")
+    {
+        eprintln!("init: cannot make /dev/ptmx: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_was_started_with_goes_over_the_defaults_and_our_own_variables_stay_ours() {
+        let inherited = [("PATH", "/x"), ("A", "1"), (paths::TEST_ROOT_VARIABLE, "/t")];
+        let environment = base_environment(inherited.map(|(key, value)| (key.into(), value.into())).into_iter());
+        assert_eq!(environment.get("PATH").map(String::as_str), Some("/x"));
+        assert_eq!(environment.get("A").map(String::as_str), Some("1"));
+        assert_eq!(environment.get("LANG").map(String::as_str), Some("C.UTF-8"));
+        assert!(!environment.contains_key(paths::TEST_ROOT_VARIABLE));
+    }
+}

@@ -1,0 +1,261 @@
+//! The byte stream to the host: two threads that read frames from stdin and write frames to stdout with poll(2) alone.
+//!
+//! A restore replaces the files behind both descriptors while the threads wait in poll. So nothing is assumed of them: they may block or
+//! not, hang up and come back. Neither thread ever ends; a lost link is told to the session and polled again with a growing pause.
+
+use std::io;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use prost::Message;
+use tokio::sync::mpsc;
+
+use crate::proto::guest::v1::Hello;
+use crate::wire::{FrameType, HEADER_BYTES, Header, HeaderError};
+
+const READ_BYTES: usize = 128 * 1024;
+const WRITE_BATCH_BYTES: usize = 128 * 1024;
+const HELLO_BYTES_MAX: usize = 1024;
+const RECEIVED_FRAMES_MAX: usize = 16;
+/// Small, so that what goes next is decided late: a control frame overtakes everything that is not here yet.
+const OUTGOING_FRAMES_MAX: usize = 2;
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+const PAUSE_MAX: Duration = Duration::from_millis(100);
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Received {
+    Frame(Header, Bytes),
+    /// A header broke a rule. The next thing received is a HELLO.
+    Broken(HeaderError),
+    /// The other end is gone for now. What follows begins with a whole frame.
+    Lost,
+}
+
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    pub kind: FrameType,
+    pub more: bool,
+    pub channel: u32,
+    pub payload: Bytes,
+}
+
+/// Starts both threads on the descriptors (which stay open for ever).
+pub fn start(input: RawFd, output: RawFd) -> io::Result<(mpsc::Receiver<Received>, mpsc::Sender<Outgoing>)> {
+    let (received_sender, received) = mpsc::channel(RECEIVED_FRAMES_MAX);
+    let (outgoing, outgoing_receiver) = mpsc::channel(OUTGOING_FRAMES_MAX);
+    let small_stack = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
+    small_stack("link-read").spawn(move || read_frames(input, &received_sender))?;
+    small_stack("link-write").spawn(move || write_frames(output, outgoing_receiver))?;
+    Ok((received, outgoing))
+}
+
+fn read_frames(fd: RawFd, received: &mpsc::Sender<Received>) {
+    set_nonblocking(fd);
+    let mut frames = FrameReader::default();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut pause = PAUSE_MIN;
+    let mut lost = false;
+    loop {
+        wait(fd, libc::POLLIN);
+        // SAFETY: reads at most the buffer's length into it.
+        let count = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+        if count > 0 {
+            (pause, lost) = (PAUSE_MIN, false);
+            frames.push(&buffer[..count as usize]);
+            while let Some(event) = frames.next() {
+                if received.blocking_send(event).is_err() {
+                    return;
+                }
+            }
+            continue;
+        }
+        let again = count < 0 && matches!(io::Error::last_os_error().raw_os_error(), Some(libc::EAGAIN | libc::EINTR));
+        if !again && !lost {
+            lost = true;
+            frames = FrameReader::default();
+            if received.blocking_send(Received::Lost).is_err() {
+                return;
+            }
+        }
+        // Also for EAGAIN: poll answers at once for as long as the other end has hung up.
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn write_frames(fd: RawFd, mut outgoing: mpsc::Receiver<Outgoing>) {
+    set_nonblocking(fd);
+    let mut batch = Vec::with_capacity(WRITE_BATCH_BYTES);
+    let mut ends = Vec::new();
+    while let Some(first) = outgoing.blocking_recv() {
+        batch.clear();
+        ends.clear();
+        let mut next = Some(first);
+        while let Some(frame) = next {
+            let header = Header { length: frame.payload.len(), kind: frame.kind, more: frame.more, channel: frame.channel };
+            batch.extend_from_slice(&header.encode());
+            batch.extend_from_slice(&frame.payload);
+            ends.push(batch.len());
+            next = if batch.len() < WRITE_BATCH_BYTES / 2 { outgoing.try_recv().ok() } else { None };
+        }
+        write_all(fd, &batch, &ends);
+    }
+}
+
+/// Writes whole frames. When the link breaks in mid-frame, the frame is written again from its start once there is a link: the new other
+/// end reads from a frame boundary and ignores what is not for it.
+fn write_all(fd: RawFd, batch: &[u8], ends: &[usize]) {
+    let mut written = 0;
+    let mut pause = PAUSE_MIN;
+    while written < batch.len() {
+        // SAFETY: writes from within the slice.
+        let count = unsafe { libc::write(fd, batch[written..].as_ptr().cast(), batch.len() - written) };
+        if count >= 0 {
+            written += count as usize;
+            pause = PAUSE_MIN;
+            continue;
+        }
+        match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EINTR) => continue,
+            Some(libc::EAGAIN) => {
+                if wait(fd, libc::POLLOUT) & (libc::POLLHUP | libc::POLLERR) == 0 {
+                    continue;
+                }
+            }
+            _ => written = ends.iter().copied().take_while(|end| *end <= written).last().unwrap_or(0),
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn wait(fd: RawFd, events: i16) -> i16 {
+    let mut poll = libc::pollfd { fd, events, revents: 0 };
+    // SAFETY: one pollfd. An interruption is answered by trying to read or write, which is harmless.
+    unsafe { libc::poll(&mut poll, 1, -1) };
+    poll.revents
+}
+
+fn set_nonblocking(fd: RawFd) {
+    // SAFETY: plain fcntl. If it fails the descriptor blocks, and we block where we would have polled.
+    unsafe {
+        let flags = libc::fcntl(fd, libc::F_GETFL);
+        if flags >= 0 {
+            libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK);
+        }
+    }
+}
+
+/// Cuts the stream into frames. After a broken header the boundaries are unknown: it looks for a HELLO at every byte.
+#[derive(Default)]
+struct FrameReader {
+    buffer: BytesMut,
+    searching: bool,
+}
+
+impl FrameReader {
+    fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    fn next(&mut self) -> Option<Received> {
+        if self.searching && !self.find_hello() {
+            return None;
+        }
+        self.searching = false;
+        let header_bytes: &[u8; HEADER_BYTES] = self.buffer.first_chunk()?;
+        let header = match Header::parse(header_bytes) {
+            Ok(header) => header,
+            Err(error) => {
+                self.buffer.advance(1);
+                self.searching = true;
+                return Some(Received::Broken(error));
+            }
+        };
+        if self.buffer.len() < HEADER_BYTES + header.length {
+            self.buffer.reserve(HEADER_BYTES + header.length - self.buffer.len());
+            return None;
+        }
+        self.buffer.advance(HEADER_BYTES);
+        Some(Received::Frame(header, self.buffer.split_to(header.length).freeze()))
+    }
+
+    /// True when the buffer begins with a whole HELLO. What cannot be one is dropped.
+    fn find_hello(&mut self) -> bool {
+        while let Some(header_bytes) = self.buffer.first_chunk() {
+            let possible = Header::parse(header_bytes).is_ok_and(|header| {
+                header.kind == FrameType::Hello && header.channel == 0 && !header.more && (1..=HELLO_BYTES_MAX).contains(&header.length)
+            });
+            if possible {
+                let length = u16::from_be_bytes([header_bytes[2], header_bytes[3]]) as usize;
+                if self.buffer.len() < HEADER_BYTES + length {
+                    return false;
+                }
+                let payload = &self.buffer[HEADER_BYTES..HEADER_BYTES + length];
+                if Hello::decode(payload).is_ok_and(|hello| hello.protocol_version > 0 && !hello.session.is_empty()) {
+                    return true;
+                }
+            }
+            self.buffer.advance(1);
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: FrameType, channel: u32, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = Header { length: payload.len(), kind, more: false, channel }.encode().to_vec();
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    fn all(reader: &mut FrameReader) -> Vec<Received> {
+        std::iter::from_fn(|| reader.next()).collect()
+    }
+
+    #[test]
+    fn frames_are_cut_the_same_however_the_bytes_arrive() {
+        let mut bytes = frame(FrameType::Data, 2, b"hello");
+        bytes.extend(frame(FrameType::End, 2, b""));
+        let mut whole = FrameReader::default();
+        whole.push(&bytes);
+        let expected = all(&mut whole);
+        assert_eq!(expected.len(), 2);
+        let mut piecemeal = FrameReader::default();
+        let mut events = Vec::new();
+        for byte in bytes {
+            piecemeal.push(&[byte]);
+            events.extend(all(&mut piecemeal));
+        }
+        assert_eq!(events, expected);
+    }
+
+    #[test]
+    fn after_a_broken_header_the_next_thing_is_a_hello() {
+        let hello = Hello { protocol_version: 1, session: "s".into() }.encode_to_vec();
+        let mut reader = FrameReader::default();
+        reader.push(&[0xff; 37]);
+        reader.push(&frame(FrameType::Data, 2, b"lost"));
+        reader.push(&frame(FrameType::Hello, 0, &hello));
+        reader.push(&frame(FrameType::Ping, 0, b"p"));
+        let events = all(&mut reader);
+        assert_eq!(events.len(), 3);
+        assert!(matches!(events[0], Received::Broken(_)));
+        assert!(matches!(&events[1], Received::Frame(header, payload) if header.kind == FrameType::Hello && payload[..] == hello));
+        assert!(matches!(&events[2], Received::Frame(header, _) if header.kind == FrameType::Ping));
+    }
+
+    #[test]
+    fn garbage_is_not_kept() {
+        let mut reader = FrameReader::default();
+        for _ in 0..64 {
+            reader.push(&[0xee; 4096]);
+            while reader.next().is_some() {}
+        }
+        assert!(reader.buffer.len() < HEADER_BYTES);
+    }
+}

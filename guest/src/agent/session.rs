@@ -1,0 +1,578 @@
+//! The session on the link: which frames may come when, which channels are open, and what may be written (docs/link.md).
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::call::{Call, Status};
+use super::channel::{Arrived, Channel, ReceiveWindow, SendCredit, Violation};
+use super::identity;
+use super::link::{Outgoing, Received};
+use crate::proto::guest::v1 as pb;
+use crate::wire::{FrameType, Header};
+
+pub const PROTOCOL_VERSION: u32 = 1;
+pub const CHANNELS_MAX: usize = 512;
+const PING_BYTES_MAX: usize = 64;
+const CONTROL_FRAMES_MAX: usize = 1024;
+const SESSION_TEXT_BYTES_MAX: usize = 256;
+const STATUS_MESSAGE_BYTES_MAX: usize = 4096;
+
+/// Where the session is. Only `Session::receive` changes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// At start, and after a broken rule: every frame but HELLO is ignored, nothing is sent.
+    AwaitingHello,
+    /// HELLO was acknowledged: calls are served.
+    Serving,
+    /// QUIESCE has come: nothing is sent but its QUIESCED. RESUME of the same round leads back to Serving with all channels and credit as
+    /// they were; HELLO leads there with none.
+    Quiesced { round: u64 },
+}
+
+/// What the writer may do; follows `Phase`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    Shut,
+    Open,
+    /// One QUIESCED is still to be written, then Shut.
+    Quiescing {
+        round: u64,
+    },
+}
+
+type HandlerFuture = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
+/// Serves one call: method, first message, the rest.
+pub type Handler = fn(String, Bytes, Call) -> HandlerFuture;
+
+/// How a call to the host ended otherwise than with a reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CallError {
+    /// The host refused: its code and message.
+    Refused(String, String),
+    /// The session ended. In a fork's child that is how a call that its parent had begun ends.
+    SessionLost,
+}
+
+/// A frame on its way to the writer. Frames of an older epoch are dropped there.
+struct Queued {
+    epoch: u64,
+    frame: Outgoing,
+}
+
+/// The parts of a session that its tasks share. Cheap to clone.
+#[derive(Clone)]
+pub struct Link {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    open: Mutex<OpenChannels>,
+    /// Raised by every HELLO and by every broken rule.
+    epoch: AtomicU64,
+    gate: watch::Sender<Gate>,
+    control: mpsc::Sender<Queued>,
+    /// Capacity 1: channels wait for their turn in the order in which they became ready, so that one frame of each goes in turn.
+    data: mpsc::Sender<Queued>,
+}
+
+#[derive(Default)]
+struct OpenChannels {
+    channels: HashMap<u32, Channel>,
+    calls: HashMap<u32, PendingCall>,
+    last_host: u32,
+    last_guest: u32,
+    host_count: usize,
+}
+
+/// A unary call to the host.
+struct PendingCall {
+    ended: oneshot::Sender<Result<(), (String, String)>>,
+}
+
+impl Link {
+    fn channels(&self) -> MutexGuard<'_, OpenChannels> {
+        self.shared.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.shared.epoch.load(Ordering::Acquire)
+    }
+
+    async fn control(&self, epoch: u64, kind: FrameType, channel: u32, payload: Bytes) {
+        // The receiver lives as long as the process.
+        let _ = self.shared.control.send(Queued { epoch, frame: Outgoing { kind, more: false, channel, payload } }).await;
+    }
+
+    async fn data(&self, epoch: u64, kind: FrameType, more: bool, channel: u32, payload: Bytes) {
+        let _ = self.shared.data.send(Queued { epoch, frame: Outgoing { kind, more, channel, payload } }).await;
+    }
+
+    async fn credit(&self, epoch: u64, channel: u32, credit: Option<u32>) {
+        if let Some(bytes) = credit {
+            self.control(epoch, FrameType::Credit, channel, Bytes::copy_from_slice(&bytes.to_be_bytes())).await;
+        }
+    }
+
+    /// Calls a unary method of the host.
+    pub async fn call(&self, method: &str, message: &impl Message) -> Result<Bytes, CallError> {
+        if *self.shared.gate.borrow() == Gate::Shut && self.channels().last_host == 0 && self.epoch() == 0 {
+            return Err(CallError::SessionLost);
+        }
+        let cancelled = CancellationToken::new();
+        let (ended_sender, mut ended) = oneshot::channel();
+        let (epoch, number, mut arrived, window) = {
+            let mut open = self.channels();
+            if open.calls.len() >= CHANNELS_MAX {
+                return Err(CallError::Refused("resource_exhausted".into(), "too many calls to the host are open".into()));
+            }
+            let number = if open.last_guest == 0 { 1 } else { open.last_guest + 2 };
+            open.last_guest = number;
+            let (channel, arrived) = Channel::new(cancelled.clone());
+            let window = channel.window();
+            open.channels.insert(number, channel);
+            open.calls.insert(number, PendingCall { ended: ended_sender });
+            (self.epoch(), number, arrived, window)
+        };
+        let open = pb::Open { method: method.into(), message: message.encode_to_vec().into(), end: true };
+        let exchange = async {
+            self.data(epoch, FrameType::Open, false, number, open.encode_to_vec().into()).await;
+            let mut reply = None;
+            loop {
+                tokio::select! {
+                    biased;
+                    Some(message) = arrived.recv() => {
+                        self.credit(epoch, number, window.handed_on(message.message.len(), message.credit)).await;
+                        reply.get_or_insert(message.message);
+                    }
+                    end = &mut ended => return match (end, reply) {
+                        (Ok(Ok(())), Some(reply)) => Ok(reply),
+                        (Ok(Ok(())), None) => Err(CallError::Refused("internal".into(), "the host sent no answer".into())),
+                        (Ok(Err((code, message))), _) => Err(CallError::Refused(code, message)),
+                        (Err(_), _) => Err(CallError::SessionLost),
+                    },
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            result = exchange => result,
+            () = cancelled.cancelled() => Err(CallError::SessionLost),
+        }
+    }
+
+    /// Our half is done; the channel is gone when theirs is too.
+    fn our_end(&self, epoch: u64, number: u32) {
+        let mut open = self.channels();
+        if self.epoch() == epoch
+            && let Some(channel) = open.channels.get_mut(&number)
+        {
+            channel.our_end_sent = true;
+            if channel.their_end_seen() {
+                open.remove(number);
+            }
+        }
+    }
+}
+
+impl OpenChannels {
+    fn remove(&mut self, number: u32) -> Option<Channel> {
+        let channel = self.channels.remove(&number)?;
+        if number.is_multiple_of(2) {
+            self.host_count -= 1;
+        }
+        Some(channel)
+    }
+
+    /// Whether a channel of this number was ever opened in this session.
+    fn was_opened(&self, number: u32) -> bool {
+        number != 0 && number <= if number.is_multiple_of(2) { self.last_host } else { self.last_guest }
+    }
+}
+
+/// Starts the writer's side and returns the link and the session that reads it.
+pub fn start(received: mpsc::Receiver<Received>, outgoing: mpsc::Sender<Outgoing>, handler: Handler) -> (Link, Session) {
+    let (control, control_receiver) = mpsc::channel(CONTROL_FRAMES_MAX);
+    let (data, data_receiver) = mpsc::channel(1);
+    let (gate, gate_receiver) = watch::channel(Gate::Shut);
+    let shared = Shared { open: Mutex::default(), epoch: AtomicU64::new(0), gate, control, data };
+    let link = Link { shared: Arc::new(shared) };
+    tokio::spawn(write(link.clone(), gate_receiver, control_receiver, data_receiver, outgoing));
+    (link.clone(), Session { link, phase: Phase::AwaitingHello, received, handler })
+}
+
+/// Gives the writing thread one frame at a time: control frames first, and nothing while the gate is shut.
+async fn write(
+    link: Link,
+    mut gate: watch::Receiver<Gate>,
+    mut control: mpsc::Receiver<Queued>,
+    mut data: mpsc::Receiver<Queued>,
+    outgoing: mpsc::Sender<Outgoing>,
+) {
+    loop {
+        let now = *gate.borrow_and_update();
+        let queued = match now {
+            Gate::Open => tokio::select! {
+                biased;
+                _ = gate.changed() => continue,
+                Some(queued) = control.recv() => queued,
+                Some(queued) = data.recv() => queued,
+            },
+            Gate::Quiescing { round } => {
+                let payload = pb::Quiesced { round }.encode_to_vec().into();
+                let frame = Outgoing { kind: FrameType::Quiesced, more: false, channel: 0, payload };
+                if outgoing.send(frame).await.is_err() {
+                    return;
+                }
+                link.shared.gate.send_if_modified(|gate| {
+                    let answered = *gate == now;
+                    if answered {
+                        *gate = Gate::Shut;
+                    }
+                    answered
+                });
+                continue;
+            }
+            Gate::Shut => {
+                if gate.changed().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        if queued.epoch == link.epoch() && outgoing.send(queued.frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+pub struct Session {
+    link: Link,
+    phase: Phase,
+    received: mpsc::Receiver<Received>,
+    handler: Handler,
+}
+
+impl Session {
+    /// Serves the link for ever.
+    pub async fn run(mut self) {
+        while let Some(event) = self.received.recv().await {
+            match event {
+                Received::Frame(header, payload) => {
+                    if let Err(violation) = self.receive(header, payload).await {
+                        self.end(violation.0);
+                    }
+                }
+                Received::Broken(_) => self.end("a frame header broke a rule"),
+                // The same session may go on when the link comes back; a new one begins with HELLO.
+                Received::Lost => {}
+            }
+        }
+    }
+
+    fn end(&mut self, why: &str) {
+        if self.phase != Phase::AwaitingHello {
+            eprintln!("link session ended: {why}");
+        }
+        self.phase = Phase::AwaitingHello;
+        self.link.shared.gate.send_replace(Gate::Shut);
+        self.drop_channels();
+    }
+
+    /// Forgets every channel. Processes stay: their calls see that no living server has reset them.
+    fn drop_channels(&mut self) {
+        let mut open = self.link.channels();
+        self.link.shared.epoch.fetch_add(1, Ordering::AcqRel);
+        for (_, channel) in std::mem::take(&mut *open).channels {
+            channel.cancel(false);
+        }
+    }
+
+    async fn receive(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
+        if self.phase == Phase::AwaitingHello && header.kind != FrameType::Hello {
+            return Ok(());
+        }
+        let is_control = (header.kind as u8) < FrameType::Open as u8;
+        if is_control != (header.channel == 0) || (header.more && header.kind != FrameType::Data) {
+            return Err(Violation("a channel number or flag where none belongs"));
+        }
+        match header.kind {
+            FrameType::Hello => self.hello(decode(payload)?).await,
+            FrameType::Quiesce => {
+                let pb::Quiesce { round } = decode(payload)?;
+                self.phase = Phase::Quiesced { round };
+                self.link.shared.gate.send_replace(Gate::Quiescing { round });
+                Ok(())
+            }
+            FrameType::Resume => {
+                let pb::Resume { round } = decode(payload)?;
+                if self.phase == (Phase::Quiesced { round }) {
+                    self.phase = Phase::Serving;
+                    self.link.shared.gate.send_replace(Gate::Open);
+                }
+                Ok(())
+            }
+            FrameType::Adopt => {
+                let adopted = identity::adopt(decode(payload)?).await;
+                self.link.control(self.link.epoch(), FrameType::Adopted, 0, adopted.encode_to_vec().into()).await;
+                Ok(())
+            }
+            FrameType::Ping => {
+                if payload.len() > PING_BYTES_MAX {
+                    return Err(Violation("a PING is too long"));
+                }
+                // A PING that finds the queue full is one of thousands.
+                let frame = Outgoing { kind: FrameType::Pong, more: false, channel: 0, payload };
+                let _ = self.link.shared.control.try_send(Queued { epoch: self.link.epoch(), frame });
+                Ok(())
+            }
+            FrameType::Open => self.open(header.channel, decode(payload)?).await,
+            FrameType::Data => self.data(header, payload).await,
+            FrameType::End => self.their_end(header.channel, payload),
+            FrameType::Reset => self.reset(header.channel, payload),
+            FrameType::Credit => {
+                let bytes: [u8; 4] = payload[..].try_into().map_err(|_| Violation("a CREDIT is not four bytes"))?;
+                let open = self.link.channels();
+                match open.channels.get(&header.channel) {
+                    Some(channel) => channel.send_credit.add(u32::from_be_bytes(bytes)),
+                    None => known(&open, header.channel),
+                }
+            }
+            FrameType::HelloAck
+            | FrameType::Quiesced
+            | FrameType::Adopted
+            | FrameType::Pong
+            | FrameType::ShimRequest
+            | FrameType::ShimReply
+            | FrameType::ShimEvent => Err(Violation("a frame that only a guest or a shim sends")),
+        }
+    }
+
+    async fn hello(&mut self, hello: pb::Hello) -> Result<(), Violation> {
+        if hello.session.is_empty() || hello.session.len() > SESSION_TEXT_BYTES_MAX {
+            return Err(Violation("a HELLO without a usable session"));
+        }
+        self.drop_channels();
+        self.phase = Phase::Serving;
+        let ack = pb::HelloAck {
+            protocol_version: PROTOCOL_VERSION,
+            session: hello.session,
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            generation: identity::generation(),
+        };
+        self.link.shared.gate.send_replace(Gate::Open);
+        self.link.control(self.link.epoch(), FrameType::HelloAck, 0, ack.encode_to_vec().into()).await;
+        Ok(())
+    }
+
+    async fn open(&mut self, number: u32, open: pb::Open) -> Result<(), Violation> {
+        let epoch = self.link.epoch();
+        let admitted = {
+            let mut channels = self.link.channels();
+            if !number.is_multiple_of(2) || number <= channels.last_host {
+                return Err(Violation("OPEN with a number that is not the next"));
+            }
+            channels.last_host = number;
+            if channels.host_count >= CHANNELS_MAX {
+                None
+            } else {
+                let (mut channel, arrived) = Channel::new(CancellationToken::new());
+                let parts =
+                    (arrived, channel.window(), channel.send_credit.clone(), channel.cancelled.clone(), channel.reset_by_caller.clone());
+                // An empty first message is followed by the real one as DATA, unless nothing follows.
+                if open.end || !open.message.is_empty() {
+                    channel.first(open.message);
+                }
+                if open.end {
+                    channel.their_end()?;
+                }
+                channels.host_count += 1;
+                channels.channels.insert(number, channel);
+                Some(parts)
+            }
+        };
+        let Some((arrived, window, send_credit, cancelled, reset_by_caller)) = admitted else {
+            let status =
+                pb::Status { code: "resource_exhausted".into(), message: format!("{CHANNELS_MAX} calls are open on this machine") };
+            self.link.control(epoch, FrameType::Reset, number, status.encode_to_vec().into()).await;
+            return Ok(());
+        };
+        let (inbound_sender, inbound) = mpsc::channel(1);
+        let (outbound, outbound_receiver) = mpsc::channel(1);
+        let (status_sender, status) = oneshot::channel();
+        let (first_sender, first) = oneshot::channel();
+        let side = Side { link: self.link.clone(), epoch, number, cancelled: cancelled.clone() };
+        tokio::spawn(pump(side.clone(), arrived, window, first_sender, inbound_sender));
+        tokio::spawn(drain(side, outbound_receiver, status, send_credit));
+        let call = Call::new(inbound, outbound, cancelled.clone(), reset_by_caller);
+        let handler = self.handler;
+        tokio::spawn(async move {
+            let first = tokio::select! {
+                biased;
+                () = cancelled.cancelled() => return,
+                first = first => first,
+            };
+            let result = match first {
+                Ok(first) => handler(open.method, first, call).await,
+                Err(_) => Err(Status::invalid("the call ended before its first message")),
+            };
+            let _ = status_sender.send(result);
+        });
+        Ok(())
+    }
+
+    async fn data(&mut self, header: Header, payload: Bytes) -> Result<(), Violation> {
+        let credit = {
+            let mut open = self.link.channels();
+            match open.channels.get_mut(&header.channel) {
+                Some(channel) => channel.data(payload, header.more)?,
+                None => return known(&open, header.channel),
+            }
+        };
+        self.link.credit(self.link.epoch(), header.channel, credit).await;
+        Ok(())
+    }
+
+    fn their_end(&mut self, number: u32, payload: Bytes) -> Result<(), Violation> {
+        let mut open = self.link.channels();
+        let open = &mut *open;
+        let Some(channel) = open.channels.get_mut(&number) else { return known(open, number) };
+        channel.their_end()?;
+        if let Some(call) = open.calls.remove(&number) {
+            let pb::Status { code, message } = decode(payload)?;
+            let _ = call.ended.send(if code.is_empty() { Ok(()) } else { Err((code, message)) });
+            open.remove(number);
+        } else if channel.our_end_sent {
+            open.remove(number);
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, number: u32, payload: Bytes) -> Result<(), Violation> {
+        let mut open = self.link.channels();
+        let Some(channel) = open.remove(number) else { return known(&open, number) };
+        match open.calls.remove(&number) {
+            Some(call) => {
+                let pb::Status { code, message } = decode(payload)?;
+                let _ = call.ended.send(Err((if code.is_empty() { "canceled".into() } else { code }, message)));
+            }
+            None => channel.cancel(true),
+        }
+        Ok(())
+    }
+}
+
+fn decode<M: Message + Default>(payload: Bytes) -> Result<M, Violation> {
+    M::decode(payload).map_err(|_| Violation("a payload cannot be decoded"))
+}
+
+/// A frame for a channel that is closed is ignored: both ends may close at once.
+fn known(open: &OpenChannels, number: u32) -> Result<(), Violation> {
+    if open.was_opened(number) { Ok(()) } else { Err(Violation("a frame on a channel that was never opened")) }
+}
+
+#[derive(Clone)]
+struct Side {
+    link: Link,
+    epoch: u64,
+    number: u32,
+    cancelled: CancellationToken,
+}
+
+/// Hands arrived messages to the handler, one at a time, and gives their credit back.
+async fn pump(
+    side: Side,
+    mut arrived: mpsc::UnboundedReceiver<Arrived>,
+    window: Arc<ReceiveWindow>,
+    first: oneshot::Sender<Bytes>,
+    inbound: mpsc::Sender<Bytes>,
+) {
+    let mut first = Some(first);
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = side.cancelled.cancelled() => return,
+            next = arrived.recv() => next,
+        };
+        let Some(Arrived { message, credit }) = next else { return };
+        let length = message.len();
+        match first.take() {
+            Some(first) => {
+                let _ = first.send(message);
+            }
+            None => tokio::select! {
+                biased;
+                () = side.cancelled.cancelled() => return,
+                // A handler that has returned reads no more; its caller may still be sending.
+                _ = inbound.send(message) => {}
+            },
+        }
+        side.link.credit(side.epoch, side.number, window.handed_on(length, credit)).await;
+    }
+}
+
+/// Sends the handler's messages as credit allows, then END with its status.
+async fn drain(side: Side, mut outbound: mpsc::Receiver<Bytes>, status: oneshot::Receiver<Result<(), Status>>, credit: Arc<SendCredit>) {
+    let cancelled = side.cancelled.clone();
+    let finished = async {
+        tokio::pin!(status);
+        let mut result = None;
+        loop {
+            tokio::select! {
+                biased;
+                message = outbound.recv() => match message {
+                    Some(message) => send_message(&side, message, &credit).await,
+                    None => break,
+                },
+                returned = &mut status, if result.is_none() => {
+                    result = Some(returned);
+                    outbound.close();
+                }
+            }
+        }
+        let result = match result {
+            Some(result) => result,
+            None => status.await,
+        };
+        let payload = match result {
+            Ok(Ok(())) => Bytes::new(),
+            Ok(Err(status)) => encode_status(status),
+            Err(_) => encode_status(Status::new("internal", "the agent's handler failed")),
+        };
+        side.link.data(side.epoch, FrameType::End, false, side.number, payload).await;
+        side.link.our_end(side.epoch, side.number);
+    };
+    tokio::select! {
+        biased;
+        () = cancelled.cancelled() => {}
+        () = finished => {}
+    }
+}
+
+async fn send_message(side: &Side, mut message: Bytes, credit: &SendCredit) {
+    loop {
+        let length = credit.take(message.len()).await;
+        let part = message.split_to(length);
+        let more = !message.is_empty();
+        side.link.data(side.epoch, FrameType::Data, more, side.number, part).await;
+        if !more {
+            return;
+        }
+    }
+}
+
+fn encode_status(status: Status) -> Bytes {
+    let mut message = status.message;
+    if message.len() > STATUS_MESSAGE_BYTES_MAX {
+        let end = (0..=STATUS_MESSAGE_BYTES_MAX).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
+        message.truncate(end);
+    }
+    pb::Status { code: status.code.into(), message }.encode_to_vec().into()
+}
