@@ -5,7 +5,7 @@ import { type Engine, type Log, openEngine } from "@mitos/engine";
 import { type CreateOptions, create, type Sandbox } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
 import { expect } from "vitest";
-import { tracesOf } from "./traces.ts";
+import { noTraces, Tracker } from "./traces.ts";
 
 /** A server with an engine (the real one unless said otherwise) in this process, on a port of its own, with a data directory of its own. */
 export interface LiveServer {
@@ -19,6 +19,7 @@ export interface LiveServer {
 
 export async function startLiveServer(kind: "gvisor" | "mock" = "gvisor"): Promise<LiveServer> {
   const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-test-"));
+  const tracker = new Tracker(dataDir);
   const engine = await openEngine({ dataDir, engine: kind, log: quiet });
   const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: quiet, version: "test" });
   return {
@@ -30,7 +31,7 @@ export async function startLiveServer(kind: "gvisor" | "mock" = "gvisor"): Promi
       await server.close();
       await engine.close({ sandboxes: "end" });
       rmSync(dataDir, { recursive: true, force: true });
-      expect(tracesOf(dataDir)).toEqual({ processes: [], mounts: [], cgroups: [], sockets: [], files: [] });
+      expect(tracker.find()).toEqual(noTraces);
     },
   };
 }
