@@ -176,7 +176,7 @@ class OpenEngine implements Engine {
   }
 
   async #close(sandboxes: "keep" | "end"): Promise<void> {
-    const { core } = { core: this.#core };
+    const core = this.#core;
     const entries = [...core.sandboxes.all()];
     if (sandboxes === "end") {
       const living = entries.filter(({ record }) => record.end === null && record.state !== "paused");
@@ -190,6 +190,7 @@ class OpenEngine implements Engine {
       live?.guest.close(new MitosError("unavailable", { cause: "the server is shutting down" }));
     }
     await core.driver.close();
+    await core.places.close();
     this.#closeDatabase();
   }
 

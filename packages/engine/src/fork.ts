@@ -2,7 +2,7 @@ import { limits, MitosError, newSandboxId, type SandboxId } from "@mitos/protoco
 import type { ForkRequest, ForkResult } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
-import { attach, deadlineAfter } from "./lifecycle.ts";
+import { attach, deadlineAfter, requireLive } from "./lifecycle.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { type Delivery, startFromSnapshot } from "./start.ts";
@@ -141,8 +141,7 @@ function insertChild(core: Core, request: ForkRequest, { record }: Entry, id: Sa
 
 /** The parent runs on whatever happens in here. */
 async function snapshotRunning(core: Core, parent: Entry, stateBytes: number): Promise<{ snapshot: SharedSnapshot; pausedMs: number }> {
-  const { live } = parent;
-  if (!live) throw new Error(`broken invariant: ${parent.record.id} is running without a machine`);
+  const live = requireLive(parent);
   const dir = await core.places.choose("fork", stateBytes);
   const pausedAtMs = performance.now();
   const quiet = await live.guest.quiesce();

@@ -70,6 +70,12 @@ const failureOf = {
   terminated: "killed",
 } as const satisfies Record<Exclude<MachineExit["reason"], "deadline">, EndCause>;
 
+/** The machine of a sandbox whose state says that it has one. */
+export function requireLive({ record, live }: Entry): Live {
+  if (!live) throw new Error(`broken invariant: sandbox ${record.id} is ${record.state} without a machine`);
+  return live;
+}
+
 /** From now on the sandbox is served by this machine, and ends when it does. Also right for a machine that has ended already. */
 export function attach(core: Core, entry: Entry, live: Live): void {
   entry.live = live;

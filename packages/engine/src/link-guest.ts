@@ -1,10 +1,11 @@
 import { randomBytes } from "node:crypto";
 import type { MitosError } from "@mitos/protocol";
 import { guest as pb } from "@mitos/protocol/proto";
-import type { Runtime } from "./actions.ts";
+
 import type { Machine } from "./driver.ts";
 import type { Adoption, Guest, GuestHooks } from "./guest.ts";
 import { LinkClient } from "./link/client.ts";
+import { createRuntime } from "./runtime.ts";
 
 const entropyBytes = 32;
 /** An interpreter with heavy start-up files on a busy machine still fits; one that hangs fails the build. */
@@ -19,7 +20,7 @@ export function connectGuest(machine: Machine, hooks: GuestHooks): Guest {
   });
   link.onGuestCall(pb.Host.method.forkSelf, async ({ count, label }) => ({ children: [...(await hooks.onForkSelf(count, label))] }));
   return {
-    runtime: undefined as unknown as Runtime,
+    runtime: createRuntime(link, hooks),
     async open(adoption) {
       if (adoption) await link.adopt(identityOf(adoption));
       else await link.hello();

@@ -1,7 +1,7 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
-import { attach } from "./lifecycle.ts";
+import { attach, requireLive } from "./lifecycle.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { startFromSnapshot } from "./start.ts";
 import { requireState } from "./states.ts";
@@ -19,8 +19,8 @@ export async function pause(core: Core, id: SandboxId): Promise<void> {
   const entry = core.sandboxes.require(id, "pause");
   await entry.mutex.run(async () => {
     requireState(entry.record, "pause");
-    const { live } = entry;
-    if (entry.record.state === "paused" || !live) return;
+    if (entry.record.state === "paused") return;
+    const live = requireLive(entry);
 
     core.sandboxes.move(entry, "pausing");
     let saved: SharedSnapshot | undefined;

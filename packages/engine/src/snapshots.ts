@@ -90,12 +90,24 @@ export class SnapshotPlaces {
     }
     return removed;
   }
+
+  /** Leaves nothing on tmpfs when there is nothing to keep. */
+  async close(): Promise<void> {
+    if (this.#fastRoot === null) return;
+    const names = await readdir(this.#fastRoot);
+    if (names.every((name) => name === ownerLink)) await rm(this.#fastRoot, { recursive: true, force: true });
+  }
+}
+
+export function fastRootOf(diskRoot: string): string {
+  const uid = process.getuid?.() ?? 0;
+  return path.join(sharedMemoryRoot, `mitos-${uid}-${createHash("sha256").update(diskRoot).digest("hex").slice(0, 16)}`);
 }
 
 /** tmpfs is shared with every user of the host: a folder that somebody else prepared under our name is not used. */
 async function openFastRoot(diskRoot: string, log: Log): Promise<string | null> {
   const uid = process.getuid?.() ?? 0;
-  const dir = path.join(sharedMemoryRoot, `mitos-${uid}-${createHash("sha256").update(diskRoot).digest("hex").slice(0, 16)}`);
+  const dir = fastRootOf(diskRoot);
   try {
     await mkdir(dir, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
       if (error.code !== "EEXIST") throw error;

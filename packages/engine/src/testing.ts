@@ -1,6 +1,6 @@
 /** For tests of the engine: a clock that is moved by hand, a driver that fails when told to, and an engine over them. */
 
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdtemp, readdir, realpath, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { type SandboxId, toSandboxId, toTemplateId } from "@mitos/protocol";
@@ -10,11 +10,13 @@ import type { Clock } from "./clock.ts";
 import type { Driver, Machine, MachineExit, MachineSpec } from "./driver.ts";
 import { openMockDriver } from "./drivers/mock/driver.ts";
 import { openEngineWith } from "./engine.ts";
+import { fastRootOf } from "./snapshots.ts";
 
 export const quiet: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
 
 export class ManualClock implements Clock {
-  #nowMs = 1_800_000_000_000;
+  // Of today, since machines keep their own deadlines by the real clock.
+  #nowMs = Date.now();
   readonly #waiting = new Set<{ atMs: number; wake: () => void }>();
 
   nowMs(): number {
@@ -101,7 +103,7 @@ export class FaultyDriver implements Driver {
   }
 }
 
-/** An engine over its own data directory; disposing of it checks nothing and leaves nothing. */
+/** An engine over its own data directory. Disposing of it ends everything and leaves nothing. */
 export class Bench implements AsyncDisposable {
   readonly dataDir: string;
   readonly clock = new ManualClock();
@@ -129,9 +131,16 @@ export class Bench implements AsyncDisposable {
     return this.engine;
   }
 
+  /** What there is on the disk and on tmpfs for snapshots of this engine. */
+  async snapshotFolders(): Promise<string[]> {
+    const roots = [path.join(this.dataDir, "snapshots"), fastRootOf(path.join(await realpath(this.dataDir), "snapshots"))];
+    return (await Promise.all(roots.map((root) => readdir(root)))).flat().filter((name) => name !== "owner");
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
+    for (const { id } of this.engine.list()) await this.engine.terminate(id);
+    for (const { id } of this.engine.listTemplates()) await this.engine.deleteTemplate(id);
     await this.engine.close({ sandboxes: "end" });
-    for (const entry of this.engine.listTemplates()) void entry;
     await this.driver.dispose();
     await rm(this.dataDir, { recursive: true, force: true });
   }
