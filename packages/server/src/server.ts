@@ -79,6 +79,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const connect = createConnectHandler(context);
   const webSocket = createWebSocketExec(context);
   const dispatch = (request: AnyRequest, response: AnyResponse) => {
+    request.on("error", () => {}); // whoever reads the body sees it
     const isConnect = request.url?.startsWith(servicePrefix);
     const refused = refusal(request, boundHost);
     if (refused) return isConnect ? sendConnectError(response, toConnectError(refused)) : sendEnvelope(response, refused);

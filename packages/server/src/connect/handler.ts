@@ -1,19 +1,21 @@
 /** The Connect service on Node's requests, HTTP/1.1 and HTTP/2. */
 
+import type { ServerResponse } from "node:http";
 import { ConnectError, createConnectRouter } from "@connectrpc/connect";
-import type { UniversalHandler } from "@connectrpc/connect/protocol";
+import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import {
   contentTypeStreamJson,
   contentTypeStreamProto,
   contentTypeUnaryJson,
   contentTypeUnaryProto,
 } from "@connectrpc/connect/protocol-connect";
-import { compressionGzip, universalRequestFromNodeRequest, universalResponseToNodeResponse } from "@connectrpc/connect-node";
+import { compressionGzip, universalRequestFromNodeRequest } from "@connectrpc/connect-node";
 import { limits } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import type { ServerContext } from "../context.ts";
 import type { AnyRequest } from "../http/guard.ts";
 import { type AnyResponse, sendPlain } from "../http/plain.ts";
+import { writeTo } from "../stream/write.ts";
 import { withExecAliases } from "./aliases.ts";
 import { sandboxService } from "./service.ts";
 
@@ -53,7 +55,25 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
 async function serve(handler: UniversalHandler, request: AnyRequest, response: AnyResponse): Promise<void> {
   const universal = universalRequestFromNodeRequest(request, response, undefined, undefined);
   const answer = await handler({ ...universal, body: bodyOf(handler, request) });
-  await universalResponseToNodeResponse(answer, response);
+  await sendAnswer(answer, response);
+}
+
+/** The headers wait for the first message, so that an RPC may still set some. */
+async function sendAnswer({ status, header, body, trailer }: UniversalServerResponse, response: AnyResponse): Promise<void> {
+  const messages = body?.[Symbol.asyncIterator]();
+  let message = await messages?.next();
+  (response as ServerResponse).writeHead(status, Object.fromEntries(header ?? []));
+  for (; message && !message.done; message = await messages?.next()) {
+    try {
+      await writeTo(response, message.value);
+    } catch (error) {
+      // Tells the RPC that nobody listens.
+      await messages?.throw?.(error).catch(() => {});
+      throw error;
+    }
+  }
+  if (trailer) response.addTrailers(Object.fromEntries(trailer));
+  response.end();
 }
 
 function bodyOf(handler: UniversalHandler, request: AnyRequest): AsyncIterable<Uint8Array> {

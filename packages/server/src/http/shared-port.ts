@@ -42,6 +42,8 @@ function handOver(socket: Socket, http1: Http1Server, http2: Http2Server, silenc
     socket.pause();
     socket.unshift(seen);
     if (isHttp2) {
+      // HTTP/2 has no half-open connections: a client that ends its side has left.
+      socket.allowHalfOpen = false;
       // The session reads what lies in the buffer itself; a flowing socket would lose it.
       http2.emit("connection", socket);
     } else {

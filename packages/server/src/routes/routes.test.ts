@@ -40,19 +40,24 @@ describe("templates", () => {
     expect(at.engine.templates.get("plain")).toMatchObject({ workload: undefined, resources: { vcpuCount: 1, memSizeMiB: 512 } });
   });
 
-  it.each(["../../etc", "a/b", "..", ".", "a\\b", "with space", "", "x".repeat(65), "-leading", 7, null])("refuse the id %j", async (id) => {
-    const answer = await post(at, "/v1/templates", { id });
-    expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
-  });
-
-  it.each([{ allow_cidrs: ["not-a-cidr"] }, { inbound: "allow", inbound_cidrs: ["bad"] }, { egress: "maybe" }, { allow_cidrs: ["10.0.0.0/33"] }])(
-    "refuse the network %j and say so",
-    async (network) => {
-      const answer = await post(at, "/v1/templates", { id: "t", network });
-      expect(answer.status).toBe(400);
-      expect(answer.json.error.cause).toMatch(/^invalid network config:/);
+  it.each(["../../etc", "a/b", "..", ".", "a\\b", "with space", "", "x".repeat(65), "-leading", 7, null])(
+    "refuse the id %j",
+    async (id) => {
+      const answer = await post(at, "/v1/templates", { id });
+      expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
     },
   );
+
+  it.each([
+    { allow_cidrs: ["not-a-cidr"] },
+    { inbound: "allow", inbound_cidrs: ["bad"] },
+    { egress: "maybe" },
+    { allow_cidrs: ["10.0.0.0/33"] },
+  ])("refuse the network %j and say so", async (network) => {
+    const answer = await post(at, "/v1/templates", { id: "t", network });
+    expect(answer.status).toBe(400);
+    expect(answer.json.error.cause).toMatch(/^invalid network config:/);
+  });
 
   it("are deleted", async () => {
     expect((await send(at, "DELETE", "/v1/templates/python")).json).toEqual({ status: "deleted", id: "python" });
@@ -93,20 +98,37 @@ describe("sandboxes", () => {
   });
 
   it("are given their environment, secrets and limits, none of which is logged", async () => {
-    const body = { id: "x", template: "python", env: { A: "e-value" }, secrets: { B: "s-value" }, timeout_seconds: 60, metadata: { team: "a" } };
+    const body = {
+      id: "x",
+      template: "python",
+      env: { A: "e-value" },
+      secrets: { B: "s-value" },
+      timeout_seconds: 60,
+      metadata: { team: "a" },
+    };
     await post(at, "/v1/fork", { ...body, resources: { mem_size_mib: 256 } });
-    expect(at.engine.creates.at(-1)).toMatchObject({ env: { A: "e-value" }, secrets: { B: "s-value" }, timeoutSeconds: 60, resources: { memSizeMiB: 256 } });
+    expect(at.engine.creates.at(-1)).toMatchObject({
+      env: { A: "e-value" },
+      secrets: { B: "s-value" },
+      timeoutSeconds: 60,
+      resources: { memSizeMiB: 256 },
+    });
     expect(at.logLines.join("\n")).not.toMatch(/e-value|s-value/);
   });
 
-  it.each([{ env: { "A=B": "x" } }, { env: { A: "x\0y" } }, { env: { A: 1 } }, { env: [] }, { timeout_seconds: 0 }, { timeout_seconds: 1.5 }, { resources: { mem_size_mib: 1 } }])(
-    "refuse %j before anything happens",
-    async (extra) => {
-      const answer = await post(at, "/v1/fork", { id: "x", template: "python", ...extra });
-      expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
-      expect(at.engine.sandboxes.has("x")).toBe(false);
-    },
-  );
+  it.each([
+    { env: { "A=B": "x" } },
+    { env: { A: "x\0y" } },
+    { env: { A: 1 } },
+    { env: [] },
+    { timeout_seconds: 0 },
+    { timeout_seconds: 1.5 },
+    { resources: { mem_size_mib: 1 } },
+  ])("refuse %j before anything happens", async (extra) => {
+    const answer = await post(at, "/v1/fork", { id: "x", template: "python", ...extra });
+    expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
+    expect(at.engine.sandboxes.has("x")).toBe(false);
+  });
 
   it("are listed in pages, filtered by state, parent and metadata", async () => {
     await post(at, "/v1/fork", { id: "sb-2", template: "python", metadata: { team: "a" } });
@@ -121,17 +143,29 @@ describe("sandboxes", () => {
     const second = await get(at, `/v1/sandboxes?limit=2&cursor=${first.headers["x-next-cursor"]}`);
     expect(second.json.map((row: { id: string }) => row.id)).toEqual(["sb-3"]);
     expect(second.headers["x-next-cursor"]).toBeUndefined();
-    for (const query of ["?limit=0", "?state=odd", "?cursor=!", "?parent=a/b"]) expect((await get(at, `/v1/sandboxes${query}`)).status).toBe(400);
+    for (const query of ["?limit=0", "?state=odd", "?cursor=!", "?parent=a/b"])
+      expect((await get(at, `/v1/sandboxes${query}`)).status).toBe(400);
   });
 
   it("answer one, its tree, and deletion of one or of all below", async () => {
     await post(at, "/v1/sandboxes/sb-1/fork", { id: "a" });
     await post(at, "/v1/sandboxes/a/fork", { id: "b" });
-    expect((await get(at, "/v1/sandboxes/sb-1")).json).toMatchObject({ id: "sb-1", state: "running", deadline_unix: null, children: ["a"] });
-    expect((await get(at, "/v1/sandboxes/sb-1/tree")).json).toMatchObject({ id: "sb-1", children: [{ id: "a", children: [{ id: "b", children: [] }] }] });
+    expect((await get(at, "/v1/sandboxes/sb-1")).json).toMatchObject({
+      id: "sb-1",
+      state: "running",
+      deadline_unix: null,
+      children: ["a"],
+    });
+    expect((await get(at, "/v1/sandboxes/sb-1/tree")).json).toMatchObject({
+      id: "sb-1",
+      children: [{ id: "a", children: [{ id: "b", children: [] }] }],
+    });
     expect((await send(at, "DELETE", "/v1/sandboxes/a?subtree=true")).json).toEqual({ status: "terminated", id: "a" });
     expect((await get(at, "/v1/sandboxes/b")).status).toBe(404);
-    expect((await send(at, "DELETE", "/v1/sandboxes/b")).json.error).toMatchObject({ code: "not_found", remediation: expect.stringMatching(/./) });
+    expect((await send(at, "DELETE", "/v1/sandboxes/b")).json.error).toMatchObject({
+      code: "not_found",
+      remediation: expect.stringMatching(/./),
+    });
   });
 });
 
@@ -140,7 +174,11 @@ describe("live fork", () => {
   const fork = (body: object) => post(at, "/v1/sandboxes/sb-1/fork", body);
 
   it("answers one child in the shape of a creation, with the source's template", async () => {
-    expect((await fork({ id: "child", pause_source: true, template: "x" })).json).toMatchObject({ id: "child", template_id: "python", parent_id: "sb-1" });
+    expect((await fork({ id: "child", pause_source: true, template: "x" })).json).toMatchObject({
+      id: "child",
+      template_id: "python",
+      parent_id: "sb-1",
+    });
   });
 
   it("answers children with what the fork took when a count or ids are given", async () => {
@@ -150,19 +188,29 @@ describe("live fork", () => {
     expect((await fork({ ids: ["a", "b"] })).json.children).toMatchObject([{ id: "a" }, { id: "b" }]);
   });
 
-  it.each([{}, { id: "../escape" }, { count: 0 }, { count: 101 }, { ids: ["a", "a"] }, { id: "a", ids: ["b"] }, { count: 3, ids: ["a"] }, { ids: [] }])(
-    "refuses %j",
-    async (body) => {
-      expect((await fork(body)).status).toBe(400);
-      expect(at.engine.forks).toEqual([]);
-    },
-  );
+  it.each([
+    {},
+    { id: "../escape" },
+    { count: 0 },
+    { count: 101 },
+    { ids: ["a", "a"] },
+    { id: "a", ids: ["b"] },
+    { count: 3, ids: ["a"] },
+    { ids: [] },
+  ])("refuses %j", async (body) => {
+    expect((await fork(body)).status).toBe(400);
+    expect(at.engine.forks).toEqual([]);
+  });
 
   it("leaves the child the rest of its parent's time unless asked otherwise", async () => {
     await fork({ id: "a" });
     await fork({ id: "b", timeout_seconds: null });
     await fork({ id: "c", timeout_seconds: 5, inherit_secrets: true });
-    expect(at.engine.forks).toMatchObject([{ timeoutSeconds: undefined }, { timeoutSeconds: null }, { timeoutSeconds: 5, inheritSecrets: true }]);
+    expect(at.engine.forks).toMatchObject([
+      { timeoutSeconds: undefined },
+      { timeoutSeconds: null },
+      { timeoutSeconds: 5, inheritSecrets: true },
+    ]);
   });
 
   it("answers 404 for an unknown source and 400 for an unsafe one", async () => {
@@ -269,7 +317,14 @@ describe("paths and methods", () => {
   });
 
   it("says in health, readiness and metrics what it is", async () => {
-    expect((await get(at, "/v1/health")).json).toEqual({ status: "ok", mock: true, templates: 1, sandboxes: 1, isolation: "mock", version: "test" });
+    expect((await get(at, "/v1/health")).json).toEqual({
+      status: "ok",
+      mock: true,
+      templates: 1,
+      sandboxes: 1,
+      isolation: "mock",
+      version: "test",
+    });
     expect((await get(at, "/healthz")).text).toBe("ok (mock)\n");
     expect((await get(at, "/readyz")).status).toBe(200);
     const { text } = await get(at, "/metrics");
@@ -281,10 +336,13 @@ describe("paths and methods", () => {
 describe("a server without keys", () => {
   const at = useServer();
 
-  it.each(["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "bad host"])("refuses the Host %s", async (host) => {
-    const { status, json } = await get(at, "/v1/health", { Host: host });
-    expect([status, json.error.code]).toEqual([403, "forbidden"]);
-  });
+  it.each(["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "bad host"])(
+    "refuses the Host %s",
+    async (host) => {
+      const { status, json } = await get(at, "/v1/health", { Host: host });
+      expect([status, json.error.code]).toEqual([403, "forbidden"]);
+    },
+  );
 
   it.each(["localhost", "localhost:9", "127.0.0.1:1", "127.9.9.9", "[::1]:80", "box.localhost"])("accepts the Host %s", async (host) => {
     expect((await get(at, "/v1/health", { Host: host })).status).toBe(200);
@@ -301,7 +359,9 @@ describe("a server without keys", () => {
 
   it("refuses to start on an address that is not loopback", async () => {
     for (const host of ["0.0.0.0", "::", "192.168.1.1", "example.com"]) {
-      await expect(startServer({ engine: new FakeEngine().asEngine(), host, port: 0, log, version: "test" })).rejects.toMatchObject({ code: "invalid_input" });
+      await expect(startServer({ engine: new FakeEngine().asEngine(), host, port: 0, log, version: "test" })).rejects.toMatchObject({
+        code: "invalid_input",
+      });
     }
   });
 });

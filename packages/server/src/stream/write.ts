@@ -1,19 +1,23 @@
-import { once } from "node:events";
 import type { ServerResponse } from "node:http";
 import type { Http2ServerResponse } from "node:http2";
 
 /** Writes and, when the client reads slower than this, waits until it has caught up. @throws when the connection ends meanwhile */
-export async function writeTo(response: ServerResponse | Http2ServerResponse, data: string | Uint8Array): Promise<void> {
-  if ((response as ServerResponse).write(data)) return;
-  const stop = new AbortController();
-  try {
-    await Promise.race([
-      once(response, "drain", { signal: stop.signal }),
-      once(response, "close", { signal: stop.signal }).then(() => {
-        throw Object.assign(new Error("the client went away"), { code: "ECONNRESET" });
-      }),
-    ]);
-  } finally {
-    stop.abort();
-  }
+export function writeTo(response: ServerResponse | Http2ServerResponse, data: string | Uint8Array): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const settle = (error?: Error | null) => {
+      response.off("drain", onDrain);
+      response.off("close", onClose);
+      if (error) reject(error);
+      else resolve();
+    };
+    const onDrain = () => settle();
+    // A connection that ends while its buffers are full says neither "drain" nor "error".
+    const onClose = () => settle(Object.assign(new Error("the client went away"), { code: "ECONNRESET" }));
+    response.once("drain", onDrain);
+    response.once("close", onClose);
+    const written = (response as ServerResponse).write(data, (error) => {
+      if (error) settle(error);
+    });
+    if (written) settle();
+  });
 }

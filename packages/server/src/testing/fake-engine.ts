@@ -57,7 +57,9 @@ export class FakeRuntime {
   }
 
   async listProcesses() {
-    return [{ pid: 42, command: "x", startedUnixMs: 1_700_000_000_000, state: "running" as const, exit: null, stdoutBytes: 11, stderrBytes: 0 }];
+    return [
+      { pid: 42, command: "x", startedUnixMs: 1_700_000_000_000, state: "running" as const, exit: null, stdoutBytes: 11, stderrBytes: 0 },
+    ];
   }
 
   async writeStdin(pid: number, data: Uint8Array, close: boolean) {
@@ -94,7 +96,12 @@ export class FakeRuntime {
   async readFile(path: string, { offset, length }: { offset: number; length: number }) {
     const file = this.#file(path);
     const part = file.subarray(offset, length === 0 ? undefined : offset + length);
-    const info = create(pb.FileInfoSchema, { name: path.split("/").at(-1) ?? "", path, size: BigInt(file.length), modifiedAtUnix: 1_700_000_000n });
+    const info = create(pb.FileInfoSchema, {
+      name: path.split("/").at(-1) ?? "",
+      path,
+      size: BigInt(file.length),
+      modifiedAtUnix: 1_700_000_000n,
+    });
     return {
       info,
       data: (async function* () {
@@ -119,7 +126,9 @@ export class FakeRuntime {
   async list(parent: string) {
     const names = [...this.files.keys()].filter((path) => path.startsWith(`${parent}/`));
     if (names.length === 0) throw new MitosError("not_found", { cause: parent });
-    return create(pb.ListResponseSchema, { entries: names.map((path) => ({ name: path.slice(parent.length + 1), path, size: 2n, mode: 33188 })) });
+    return create(pb.ListResponseSchema, {
+      entries: names.map((path) => ({ name: path.slice(parent.length + 1), path, size: 2n, mode: 33188 })),
+    });
   }
 
   async mkdir() {}
@@ -217,7 +226,14 @@ class FakeAttachment implements Attachment {
 
   async *#run(): AsyncGenerator<ProcessEvent> {
     const out = (data: Uint8Array, stream: "stdout" | "stderr" = "stdout"): ProcessEvent => ({ kind: "output", stream, offset: 0, data });
-    const exit = (exitCode: number, error = ""): ProcessEvent => ({ kind: "exit", exitCode, signal: 0, timedOut: exitCode === 124, execTimeMs: 4, error });
+    const exit = (exitCode: number, error = ""): ProcessEvent => ({
+      kind: "exit",
+      exitCode,
+      signal: 0,
+      timedOut: exitCode === 124,
+      execTimeMs: 4,
+      error,
+    });
     switch (this.#start.shellCommand ?? this.#start.argv?.join("|")) {
       case "gated":
         yield out(bytes("first "));

@@ -138,9 +138,14 @@ export async function stream(
   };
 }
 
-export async function streamAll(at: { url: string }, method: string, messages: unknown[], headers: Record<string, string> = {}): Promise<Frame[]> {
+export async function streamAll(
+  at: { url: string },
+  method: string,
+  messages: unknown[],
+  headers: Record<string, string> = {},
+): Promise<Frame[]> {
   const { frames } = await stream(at, method, messages, { headers });
-  return Array.fromAsync(frames);
+  return collect(frames);
 }
 
 export function unary(at: { url: string }, method: string, message: unknown, headers: Record<string, string> = {}): Promise<Answer> {
@@ -150,3 +155,9 @@ export function unary(at: { url: string }, method: string, message: unknown, hea
 export const b64 = (text: string) => Buffer.from(text).toString("base64");
 export const text = (frames: Frame[], member: "stdout" | "stderr") =>
   frames.map(({ message }) => Buffer.from(message[member] ?? "", "base64").toString()).join("");
+
+export async function collect<T, U = T>(items: AsyncIterable<T>, map: (item: T) => U = (item) => item as unknown as U): Promise<U[]> {
+  const all: U[] = [];
+  for await (const item of items) all.push(map(item));
+  return all;
+}
