@@ -1,0 +1,298 @@
+import { execFileSync, spawnSync } from "node:child_process";
+import { chmodSync, chownSync, cpSync, existsSync, mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync } from "node:fs";
+import { copyFile, readFile, rm, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import type { Driver } from "../../packages/engine/src/driver.ts";
+import { findGuest, findRunsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
+import { createGvisorDriver, defaultRuntimeDir, probeGvisor } from "../../packages/engine/src/drivers/gvisor/index.ts";
+import { until } from "../support/until.ts";
+import { leftovers } from "./leftovers.ts";
+import { lifeCycle } from "./life-cycle.ts";
+import { adopt, boot, end, newSpec, run, saved, start } from "./sandbox.ts";
+
+const log = { debug() {}, info() {}, warn() {}, error: console.error };
+const isRoot = process.getuid?.() === 0;
+const base = mkdtempSync("/tmp/mitos-gvisor-test-");
+chmodSync(base, 0o711);
+
+const dataDir = path.join(base, "data");
+mkdirSync(dataDir);
+const runtimeDir = await defaultRuntimeDir(dataDir);
+const probe = await probeGvisor({ dataDir, runtimeDir, log });
+if (!probe.usable) {
+  if (process.env.MITOS_REQUIRE_GVISOR) throw new Error(`gVisor cannot run here: ${probe.detail}`);
+  console.warn(`gVisor cannot run here, its driver is not tested: ${probe.detail}`);
+}
+
+afterAll(async () => {
+  for (const dir of [base, runtimeDir]) rmSync(dir, { recursive: true, force: true });
+});
+
+describe.runIf(probe.usable)("the gVisor driver", () => {
+  let driver: Driver;
+
+  beforeAll(async () => {
+    driver = await createGvisorDriver({ dataDir, runtimeDir, log });
+    await driver.sweep(new Set());
+  });
+  afterEach(async () => {
+    expect(await leftovers(dataDir, runtimeDir)).toEqual([]);
+  });
+  afterAll(async () => {
+    await driver.close();
+  });
+
+  it("remembers what its probe found until the host boots again", async () => {
+    const begin = performance.now();
+    expect(await probeGvisor({ dataDir, runtimeDir, log })).toEqual(probe);
+    expect(performance.now() - begin).toBeLessThan(400);
+  });
+
+  it("boots, saves and restores machines with a listening server and a file, and leaves nothing behind", async () => {
+    await lifeCycle(path.join(base, "life"));
+  });
+
+  it.runIf(isRoot)("does the same for a user without any rights", async () => {
+    const copy = await copyForNobody();
+    const { status, stdout, stderr } = spawnSync(
+      copy.node,
+      [path.join(copy.dir, "test/gvisor/life-cycle.ts"), path.join(copy.dir, "data")],
+      {
+        uid: 65_534,
+        gid: 65_534,
+        cwd: "/",
+        encoding: "utf8",
+        timeout: 90_000,
+        env: { PATH: "/usr/bin:/bin", HOME: copy.dir, MITOS_RUNSC: copy.runsc, MITOS_GUEST: copy.guest },
+      },
+    );
+    expect({ status, stdout, stderr }).toEqual({ status: 0, stdout: "", stderr: "" });
+  });
+
+  it("refuses a snapshot whose host file was replaced, and names the file", async () => {
+    // A copy of the driver's view with a file of our own in it: nobody replaces files in the host's /usr for a test.
+    const library = path.join(base, "library.txt");
+    await writeFile(library, "first");
+    const parent = await boot(driver);
+    const snapshot = await saved(parent, () =>
+      driver.snapshot(parent.machine, path.join(base, "replaced"), { leaveRunning: true, durable: true }),
+    );
+    await end(parent);
+    const { fingerprint } = await import("../../packages/engine/src/drivers/gvisor/fingerprint.ts");
+    const hostFiles = { ...snapshot.requirements.hostFiles, ...(await fingerprint([library])) };
+    const withFile = { ...snapshot, requirements: { ...snapshot.requirements, hostFiles } };
+    await driver.checkSnapshot(withFile);
+
+    await writeFile(`${library}.new`, "other");
+    execFileSync("mv", [`${library}.new`, library]);
+    await expect(driver.restore(withFile, newSpec())).rejects.toMatchObject({
+      code: "snapshot_incompatible",
+      detail: { cause: expect.stringContaining(library), remediation: expect.stringContaining(library) },
+    });
+    await rm(library);
+    await expect(driver.checkSnapshot(withFile)).rejects.toMatchObject({ code: "snapshot_incompatible" });
+    await rm(snapshot.dir, { recursive: true });
+  });
+
+  it("lists the host files that programs have open and mapped among what a snapshot needs", async () => {
+    const parent = await boot(driver);
+    await start(parent, "exec python3 -c 'import json, time; f = open(\"/usr/share/common-licenses/GPL-3\"); time.sleep(1000)'");
+    await until("python is up", async () => (await run(parent, "pgrep -c python3 || true")) !== "0");
+    const python = realpathSync("/usr/bin/python3");
+    let files: Record<string, string> = {};
+    await until("all files are open", async () => {
+      const dir = path.join(base, `files-${performance.now()}`);
+      const snapshot = await saved(parent, () => driver.snapshot(parent.machine, dir, { leaveRunning: true, durable: false }));
+      files = { ...snapshot.requirements.hostFiles };
+      await rm(dir, { recursive: true });
+      return files["/usr/share/common-licenses/GPL-3"] !== undefined;
+    });
+    expect(files[python]).toMatch(/^\d+:\d+:\d+:\d+$/);
+    expect(Object.keys(files).some((file) => /libc\.so/.test(file))).toBe(true);
+    expect(Object.keys(files).every((file) => file.startsWith("/usr/") || !file.includes("\0"))).toBe(true);
+    await end(parent);
+  });
+
+  it.each([
+    ["another build of runsc", { engineBuild: "runsc 0.0~19990101.0" }],
+    ["another agent", { agentHash: "0".repeat(64) }],
+    ["another version of the link", { protocolVersion: 999 }],
+    ["another processor", { cpu: "x64 abacus" }],
+  ])("refuses a snapshot of %s", async (_what, changed) => {
+    const parent = await boot(driver);
+    const snapshot = await saved(parent, () =>
+      driver.snapshot(parent.machine, path.join(base, "other"), { leaveRunning: true, durable: false }),
+    );
+    await end(parent);
+    const other = { ...snapshot, requirements: { ...snapshot.requirements, ...changed } };
+    await expect(driver.restore(other, newSpec())).rejects.toMatchObject({ code: "snapshot_incompatible" });
+    await rm(snapshot.dir, { recursive: true });
+  });
+
+  it("ends a machine that uses more memory than its limit, and says so", async () => {
+    const sandbox = await boot(driver, { memSizeMiB: 128 });
+    await start(sandbox, "exec python3 -c 'x = bytearray(400 << 20); import time; time.sleep(1000)'");
+    expect(await sandbox.machine.exited).toMatchObject({ reason: "oom_killed", detail: expect.stringContaining("128 MiB") });
+  });
+
+  it("lets programs use all the memory that was promised", async () => {
+    const sandbox = await boot(driver, { memSizeMiB: 128 });
+    expect(await run(sandbox, "python3 -c 'x = bytearray(100 << 20); print(len(x))'")).toBe(String(100 << 20));
+    await end(sandbox);
+  });
+
+  it("notices within a second that the host process of a machine was killed", async () => {
+    const sandbox = await boot(driver);
+    const pid = await sentryOf(sandbox.machine.machineId);
+    const begin = performance.now();
+    process.kill(pid, "SIGKILL");
+    expect(await sandbox.machine.exited).toMatchObject({ reason: "killed" });
+    expect(performance.now() - begin).toBeLessThan(1_000);
+  });
+
+  it("ends a machine at its deadline", async () => {
+    const sandbox = await boot(driver);
+    await sandbox.machine.setDeadline(Date.now() + 300);
+    expect(await sandbox.machine.exited).toMatchObject({ reason: "deadline" });
+  });
+
+  it("stops a busy machine while it is frozen, and goes on after", async () => {
+    const sandbox = await boot(driver);
+    await start(sandbox, "while :; do :; done");
+    await until("the loop is busy", async () => (await cpuOver(sandbox, 300)) > 100);
+    await sandbox.machine.freeze();
+    expect(await cpuOver(sandbox, 500)).toBeLessThan(20);
+    await sandbox.machine.thaw();
+    expect(await run(sandbox, "echo here")).toBe("here");
+    await end(sandbox);
+  });
+
+  it("saves a frozen machine, which stays frozen", async () => {
+    const sandbox = await boot(driver);
+    await saved(sandbox, async () => {
+      await sandbox.machine.freeze();
+      const snapshot = await driver.snapshot(sandbox.machine, path.join(base, "frozen"), { leaveRunning: true, durable: false });
+      await end(await adopt(await driver.restore(snapshot, newSpec())));
+      await rm(snapshot.dir, { recursive: true });
+      await sandbox.machine.thaw();
+    });
+    expect(await run(sandbox, "echo here")).toBe("here");
+    await end(sandbox);
+  });
+
+  it("gives a machine to the next server, with the processes in it", async () => {
+    const first = await createGvisorDriver({ dataDir, runtimeDir, log });
+    const sandbox = await boot(first);
+    await run(sandbox, "echo kept > /tmp/kept");
+    await first.close();
+
+    const second = await createGvisorDriver({ dataDir, runtimeDir, log });
+    await second.sweep(new Set([sandbox.machine.machineId]));
+    const found = await second.reattach(sandbox.machine.machineId);
+    if (!("transport" in found)) throw new Error(`it ended: ${found.detail}`);
+    const again = await adopt(found);
+    expect(await run(again, "cat /tmp/kept")).toBe("kept");
+    await end(again);
+    expect(await second.reattach(sandbox.machine.machineId)).toMatchObject({ reason: "lost" });
+    await second.close();
+  });
+
+  it("tells the next server how a machine ended in between", async () => {
+    const first = await createGvisorDriver({ dataDir, runtimeDir, log });
+    const sandbox = await boot(first);
+    const { machineId } = sandbox.machine;
+    const pid = await sentryOf(machineId);
+    await first.close();
+    process.kill(pid, "SIGKILL");
+    await until("its shim has ended", () => existsSync(path.join(realpathSync(path.join(runtimeDir, "ids", machineId)), "exit.json")));
+    const second = await createGvisorDriver({ dataDir, runtimeDir, log });
+    expect(await second.reattach(machineId)).toMatchObject({ reason: "killed" });
+    await second.close();
+  });
+
+  it("removes everything of a server that was killed, ready containers too, and keeps what it is told to keep", async () => {
+    const first = await createGvisorDriver({ dataDir, runtimeDir, log });
+    const kept = await boot(first);
+    const lost = await boot(first);
+    const shim = Number(await readFile(path.join(runtimeDir, "ids", lost.machine.machineId, "shim.pid"), "utf8"));
+    await first.close();
+    process.kill(shim, "SIGKILL"); // and nobody is left to clean up after its machine
+
+    const second = await createGvisorDriver({ dataDir, runtimeDir, log });
+    await second.sweep(new Set([kept.machine.machineId]));
+    expect(existsSync(path.join(runtimeDir, "ids", lost.machine.machineId))).toBe(false);
+    const found = await second.reattach(kept.machine.machineId);
+    expect("transport" in found).toBe(true);
+    await second.sweep(new Set());
+    await second.close();
+  });
+
+  it("leaves nothing when a start fails", async () => {
+    const parent = await boot(driver);
+    const snapshot = await saved(parent, () =>
+      driver.snapshot(parent.machine, path.join(base, "broken"), { leaveRunning: true, durable: false }),
+    );
+    await end(parent);
+    await writeFile(path.join(snapshot.dir, "pages.img"), "nonsense");
+    await expect(driver.restore(snapshot, newSpec())).rejects.toMatchObject({ code: "internal" });
+    await rm(snapshot.dir, { recursive: true });
+  });
+
+  it("refuses a machine id that is in use", async () => {
+    const sandbox = await boot(driver);
+    await expect(driver.boot({ ...newSpec(), machineId: sandbox.machine.machineId })).rejects.toMatchObject({ code: "conflict" });
+    expect(await run(sandbox, "echo here")).toBe("here");
+    await end(sandbox);
+  });
+
+  it("keeps the host's files out of sight and out of reach", async () => {
+    const sandbox = await boot(driver);
+    expect(await run(sandbox, "ls -A /root /home /var/lib 2>/dev/null | grep -v : || true")).toBe("");
+    expect(await run(sandbox, "cat /etc/shadow /etc/ssl/private/* 2>/dev/null | wc -c")).toBe("0");
+    expect(await run(sandbox, "ls /sys/class/net 2>/dev/null | tr '\\n' ' '; cat /proc/net/dev | grep -c : ")).toMatch(/1$/);
+    expect(await run(sandbox, "rm -rf /usr/share/common-licenses && ls /usr/share/common-licenses 2>&1 | wc -l")).toBe("1");
+    expect(existsSync("/usr/share/common-licenses/GPL-3")).toBe(true);
+    await end(sandbox);
+  });
+
+  it("runs python and node", async () => {
+    const sandbox = await boot(driver);
+    expect(await run(sandbox, "python -c 'print(6 * 7)'")).toBe("42");
+    expect(await run(sandbox, "node -p '6 * 7'")).toBe("42");
+    await end(sandbox);
+  });
+
+  async function sentryOf(machineId: string): Promise<number> {
+    return Number(await readFile(path.join(runtimeDir, "ids", machineId, "sentry.pid"), "utf8"));
+  }
+
+  async function cpuOver({ machine }: { machine: { meter(): Promise<{ cpuMs: number }> } }, ms: number): Promise<number> {
+    const before = await machine.meter();
+    await new Promise((resolve) => setTimeout(resolve, ms));
+    return (await machine.meter()).cpuMs - before.cpuMs;
+  }
+});
+
+/** All that the test needs, readable for everybody wherever the repository lies. */
+async function copyForNobody(): Promise<{ dir: string; node: string; runsc: string; guest: string }> {
+  const repository = path.resolve(import.meta.dirname, "../..");
+  const dir = path.join(base, "nobody");
+  mkdirSync(dir);
+  const skip = (source: string) => !source.includes("node_modules");
+  for (const part of ["packages/engine", "packages/protocol", "test/gvisor"]) {
+    cpSync(path.join(repository, part), path.join(dir, part), { recursive: true, filter: skip });
+  }
+  cpSync(path.join(repository, "node_modules/@bufbuild/protobuf"), path.join(dir, "node_modules/@bufbuild/protobuf"), { recursive: true });
+  mkdirSync(path.join(dir, "node_modules/@mitos"));
+  symlinkSync("../../packages/protocol", path.join(dir, "node_modules/@mitos/protocol"));
+  symlinkSync("../../packages/engine", path.join(dir, "node_modules/@mitos/engine"));
+  const programs = { node: process.execPath, runsc: (await findRunsc(undefined)).path, guest: (await findGuest(undefined)).path };
+  for (const [name, source] of Object.entries(programs)) {
+    await copyFile(source, path.join(dir, name));
+    chmodSync(path.join(dir, name), 0o755);
+  }
+  execFileSync("chmod", ["-R", "a+rX", dir]);
+  chownSync(dir, 65_534, 65_534);
+  return { dir, node: path.join(dir, "node"), runsc: path.join(dir, "runsc"), guest: path.join(dir, "guest") };
+}
