@@ -104,7 +104,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     session.on("error", (error) => log.debug({ err: error }, "an HTTP/2 session failed"));
   });
 
-  const port = createSharedPort(http1, http2, options.silenceMs ?? silenceMsDefault);
+  const { port, endSilent } = createSharedPort(http1, http2, options.silenceMs ?? silenceMsDefault);
   const sockets = new Set<Socket>();
   port.on("connection", (socket) => {
     sockets.add(socket);
@@ -125,8 +125,10 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const close = async () => {
     closing = true;
     const allGone = new Promise<void>((resolve) => port.close(() => resolve()));
+    endSilent();
     http1.close();
     for (const session of sessions) session.close();
+    // A connection that is busy now is idle later.
     const idle = setInterval(() => http1.closeIdleConnections(), 100);
     const cut = setTimeout(() => {
       shutdown.abort(new MitosError("unavailable", { cause: "the server is going down" }));

@@ -11,23 +11,29 @@ const http2Preface = Buffer.from("PRI * HTTP/2.0\r\n");
 
 const connectionsMax = 4096;
 
-/** @param silenceMs - a connection that has not shown its protocol by then is closed */
-export function createSharedPort(http1: Http1Server, http2: Http2Server, silenceMs: number): Server {
+/**
+ * @param silenceMs - a connection that has not shown its protocol by then is closed
+ * @returns the server to listen with, and what ends the connections that have not shown their protocol yet
+ */
+export function createSharedPort(http1: Http1Server, http2: Http2Server, silenceMs: number): { port: Server; endSilent: () => void } {
   // Starts the parser's own watch over header and keep-alive time-outs, which otherwise begins with `listen`.
   http1.emit("listening");
+  const silent = new Set<Socket>();
   const port = createServer({ allowHalfOpen: true, noDelay: true, keepAlive: true, keepAliveInitialDelay: 30_000 }, (socket) =>
-    handOver(socket, http1, http2, silenceMs),
+    handOver(socket, silent, http1, http2, silenceMs),
   );
   port.maxConnections = connectionsMax;
-  return port;
+  return { port, endSilent: () => silent.forEach((socket) => void socket.destroy()) };
 }
 
-function handOver(socket: Socket, http1: Http1Server, http2: Http2Server, silenceMs: number): void {
+function handOver(socket: Socket, silent: Set<Socket>, http1: Http1Server, http2: Http2Server, silenceMs: number): void {
   let seen = Buffer.alloc(0);
+  silent.add(socket);
   const silence = setTimeout(() => socket.destroy(), silenceMs);
   const giveUp = () => socket.destroy();
   const stopWaiting = () => {
     clearTimeout(silence);
+    silent.delete(socket);
     socket.off("data", onData);
     socket.off("error", giveUp);
     socket.off("end", giveUp);

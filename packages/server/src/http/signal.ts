@@ -1,7 +1,10 @@
 import { MitosError } from "@mitos/protocol";
 import type { FastifyReply, FastifyRequest } from "fastify";
 
-/** Aborted when the client leaves before its answer is complete, or when the server cuts its streams. */
+/**
+ * Aborted when the client leaves before its answer is complete, when the server cuts its streams, and at the end of the block that holds
+ * it, so that nothing that was opened for the request stays open.
+ */
 export function requestSignal(
   request: FastifyRequest,
   reply: FastifyReply,
@@ -21,6 +24,7 @@ export function requestSignal(
     [Symbol.dispose]: () => {
       reply.raw.off("close", onClose);
       shutdown.removeEventListener("abort", onShutdown);
+      controller.abort(new MitosError("canceled", { cause: "the request is over" }));
     },
   };
 }

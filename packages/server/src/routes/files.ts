@@ -110,8 +110,7 @@ async function parseRange(header: string | undefined, size: () => Promise<number
   if (first === "" && last === "") return wholeFile;
   if (first === "") {
     const total = await size();
-    if (Number(last) === 0 || total === 0) throw rangeError(total);
-    return { offset: Math.max(0, total - Number(last)), length: Number(last), partial: true };
+    return { offset: Math.max(0, total - Number(last)), length: 0, partial: true };
   }
   if (last === "") return { offset: Number(first), length: 0, partial: true };
   if (Number(last) < Number(first)) return wholeFile;
