@@ -190,7 +190,7 @@ class OpenEngine implements Engine {
       live?.guest.close(new MitosError("unavailable", { cause: "the server is shutting down" }));
     }
     await core.driver.close();
-    await core.places.close();
+    await core.places.close(sandboxes === "keep");
     this.#closeDatabase();
   }
 

@@ -101,10 +101,17 @@ export function recordExit(core: Core, entry: Entry, exit: MachineExit): void {
   if (core.sandboxes.end(entry, "failed", failureOf[exit.reason], exit.detail)) core.log.warn(fields, "sandbox failed");
 }
 
-/** A link that ended or broke its own rules cannot be trusted again; its machine is ended, which is reported as any other exit. */
+/** How long a machine whose link has ended may take to say by itself why it ended, before it is ended for it. */
+const lastWordsMs = 500;
+
+/**
+ * A link that ended or broke its own rules cannot be trusted again: its machine ends, which is reported as any other exit. A machine that
+ * is dying already is let: ended from here, it could not say that it died of memory.
+ */
 export function linkLost(core: Core, entry: Entry, machine: Machine, error: Error): void {
-  core.log.warn({ sandbox: entry.record.id, error: error.message }, "the link to a sandbox was lost");
-  void machine.end(`link lost: ${error.message}`);
+  core.log.info({ sandbox: entry.record.id, error: error.message }, "the link to a sandbox was lost");
+  const timer = setTimeout(() => void machine.end(`link lost: ${error.message}`), lastWordsMs);
+  void machine.exited.then(() => clearTimeout(timer));
 }
 
 // ---------------------------------------------------------------- time

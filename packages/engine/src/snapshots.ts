@@ -91,10 +91,13 @@ export class SnapshotPlaces {
     return removed;
   }
 
-  /** Leaves nothing on tmpfs when there is nothing to keep. */
-  async close(): Promise<void> {
+  /**
+   * @param keep - whether what lies on tmpfs waits for the next server. Else the memory is given back; templates are built anew from
+   *   their records when they are used again
+   */
+  async close(keep: boolean): Promise<void> {
     if (this.#fastRoot === null) return;
-    const names = await readdir(this.#fastRoot);
+    const names = keep ? await readdir(this.#fastRoot) : [];
     if (names.every((name) => name === ownerLink)) await rm(this.#fastRoot, { recursive: true, force: true });
   }
 }
