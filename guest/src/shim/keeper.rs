@@ -552,6 +552,9 @@ impl Keeper {
         if let Phase::Killing { until } = self.phase {
             self.kill_all();
             if self.reap() || until <= now {
+                if let Some(machine) = &mut self.machine {
+                    machine.note_oom();
+                }
                 self.phase = Phase::Cleaning { next: 0 };
             }
         }

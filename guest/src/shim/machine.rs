@@ -11,6 +11,7 @@ pub struct Machine {
     pub pid: i32,
     pub pidfd: OwnedFd,
     oom: Option<OomCounter>,
+    out_of_memory: bool,
     /// Set when it has ended.
     pub ended: Option<Status>,
 }
@@ -38,7 +39,7 @@ impl Machine {
         let oom = cgroup_memory.map(OomCounter::new).transpose()?;
         let pidfd = sys::pidfd_open(pid)
             .map_err(|error| format!("watch pid {pid}: {error}; it has ended already or was never started, see machine.log"))?;
-        Ok(Self { pid, pidfd, oom, ended: None })
+        Ok(Self { pid, pidfd, oom, out_of_memory: false, ended: None })
     }
 
     pub fn pid_from_file(path: &Path) -> Result<i32, String> {
@@ -52,7 +53,12 @@ impl Machine {
             .map_err(|error| format!("send signal {signal} to pid {}: {error}; the machine has ended or belongs to another user", self.pid))
     }
 
+    /// Looked up once, before the commands of `on_end`, which remove the cgroup.
+    pub fn note_oom(&mut self) {
+        self.out_of_memory = self.oom.as_ref().is_some_and(OomCounter::has_killed);
+    }
+
     pub fn oom(&self) -> bool {
-        self.oom.as_ref().is_some_and(OomCounter::has_killed)
+        self.out_of_memory
     }
 }

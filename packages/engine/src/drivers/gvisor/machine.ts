@@ -6,7 +6,7 @@ import { memoryLimitBytes } from "./cgroup.ts";
 import { type Container, readExit, removeTraces, runCommand } from "./container.ts";
 import type { Host } from "./host.ts";
 import { type Layout, nameOf } from "./layout.ts";
-import { killContainer, processGone } from "./processes.ts";
+import { descendantsOf, killContainer, processGone, sendSignal } from "./processes.ts";
 
 const endTimeoutMs = 20_000;
 const startTimeoutMs = 30_000;
@@ -37,12 +37,18 @@ export class GvisorMachine implements Machine {
     await this.#ask("deadline", { unix_ms: unixMs === null ? null : Math.max(0, Math.floor(unixMs)), reason: "deadline" });
   }
 
+  /**
+   * The sentry first, so that it starts no further process, then those in which it runs the guest's code: a loop without system calls would go on
+   * in them. Not by the freezer cgroup: what is frozen there (v1) cannot be killed.
+   */
   async freeze(): Promise<void> {
-    await this.#ask("signal", { signal: "SIGSTOP" });
     this.#frozen = true;
+    await this.#ask("signal", { signal: "SIGSTOP" });
+    for (const pid of await descendantsOf(this.container.sentryPid)) sendSignal(pid, "SIGSTOP");
   }
 
   async thaw(): Promise<void> {
+    for (const pid of await descendantsOf(this.container.sentryPid)) sendSignal(pid, "SIGCONT");
     await this.#ask("signal", { signal: "SIGCONT" });
     this.#frozen = false;
   }

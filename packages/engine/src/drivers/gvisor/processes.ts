@@ -60,6 +60,20 @@ async function isAlive(pid: number): Promise<boolean> {
   return text !== "" && state !== "Z" && state !== "X";
 }
 
+/** Children, their children and so on. Those that end meanwhile are left out. */
+export async function descendantsOf(pid: number): Promise<number[]> {
+  const found: number[] = [];
+  const queue = [pid];
+  for (let parent = queue.shift(); parent !== undefined; parent = queue.shift()) {
+    const tasks = await readdir(`/proc/${parent}/task`).catch(() => []);
+    const lists = await Promise.all(tasks.map((task) => readFile(`/proc/${parent}/task/${task}/children`, "latin1").catch(() => "")));
+    const children = lists.join(" ").split(" ").filter(Boolean).map(Number);
+    found.push(...children);
+    queue.push(...children);
+  }
+  return found;
+}
+
 /** A process that is gone is no error. */
 export function sendSignal(pid: number, signal: NodeJS.Signals): void {
   try {
