@@ -29,6 +29,9 @@ export interface Core {
 
 export const startsAtOnce = availableParallelism() + 1;
 
+/** What the driver keeps ready after each start for the next ones of its kind. */
+export const preparedCount = 2;
+
 /** Of one length, never used twice. */
 export function newMachineId(): string {
   return `m${randomBytes(8).toString("hex")}`;

@@ -1,13 +1,10 @@
 import type { CreateRequest, Sandbox } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
-import { asMitosError, type Core, newMachineId } from "./core.ts";
+import { asMitosError, type Core, newMachineId, preparedCount } from "./core.ts";
 import type { MachineResources } from "./driver.ts";
 import { attach, deadlineAfter, requireTimeout } from "./lifecycle.ts";
 import { startFromSnapshot } from "./start.ts";
 import { useTemplate } from "./templates.ts";
-
-/** Containers kept ready for the next sandboxes of a template. */
-const preparedCount = 2;
 
 /**
  * Starts a sandbox from a template. It runs when this resolves; when it throws, nothing of it is left.

@@ -1,7 +1,7 @@
 import { limits, MitosError, newSandboxId, type SandboxId } from "@mitos/protocol";
 import type { ForkRequest, ForkResult } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
-import { asMitosError, type Core, newMachineId } from "./core.ts";
+import { asMitosError, type Core, newMachineId, preparedCount } from "./core.ts";
 import { attach, deadlineAfter, requireLive } from "./lifecycle.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
@@ -18,7 +18,7 @@ import { endedError, requireState } from "./states.ts";
  *   quota_exceeded, timeout_too_large
  */
 export async function fork(core: Core, request: ForkRequest): Promise<ForkResult> {
-  const parent = core.sandboxes.require(request.source, "fork");
+  const parent = core.sandboxes.findAlive(request.source);
   checkRequest(core, request, parent);
 
   const startedMs = performance.now();
@@ -29,6 +29,7 @@ export async function fork(core: Core, request: ForkRequest): Promise<ForkResult
   } finally {
     await captured.release();
   }
+  core.driver.prepare({ root: { kind: "host" }, resources: parent.record.resources }, preparedCount);
   return {
     children: captured.children.map((child) => core.sandboxes.view(child)),
     pausedMs: captured.pausedMs,

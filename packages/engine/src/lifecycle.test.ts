@@ -139,6 +139,27 @@ describe("pause and resume", () => {
     expect(codeOf(() => bench.engine.runtime(ids("b")[0] as SandboxId))).toMatch(/^not_found/);
   });
 
+  it("wait for each other when they come while the other is under way", async () => {
+    await bench.engine.create(sandbox("a"));
+    const saving = Promise.withResolvers<void>();
+    const go = Promise.withResolvers<void>();
+    bench.driver.onSnapshot = async () => {
+      saving.resolve();
+      await go.promise;
+    };
+    const paused = bench.engine.pause(a);
+    await saving.promise;
+    expect(bench.engine.get(a).state).toBe("pausing");
+    const resumed = bench.engine.resume(a);
+    const forked = bench.engine.fork({ source: a, ids: ids("b"), inheritSecrets: false, env: {} });
+    go.resolve();
+    await Promise.all([paused, resumed, forked]);
+    expect(bench.engine.list().map(({ id, state }) => [id, state])).toEqual([
+      ["a", "running"],
+      ["b", "running"],
+    ]);
+  });
+
   it("are overtaken by terminate", async () => {
     await bench.engine.create(sandbox("a"));
     const saving = Promise.withResolvers<void>();

@@ -4,7 +4,7 @@ import { asMitosError, type Core, newMachineId } from "./core.ts";
 import { attach, requireLive } from "./lifecycle.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { startFromSnapshot } from "./start.ts";
-import { requireState } from "./states.ts";
+import { requireAlive, requireState } from "./states.ts";
 
 /**
  * Saves a sandbox to the disk and ends its machine, which frees its memory. Open streams end with sandbox_not_running; their processes
@@ -16,7 +16,7 @@ import { requireState } from "./states.ts";
  * @throws not_found, sandbox_not_running, idle_timeout, oom_killed
  */
 export async function pause(core: Core, id: SandboxId): Promise<void> {
-  const entry = core.sandboxes.require(id, "pause");
+  const entry = core.sandboxes.findAlive(id);
   await entry.mutex.run(async () => {
     requireState(entry.record, "pause");
     if (entry.record.state === "paused") return;
@@ -31,12 +31,12 @@ export async function pause(core: Core, id: SandboxId): Promise<void> {
       const dir = await core.places.choose("pause", memoryBytes);
       // The machine is ended only after the commit: were it to end with the snapshot, a crash in between would lose the sandbox.
       saved = new SharedSnapshot(await core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: true }));
-      requireState(entry.record, "pause");
+      requireAlive(entry.record);
       core.sandboxes.move(entry, "paused", { snapshot: saved.snapshot, machineId: null });
     } catch (error) {
       void saved?.discard();
       // Terminated or died meanwhile: that is the answer, and there is nothing to go on with.
-      requireState(entry.record, "pause");
+      requireAlive(entry.record);
       core.sandboxes.move(entry, "running");
       await quiet?.resume();
       throw asMitosError(error, `sandbox ${id} could not be saved; it runs on`);
@@ -59,7 +59,7 @@ export async function pause(core: Core, id: SandboxId): Promise<void> {
  * @throws not_found, idle_timeout, oom_killed, quota_exceeded, snapshot_incompatible; the sandbox is still paused then
  */
 export async function resume(core: Core, id: SandboxId): Promise<void> {
-  const entry = core.sandboxes.require(id, "resume");
+  const entry = core.sandboxes.findAlive(id);
   await entry.mutex.run(async () => {
     requireState(entry.record, "resume");
     const { saved } = entry;
@@ -69,7 +69,7 @@ export async function resume(core: Core, id: SandboxId): Promise<void> {
     }
     using _memory = core.admission.reserve("resume", saved.snapshot.bytes + machineOverheadBytes);
     await core.driver.checkSnapshot(saved.snapshot);
-    requireState(entry.record, "resume");
+    requireAlive(entry.record);
     core.sandboxes.move(entry, "resuming", { machineId: newMachineId(), generation: entry.record.generation + 1 });
     try {
       const live = await startFromSnapshot(core, entry, saved.snapshot, { env: {}, secrets: {}, forgetSecrets: false });
@@ -78,7 +78,7 @@ export async function resume(core: Core, id: SandboxId): Promise<void> {
       entry.saved = null;
       attach(core, entry, live);
     } catch (error) {
-      requireState(entry.record, "resume");
+      requireAlive(entry.record);
       core.sandboxes.move(entry, "paused", { machineId: null });
       throw asMitosError(error, `sandbox ${id} could not be resumed; it is still paused`);
     }

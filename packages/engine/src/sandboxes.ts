@@ -5,7 +5,7 @@ import type { Machine } from "./driver.ts";
 import type { Guest } from "./guest.ts";
 import { Mutex } from "./mutex.ts";
 import type { SharedSnapshot } from "./snapshots.ts";
-import { type Action, describeEnd, nextStates, requireState } from "./states.ts";
+import { type Action, describeEnd, nextStates, requireAlive, requireState } from "./states.ts";
 import type { EndCause, SandboxRecord, SandboxStore } from "./store/sandboxes.ts";
 
 /** How long it is known that a sandbox existed, and why it is no more. */
@@ -162,6 +162,13 @@ export class Sandboxes {
   /** One step on the disk for several changes. */
   atomically(changes: () => void): void {
     this.#store.atomically(changes);
+  }
+
+  /** Also one on its way to another state: whoever changes it waits for that. @throws not_found, idle_timeout, oom_killed, sandbox_not_running */
+  findAlive(id: SandboxId): Entry {
+    const entry = this.find(id);
+    requireAlive(entry.record);
+    return entry;
   }
 
   /** In whatever state. @throws not_found */

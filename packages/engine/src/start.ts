@@ -5,7 +5,7 @@ import { forkSelf } from "./fork.ts";
 import type { Adoption } from "./guest.ts";
 import { linkLost } from "./lifecycle.ts";
 import type { Entry, Live } from "./sandboxes.ts";
-import { endedError } from "./states.ts";
+import { requireAlive } from "./states.ts";
 
 /** What a machine is told beside the facts of its record. */
 export type Delivery = Pick<Adoption, "env" | "secrets" | "forgetSecrets">;
@@ -19,7 +19,8 @@ export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snap
   if (!record.machineId) throw new Error(`broken invariant: ${record.id} starts without a machine id`);
   const spec = { machineId: record.machineId, root: { kind: "host" }, resources: record.resources, hostName: record.id } as const;
   const machine = await core.starts.run(() => {
-    requireWanted(entry);
+    // A sandbox can be terminated, or run out of time, while its machine is still being started.
+    requireAlive(entry.record);
     return core.driver.restore(snapshot, spec);
   });
   const live = connect(core, entry, machine);
@@ -34,7 +35,7 @@ export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snap
       deadlineMs: record.deadlineMs,
       forkBudget: record.forkBudget,
     });
-    requireWanted(entry);
+    requireAlive(entry.record);
     return live;
   } catch (error) {
     live.guest.close(new MitosError("unavailable", { cause: `sandbox ${record.id} did not start`, reason: error }));
@@ -51,9 +52,4 @@ export function connect(core: Core, entry: Entry, machine: Machine): Live {
     onLost: (error) => linkLost(core, entry, machine, error),
   });
   return { machine, guest };
-}
-
-/** A sandbox can be terminated, or run out of time, while its machine is still being started. */
-function requireWanted(entry: Entry): void {
-  if (entry.record.state === "ended" || entry.record.state === "failed") throw endedError(entry.record);
 }

@@ -10,13 +10,18 @@ import type { SandboxRecord } from "./store/sandboxes.ts";
  */
 export type Action = "get" | "runtime" | "fork" | "pause" | "resume" | "setTimeout" | "meter" | "terminate";
 
-/** Which action is allowed in which state: the one table for server, SDK and docs. */
+/**
+ * Which action is allowed in which state: the one table for server, SDK and docs.
+ *
+ * `fork`, `pause` and `resume` wait for one another: one that finds the sandbox on its way (`starting`, `pausing`, `resuming`) is judged by
+ * the state that this leads to.
+ */
 export const allowedStates = {
   get: ["starting", "running", "pausing", "paused", "resuming", "failed"],
   runtime: ["running"],
   fork: ["running", "paused"],
-  pause: ["running", "pausing", "paused"],
-  resume: ["running", "resuming", "paused"],
+  pause: ["running", "paused"],
+  resume: ["running", "paused"],
   setTimeout: ["running", "pausing", "paused", "resuming"],
   meter: ["running"],
   terminate: ["starting", "running", "pausing", "paused", "resuming", "failed"],
@@ -39,11 +44,16 @@ export function requireState(record: SandboxRecord, action: Action): void {
     if (action === "get" && record.state === "failed" && record.end?.cause === "oom_killed") throw endedError(record);
     return;
   }
-  if (record.state === "ended" || record.state === "failed") throw endedError(record);
+  requireAlive(record);
   throw new MitosError("sandbox_not_running", {
     cause: `sandbox ${record.id} is ${record.state}; ${action} needs it ${allowedStates[action].join(" or ")}`,
     context: { sandbox: record.id },
   });
+}
+
+/** @throws idle_timeout, oom_killed, sandbox_not_running for what has ended or failed */
+export function requireAlive(record: SandboxRecord): void {
+  if (record.state === "ended" || record.state === "failed") throw endedError(record);
 }
 
 /** Why nothing can be done any more to a sandbox that has ended or failed. */
