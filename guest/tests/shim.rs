@@ -317,7 +317,7 @@ fn a_server_that_dies_in_mid_frame_leaves_a_clean_stream() {
         let bytes = frame(DATA, round, &payload);
         let cut = (random(&mut state) as usize) % bytes.len();
         server.send(&bytes[..cut]);
-        if random(&mut state) % 2 == 0 {
+        if random(&mut state).is_multiple_of(2) {
             drop(server);
             server = shim.connect();
         } else {
@@ -433,6 +433,55 @@ fn the_memory_limit_ends_the_machine_as_oom_killed() {
     server.request(json!({"op":"memory_limit","bytes":100_000_000,"interval_ms":50}));
     let event = server.event();
     assert_eq!((&event["reason"], &event["oom"]), (&json!("oom_killed"), &json!(true)));
+}
+
+#[test]
+fn the_kernel_running_out_of_memory_in_the_cgroup_is_told_from_a_kill() {
+    let Some(cgroup) = Cgroup::make(40 << 20) else {
+        assert!(std::env::var_os("MITOS_TEST_REQUIRE_CGROUPS").is_none(), "no memory cgroup can be made here");
+        return println!("skipped: no memory cgroup can be made here (root needed)");
+    };
+    let shim = Shim::start();
+    let mut server = shim.connect();
+    let procs = cgroup.0.join("cgroup.procs");
+    let eat = "until test -e go; do sleep 0.01; done; exec python3 -c \"block = b'x' * 200_000_000; input()\"";
+    let script = format!("( {eat} ) <&3 3<&- & echo $! > {} && echo $! > machine.pid", procs.display());
+    let reply = server.request(json!({"op":"run","argv":["sh","-c",format!("exec 3<&0; {script}")],"stdio":"link","timeout_ms":5000}));
+    assert_eq!(reply["exit_code"], json!(0), "{reply}");
+    let reply = server.request(json!({"op":"watch","pid_file":"machine.pid","cgroup_memory":cgroup.0}));
+    assert_eq!(reply["ok"], json!(true), "{reply}");
+    fs::write(shim.dir.join("go"), "").unwrap();
+    let event = server.event();
+    assert_eq!((&event["reason"], &event["oom"], &event["signal"]), (&json!("oom_killed"), &json!(true), &json!(9)), "{event}");
+}
+
+/// A memory cgroup of version 1 or 2, removed at the end.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn make(bytes: u64) -> Option<Self> {
+        let name = format!("mitos-shim-test-{}", std::process::id());
+        let v1 = Path::new("/sys/fs/cgroup/memory").join(&name);
+        let v2 = Path::new("/sys/fs/cgroup").join(&name);
+        let (folder, limit) = if Path::new("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists() {
+            (v1, "memory.limit_in_bytes")
+        } else {
+            (v2, "memory.max")
+        };
+        fs::create_dir(&folder).ok()?;
+        let cgroup = Self(folder);
+        fs::write(cgroup.0.join(limit), bytes.to_string()).ok()?;
+        // Where swap is accounted for, it must not help out.
+        let _ = fs::write(cgroup.0.join("memory.memsw.limit_in_bytes"), bytes.to_string());
+        let _ = fs::write(cgroup.0.join("memory.swap.max"), "0");
+        Some(cgroup)
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        wait_for("the cgroup to be empty", || fs::remove_dir(&self.0).is_ok().then_some(()));
+    }
 }
 
 #[test]

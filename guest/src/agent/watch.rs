@@ -15,6 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Events that wait for a slow caller; above it the call ends with `resource_exhausted`.
@@ -33,7 +34,9 @@ async fn watch_below(workspace: PathBuf, first: Bytes, call: Call) -> Result<(),
     let request: sandbox::WatchRequest = decode(first)?;
     let place = Place::new(&request.path)?;
     let mut watcher = step(move || Watcher::new(&workspace, place, request.recursive)).await?;
-    let inotify = AsyncFd::new(Handle(watcher.inotify.clone())).map_err(|error| status("watch", &error))?;
+    // SAFETY: the handle holds the descriptor, always the same one, as long as it lives.
+    let inotify = unsafe { AsyncFd::register_with_interest(Handle(watcher.inotify.clone()), Interest::READABLE) };
+    let inotify = inotify.map_err(|error| status("watch", &error.into()))?;
     loop {
         tokio::select! {
             biased;
