@@ -14,6 +14,9 @@ import { processRoutes } from "./routes/processes.ts";
 import { sandboxRoutes } from "./routes/sandboxes.ts";
 import { templateRoutes } from "./routes/templates.ts";
 
+/** How long a client may go on sending a body whose request has been answered already. */
+const lateBodyMs = 30_000;
+
 const methods: readonly HTTPMethods[] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
 export async function createApp(context: ServerContext): Promise<FastifyInstance> {
@@ -37,6 +40,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
   app.addHook("onResponse", async (request, reply) => {
     const route = request.routeOptions.url ?? "unknown";
     const { method, id: requestId } = request;
+    if (!request.raw.complete) setTimeout(() => request.raw.complete || request.raw.destroy(), lateBodyMs).unref();
     const status = reply.raw.statusCode;
     context.metrics.requests.inc({ method, route, status });
     const sandbox = (request.params as { id?: string } | undefined)?.id;

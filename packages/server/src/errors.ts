@@ -9,13 +9,13 @@ export const codeHeader = "Mitos-Error-Code";
 
 export function toMitosError(error: unknown): MitosError {
   if (error instanceof MitosError) return error;
+  if (error instanceof Error && error.name === "AbortError") return new MitosError("canceled", { reason: error });
   const code = error instanceof Error && "code" in error ? error.code : undefined;
   switch (code) {
     case "FST_ERR_BAD_URL":
       return new MitosError("invalid_input", { cause: "the path is not valid percent-encoding", reason: error });
     case "ECONNRESET":
     case "ERR_STREAM_PREMATURE_CLOSE":
-    case "ABORT_ERR":
       return new MitosError("canceled", { reason: error });
     default:
       return new MitosError("internal", { reason: error });

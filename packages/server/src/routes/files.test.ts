@@ -70,6 +70,37 @@ describe("raw files", () => {
     socket.destroy();
   });
 
+  it("hold up the side that is faster, so that the size of a file does not matter", async () => {
+    const standsStill = (figure: () => number) => {
+      let last = -1;
+      return expect
+        .poll(
+          () => {
+            const still = figure() > 0 && figure() === last;
+            last = figure();
+            return still;
+          },
+          { interval: 150, timeout: 5000 },
+        )
+        .toBe(true);
+    };
+    const port = Number(new URL(at.url).port);
+    const reader = connect(port, "127.0.0.1").pause();
+    reader.write(`GET ${url("/endless")} HTTP/1.1\r\nHost: localhost\r\n\r\n`);
+    await standsStill(() => at.runtime.floodBytes);
+    expect(at.runtime.floodBytes).toBeLessThan(32 * 1024 * 1024);
+    reader.destroy();
+
+    const writer = connect(port, "127.0.0.1").on("error", () => {});
+    writer.write(`PUT ${url("/slow")} HTTP/1.1\r\nHost: localhost\r\nContent-Length: ${1024 ** 3}\r\n\r\n`);
+    writer.write(Buffer.alloc(64 * 1024 * 1024));
+    const taken = () => writer.bytesWritten - writer.writableLength;
+    await standsStill(taken);
+    expect(taken()).toBeLessThan(32 * 1024 * 1024);
+    writer.destroy();
+    at.runtime.gate.resolve();
+  });
+
   it("of a sandbox that is not running are refused with 409", async () => {
     await post(at, "/v1/pause", { sandbox: "sb-1" });
     expect((await get(at, url("/f"))).json.error).toMatchObject({ code: "sandbox_not_running" });

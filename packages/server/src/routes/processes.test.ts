@@ -50,6 +50,13 @@ describe("background processes", () => {
     expect(JSON.parse(rest.text)).toEqual({ stream: "stdout", offset: 8, data: b64("rld") });
   });
 
+  it("end their output with an error where it cannot go on, after what there was", async () => {
+    const { status, text } = await get(at, `${base}/44/output?follow=true`);
+    const lines = text.trim().split("\n");
+    expect([status, lines.length]).toEqual([200, 2]);
+    expect(JSON.parse(lines[1]!).error).toMatchObject({ code: "sandbox_not_running", remediation: expect.stringMatching(/./) });
+  });
+
   it("take input, signals and sizes", async () => {
     for (const [route, body] of [
       ["stdin", { data: b64("hi"), close: true }],

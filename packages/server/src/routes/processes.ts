@@ -5,6 +5,7 @@ import { limits } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
 import type { ServerContext } from "../context.ts";
+import { isOurFault, toMitosError } from "../errors.ts";
 import { check, readJson } from "../http/json.ts";
 import { requestSignal } from "../http/signal.ts";
 import { argv, checkCeiling, command, env, path, sandboxId, seconds, terminalSide } from "../schemas.ts";
@@ -86,10 +87,19 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
     let event = await events.next();
     reply.hijack();
     reply.raw.writeHead(200, { "content-type": "application/x-ndjson", "cache-control": "no-store" });
-    for (; !event.done; event = await events.next()) {
-      for (const line of eventJson(event.value)) await writeTo(reply.raw, `${JSON.stringify(line)}\n`);
+    try {
+      for (; !event.done; event = await events.next()) {
+        for (const line of eventJson(event.value)) await writeTo(reply.raw, `${JSON.stringify(line)}\n`);
+      }
+    } catch (error) {
+      const mitos = toMitosError(error);
+      if (isOurFault(mitos)) context.log.error({ err: mitos.detail.reason ?? mitos, sandbox: target.id }, "following a process failed");
+      // A pause, the end of the sandbox or of this server: the reader may come back at the offsets it has reached.
+      await writeTo(reply.raw, `${JSON.stringify(mitos.toEnvelope())}\n`).catch(() => {});
+    } finally {
+      await events.return();
+      reply.raw.end();
     }
-    reply.raw.end();
     return reply;
   });
 

@@ -47,6 +47,10 @@ export class FakeRuntime {
   }
 
   async *attach(pid: number, options: { stdoutFrom?: number; follow: boolean }): AsyncGenerator<ProcessEvent> {
+    if (pid === 44) {
+      yield { kind: "output", stream: "stdout", offset: 0, data: bytes("x") };
+      throw new MitosError("sandbox_not_running", { cause: "the sandbox was paused" });
+    }
     if (pid !== 42) throw new MitosError("not_found", { cause: `no process ${pid}` });
     const all = bytes("hello world");
     const from = options.stdoutFrom ?? 0;
@@ -94,6 +98,7 @@ export class FakeRuntime {
   }
 
   async readFile(path: string, { offset, length }: { offset: number; length: number }) {
+    if (path === "/endless") return this.#endless(path);
     const file = this.#file(path);
     const part = file.subarray(offset, length === 0 ? undefined : offset + length);
     const info = create(pb.FileInfoSchema, {
@@ -111,12 +116,37 @@ export class FakeRuntime {
   }
 
   async writeFile(path: string, mode: number, data: AsyncIterable<Uint8Array>) {
+    if (path === "/slow") {
+      for await (const chunk of data) {
+        this.floodBytes += chunk.length;
+        await this.gate.promise;
+      }
+      return this.floodBytes;
+    }
     if (path.startsWith("/denied")) throw new MitosError("file_failed", { cause: "permission denied" });
     const chunks: Uint8Array[] = [];
     for await (const chunk of data) chunks.push(chunk);
     this.files.set(path, Buffer.concat(chunks));
     this.signals.push(["mode", mode]);
     return this.files.get(path)!.length;
+  }
+
+  /** A file of 1 GiB that is made while it is read. */
+  #endless(path: string) {
+    const size = 1024 ** 3;
+    const produce = (count: number) => {
+      this.floodBytes += count;
+    };
+    const info = create(pb.FileInfoSchema, { path, size: BigInt(size) });
+    return {
+      info,
+      data: (async function* () {
+        for (let at = 0; at < size; at += 65_536) {
+          produce(65_536);
+          yield new Uint8Array(65_536);
+        }
+      })(),
+    };
   }
 
   async stat(path: string) {
