@@ -20,10 +20,20 @@ pub fn run() {
     if unsafe { libc::getpid() } == 1 && paths::test_root().is_none() {
         mount_file_systems();
     }
+    close_inherited_on_exec();
     for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755), ("/run/sandbox", 0o755), ("/workspace", 0o755), ("/etc", 0o755)] {
         make_dir(&paths::own(path), mode);
     }
     identity::set_base_environment(base_environment(std::env::vars()));
+}
+
+/// What we were started with is not for programs. All that we open ourselves is closed on exec from the start.
+fn close_inherited_on_exec() {
+    let entries = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    for number in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(|number| *number > 2) {
+        // SAFETY: sets a flag on a descriptor number; at worst it is closed already.
+        unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    }
 }
 
 fn base_environment(inherited: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {

@@ -47,9 +47,8 @@ pub fn main() -> ExitCode {
 
 async fn serve() -> std::io::Result<()> {
     let (received, outgoing) = link::start(libc::STDIN_FILENO, libc::STDOUT_FILENO)?;
-    let (link, session) = session::start(received, outgoing, |method, first, call| {
-        Box::pin(async move { dispatch::dispatch(&method, first, call).await })
-    });
+    let (link, session) =
+        session::start(received, outgoing, |method, first, call| Box::pin(async move { dispatch::dispatch(&method, first, call).await }));
     tokio::spawn(socket::run(link));
     tokio::spawn(session.run());
     reaper::run().await

@@ -531,9 +531,7 @@ async fn send_output(process: &Process, call: &Call, readers: [Reader<'_>; 2], m
         }
         if incomplete {
             incomplete_too = mode == Follow::Snapshot || tokio::time::timeout(CODE_POINT_WAIT, changed.changed()).await.is_err();
-        } else if mode == Follow::Snapshot {
-            return Ok(());
-        } else if changed.changed().await.is_err() {
+        } else if mode == Follow::Snapshot || changed.changed().await.is_err() {
             return Ok(());
         }
     }

@@ -237,10 +237,10 @@ impl Prepared {
         let failed = |step: Step| (step, unsafe { *libc::__errno_location() });
         // SAFETY: every pointer below leads into `self`, which outlives the child's use of it.
         unsafe {
-            let mut default: libc::sigaction = std::mem::zeroed();
-            default.sa_sigaction = libc::SIG_DFL;
+            // All zero in the kernel's form: default action, no flags, empty mask. libc's wrapper refuses 32 and 33.
+            let default = [0_u64; 8];
             for signal in 1..=64 {
-                libc::sigaction(signal, &default, std::ptr::null_mut());
+                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<c_void>(), 8_usize);
             }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
