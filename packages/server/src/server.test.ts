@@ -1,10 +1,12 @@
+import { once } from "node:events";
 import { readFile, rm } from "node:fs/promises";
 import { connect as connectHttp2 } from "node:http2";
 import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
-import { get, post, stream, streamAll, unary, useServer } from "./testing/harness.ts";
+import { WebSocket } from "ws";
+import { envelope, type Frame, get, parseFrames, post, stream, streamAll, unary, useServer } from "./testing/harness.ts";
 
 describe("one port", () => {
   const at = useServer({ silenceMs: 150 });
@@ -75,11 +77,22 @@ describe("going down", () => {
   it("breaks off a stream that does not, says why, and leaves its program alone", async () => {
     const { frames } = await stream(at, "ExecStream", [{ command: "forever" }]);
     await frames.next();
+    const webSocket = new WebSocket(`${at.url.replace("http", "ws")}/sandbox.v1.Sandbox/Exec?sandbox=sb-1`, "connect.sandbox.v1");
+    const last = new Promise<Frame>((resolve) =>
+      webSocket.on("message", (data: Buffer) =>
+        parseFrames(data)
+          .frames.filter(({ flags }) => flags === 2)
+          .map(resolve),
+      ),
+    );
+    webSocket.on("open", () => webSocket.send(envelope({ open: { command: "forever" } })));
+    await once(webSocket, "message");
     const idle = connect(Number(new URL(at.url).port), "127.0.0.1").on("error", () => {});
     const started = Date.now();
     await at.server.close();
-    expect(Date.now() - started).toBeLessThan(6500);
+    expect(Date.now() - started).toBeLessThan(5500);
     expect((await frames.next()).value).toMatchObject({ flags: 2, message: { error: { code: "unavailable" } } });
+    expect((await last).message.exit).toMatchObject({ exitCode: 1, error: expect.stringMatching(/going down/) });
     expect(at.runtime.killed).toBe(0);
     idle.destroy();
   }, 10_000);

@@ -44,7 +44,9 @@ export interface RunningServer {
   close(): Promise<void>;
 }
 
-const closeGraceMs = 5000;
+const closeGraceMs = 4500;
+/** For the streams that are broken off to say why. */
+const lastWordsMs = 500;
 const silenceMsDefault = 10_000;
 const http1Timeouts = { headersTimeout: 20_000, keepAliveTimeout: 65_000, requestTimeout: 0 } as const;
 const http2StreamsMax = 256;
@@ -130,15 +132,14 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     for (const session of sessions) session.close();
     // A connection that is busy now is idle later.
     const idle = setInterval(() => http1.closeIdleConnections(), 100);
-    const cut = setTimeout(() => {
-      shutdown.abort(new MitosError("unavailable", { cause: "the server is going down" }));
-      webSocket.close();
-      // Streams that end by themselves now have a moment to say why.
-      setImmediate(() => setImmediate(() => [...sockets].map((socket) => socket.destroySoon())));
-    }, closeGraceMs);
+    const cut = setTimeout(() => shutdown.abort(new MitosError("unavailable", { cause: "the server is going down" })), closeGraceMs);
+    const end = setTimeout(() => {
+      for (const socket of sockets) socket.destroy();
+    }, closeGraceMs + lastWordsMs);
     await allGone;
     clearInterval(idle);
     clearTimeout(cut);
+    clearTimeout(end);
     for (const session of sessions) session.destroy();
     webSocket.close();
     await app.close();
