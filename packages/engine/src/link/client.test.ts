@@ -411,6 +411,7 @@ describe("tunnels", () => {
     const { fake, link } = await connected();
     fake.handler = (call) => call.end("unavailable", "connection refused");
     await expect(link.tunnel(80)).rejects.toMatchObject({ code: "unavailable", detail: { cause: "connection refused" } });
+    expect(link.openChannels).toBe(0);
   });
 });
 

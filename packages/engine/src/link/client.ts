@@ -303,12 +303,14 @@ export class LinkClient {
     const { tunnel } = guest.Agent.method;
     const first = toBinary(tunnel.input, create(tunnel.input, { port }));
     const channel = this.#open(tunnel.name, first, { end: false, signal, onEnd, endsWithPeer: false });
-    const opened = await channel.take();
-    if (!opened) {
+    try {
+      const opened = await channel.take();
+      if (!opened) throw this.#broken("Tunnel without an answer");
+      this.#decode(tunnel.output, opened);
+    } catch (error) {
       channel.discard();
-      throw this.#broken("Tunnel without an answer");
+      throw error;
     }
-    this.#decode(tunnel.output, opened);
     const bytes = messagesOf(channel, (message) => message);
     return {
       send: async (data) => {
