@@ -1,7 +1,9 @@
-import { execFileSync, spawnSync } from "node:child_process";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
 import { chmodSync, chownSync, cpSync, existsSync, mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync } from "node:fs";
-import { copyFile, readFile, rm, writeFile } from "node:fs/promises";
+import { copyFile, readFile, rename, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
+import { createInterface } from "node:readline";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { Driver } from "../../packages/engine/src/driver.ts";
 import { findGuest, findRunsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
@@ -12,6 +14,7 @@ import { lifeCycle } from "./life-cycle.ts";
 import { adopt, boot, end, newSpec, run, saved, start } from "./sandbox.ts";
 
 const log = { debug() {}, info() {}, warn() {}, error: console.error };
+const keepRunning = { leaveRunning: true, durable: false };
 const isRoot = process.getuid?.() === 0;
 const base = mkdtempSync("/tmp/mitos-gvisor-test-");
 chmodSync(base, 0o711);
@@ -70,48 +73,43 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     expect({ status, stdout, stderr }).toEqual({ status: 0, stdout: "", stderr: "" });
   });
 
-  it("refuses a snapshot whose host file was replaced, and names the file", async () => {
-    // A copy of the driver's view with a file of our own in it: nobody replaces files in the host's /usr for a test.
-    const library = path.join(base, "library.txt");
-    await writeFile(library, "first");
-    const parent = await boot(driver);
-    const snapshot = await saved(parent, () =>
-      driver.snapshot(parent.machine, path.join(base, "replaced"), { leaveRunning: true, durable: true }),
-    );
-    await end(parent);
-    const { fingerprint } = await import("../../packages/engine/src/drivers/gvisor/fingerprint.ts");
-    const hostFiles = { ...snapshot.requirements.hostFiles, ...(await fingerprint([library])) };
-    const withFile = { ...snapshot, requirements: { ...snapshot.requirements, hostFiles } };
-    await driver.checkSnapshot(withFile);
+  describe.runIf(isRoot)("a snapshot and the host's files", () => {
+    // Machines see the host's /usr, so the file that is replaced must lie there; its name is nobody else's.
+    const used = `/usr/local/share/mitos-test-${process.pid}`;
+    afterEach(() => rmSync(used, { force: true }));
 
-    await writeFile(`${library}.new`, "other");
-    execFileSync("mv", [`${library}.new`, library]);
-    await expect(driver.restore(withFile, newSpec())).rejects.toMatchObject({
-      code: "snapshot_incompatible",
-      detail: { cause: expect.stringContaining(library), remediation: expect.stringContaining(library) },
-    });
-    await rm(library);
-    await expect(driver.checkSnapshot(withFile)).rejects.toMatchObject({ code: "snapshot_incompatible" });
-    await rm(snapshot.dir, { recursive: true });
-  });
+    it("cannot be restored when a file that a program has open was replaced or removed, and the file is named", async () => {
+      await writeFile(used, "first");
+      const parent = await boot(driver);
+      await start(parent, `exec python3 -c 'import time; f = open("${used}"); open("/tmp/opened", "w"); time.sleep(1000)'`);
+      await run(parent, "until [ -e /tmp/opened ]; do sleep 0.02; done");
+      const snapshot = await saved(parent, () => driver.snapshot(parent.machine, path.join(base, "used"), keepRunning));
+      await end(parent);
+      await driver.checkSnapshot(snapshot);
+      expect(snapshot.requirements.hostFiles[realpathSync("/usr/bin/python3")]).toMatch(/^\d+:\d+:\d+$/);
+      expect(Object.keys(snapshot.requirements.hostFiles).some((file) => /libc[.-]/.test(file))).toBe(true);
 
-  it("lists the host files that programs have open and mapped among what a snapshot needs", async () => {
-    const parent = await boot(driver);
-    await start(parent, "exec python3 -c 'import json, time; f = open(\"/usr/share/common-licenses/GPL-3\"); time.sleep(1000)'");
-    await until("python is up", async () => (await run(parent, "pgrep -c python3 || true")) !== "0");
-    const python = realpathSync("/usr/bin/python3");
-    let files: Record<string, string> = {};
-    await until("all files are open", async () => {
-      const dir = path.join(base, `files-${performance.now()}`);
-      const snapshot = await saved(parent, () => driver.snapshot(parent.machine, dir, { leaveRunning: true, durable: false }));
-      files = { ...snapshot.requirements.hostFiles };
-      await rm(dir, { recursive: true });
-      return files["/usr/share/common-licenses/GPL-3"] !== undefined;
+      await writeFile(`${used}.new`, "other");
+      await rename(`${used}.new`, used);
+      await expect(driver.restore(snapshot, newSpec())).rejects.toMatchObject({
+        code: "snapshot_incompatible",
+        detail: { cause: expect.stringContaining(used), remediation: expect.stringContaining(used) },
+      });
+      await rm(used);
+      await expect(driver.checkSnapshot(snapshot)).rejects.toMatchObject({ code: "snapshot_incompatible" });
+      await rm(snapshot.dir, { recursive: true });
     });
-    expect(files[python]).toMatch(/^\d+:\d+:\d+:\d+$/);
-    expect(Object.keys(files).some((file) => /libc\.so/.test(file))).toBe(true);
-    expect(Object.keys(files).every((file) => file.startsWith("/usr/") || !file.includes("\0"))).toBe(true);
-    await end(parent);
+
+    it("is restored when a file is gone that programs have only used in the past", async () => {
+      await writeFile(used, "first");
+      const parent = await boot(driver);
+      expect(await run(parent, `cat ${used}`)).toBe("first");
+      const snapshot = await saved(parent, () => driver.snapshot(parent.machine, path.join(base, "past"), keepRunning));
+      await end(parent);
+      await rm(used);
+      await end(await adopt(await driver.restore(snapshot, newSpec())));
+      await rm(snapshot.dir, { recursive: true });
+    });
   });
 
   it.each([
@@ -121,9 +119,7 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     ["another processor", { cpu: "x64 abacus" }],
   ])("refuses a snapshot of %s", async (_what, changed) => {
     const parent = await boot(driver);
-    const snapshot = await saved(parent, () =>
-      driver.snapshot(parent.machine, path.join(base, "other"), { leaveRunning: true, durable: false }),
-    );
+    const snapshot = await saved(parent, () => driver.snapshot(parent.machine, path.join(base, "other"), keepRunning));
     await end(parent);
     const other = { ...snapshot, requirements: { ...snapshot.requirements, ...changed } };
     await expect(driver.restore(other, newSpec())).rejects.toMatchObject({ code: "snapshot_incompatible" });
@@ -172,7 +168,7 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     const sandbox = await boot(driver);
     await saved(sandbox, async () => {
       await sandbox.machine.freeze();
-      const snapshot = await driver.snapshot(sandbox.machine, path.join(base, "frozen"), { leaveRunning: true, durable: false });
+      const snapshot = await driver.snapshot(sandbox.machine, path.join(base, "frozen"), keepRunning);
       await end(await adopt(await driver.restore(snapshot, newSpec())));
       await rm(snapshot.dir, { recursive: true });
       await sandbox.machine.thaw();
@@ -211,7 +207,31 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     await second.close();
   });
 
-  it("removes everything of a server that was killed, ready containers too, and keeps what it is told to keep", async () => {
+  it("survives the death of its server: the machine lives, and ready containers go with the server", async () => {
+    const server = spawn(process.execPath, [path.join(import.meta.dirname, "server.ts"), dataDir], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    try {
+      const [line] = (await once(createInterface(server.stdout), "line")) as [string];
+      const shims = async () => (await leftovers(dataDir, runtimeDir)).filter((found) => found.includes(" shim ")).length;
+      await until("a container is ready beside the machine", async () => (await shims()) === 2);
+      server.kill("SIGKILL");
+      await until("the ready container has gone", async () => (await shims()) === 1);
+
+      const next = await createGvisorDriver({ dataDir, runtimeDir, log });
+      await next.sweep(new Set([line]));
+      const found = await next.reattach(line);
+      if (!("transport" in found)) throw new Error(`it ended: ${found.detail}`);
+      const sandbox = await adopt(found);
+      expect(await run(sandbox, "cat /tmp/kept")).toBe("kept");
+      await end(sandbox);
+      await next.close();
+    } finally {
+      server.kill("SIGKILL");
+    }
+  });
+
+  it("sweeps away a machine whose shim was killed, and keeps what it is told to keep", async () => {
     const first = await createGvisorDriver({ dataDir, runtimeDir, log });
     const kept = await boot(first);
     const lost = await boot(first);
@@ -228,11 +248,15 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     await second.close();
   });
 
+  it("notices that the shim of a machine was killed, and leaves nothing", async () => {
+    const sandbox = await boot(driver);
+    process.kill(Number(await readFile(path.join(runtimeDir, "ids", sandbox.machine.machineId, "shim.pid"), "utf8")), "SIGKILL");
+    expect(await sandbox.machine.exited).toMatchObject({ reason: "lost" });
+  });
+
   it("leaves nothing when a start fails", async () => {
     const parent = await boot(driver);
-    const snapshot = await saved(parent, () =>
-      driver.snapshot(parent.machine, path.join(base, "broken"), { leaveRunning: true, durable: false }),
-    );
+    const snapshot = await saved(parent, () => driver.snapshot(parent.machine, path.join(base, "broken"), keepRunning));
     await end(parent);
     await writeFile(path.join(snapshot.dir, "pages.img"), "nonsense");
     await expect(driver.restore(snapshot, newSpec())).rejects.toMatchObject({ code: "internal" });

@@ -8,8 +8,8 @@ const sentryPrefix = "/root/";
 const filesMax = 65_536;
 
 /**
- * The host's files that a machine depends on: those that its sentry holds open, which are the ones that programs have open or mapped and
- * the lately used ones. After a restore, programs go on with whatever lies at these paths then.
+ * The host's files that a machine depends on: those that its sentry holds open, which are the ones that programs have open or mapped, and lately
+ * used ones. After a restore, programs go on with whatever lies at these paths then.
  *
  * A machine's root itself is not in the list: its content never changes under its name.
  */
@@ -61,5 +61,6 @@ async function printOf(file: string): Promise<string> {
   const found = await stat(file, { bigint: true }).catch(() => undefined);
   if (!found) return "absent";
   if (found.isDirectory()) return "folder";
-  return `${found.size}:${found.mtimeNs}:${found.ino}:${found.dev}`;
+  // Not the device: its number can be another after the host has booted again.
+  return `${found.size}:${found.mtimeNs}:${found.ino}`;
 }

@@ -38,12 +38,11 @@ export async function saveMachine(
   await mkdir(partial, { mode: 0o700 });
   try {
     if (frozen) await machine.thaw();
-    // Before and after: what was opened since and what has been closed since.
-    const before = await hostFilesOf(container.sentryPid, root);
     const timeoutMs = saveTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * saveTimeoutPerGiBMs;
     await machine.run("save a machine", runsc.checkpoint(partial, container.id), timeoutMs);
-    const after = await hostFilesOf(container.sentryPid, root);
-    const requirements: SnapshotRequirements = { ...facts, hostFiles: await fingerprint(before.union(after)) };
+    // Afterwards: saving empties the sentry's cache of files that nobody uses, and what is closed from now on stays in it for a while.
+    const files = await hostFilesOf(container.sentryPid, root);
+    const requirements: SnapshotRequirements = { ...facts, hostFiles: await fingerprint(files) };
     await writeDetails(partial, { version: 1, requirements, root });
     const bytes = await syncAndCount(partial, durable);
     await rename(partial, dir);
