@@ -160,3 +160,27 @@ describe("background processes", () => {
     expect(await read(4)).toMatchObject([{ stream: "stdout", offset: 4, data: b64("it\n") }, { exit: { exit_code: 0 } }]);
   });
 });
+
+describe("fork by a published 0.1.x client, which creates another sandbox from the parent's template_id", () => {
+  it("continues from the live parent: its files and its interpreter", async () => {
+    const create = async (id: string, template: string) => {
+      const response = await fetch(`${live.url}/v1/fork`, {
+        method: "POST",
+        headers: { Connection: "close" },
+        body: JSON.stringify({ id, template }),
+      });
+      return (await response.json()) as { id: string; template_id: string };
+    };
+    const run = async (id: string, code: string) =>
+      collect((await stream(live, "RunCodeStream", [{ code }], { headers: { "X-Sandbox-Id": id } })).frames);
+    const parent = await create("old-parent", "python");
+    await run(parent.id, "token = 'only here'; open('/workspace/f', 'w').write('kept')");
+    const child = await create("old-child", parent.template_id);
+    const seen = await run(child.id, "token + ' ' + open('/workspace/f').read()");
+    expect(seen.find(({ message }) => message.result)?.message.result.text).toBe("'only here kept'");
+    for (const { id } of [parent, child]) {
+      const response = await fetch(`${live.url}/v1/sandboxes/${id}`, { method: "DELETE", headers: { Connection: "close" } });
+      expect(response.status).toBe(200);
+    }
+  });
+});
