@@ -425,6 +425,20 @@ fn a_machine_that_breaks_the_rules_loses_its_link_but_not_its_life() {
 }
 
 #[test]
+fn a_machine_that_shuts_its_link_is_reported_by_its_end_or_when_it_lives_on() {
+    let shut = "import socket,sys,time; socket.socket(fileno=0).shutdown(2); time.sleep(float(sys.argv[1]))";
+    let shim = Shim::start();
+    let mut server = shim.connect();
+    shim.machine(&mut server, &format!("exec python3 -c '{shut}' 0.2"));
+    assert_eq!(server.event()["event"], "exit");
+    let shim = Shim::start();
+    let mut server = shim.connect();
+    shim.machine(&mut server, &format!("exec python3 -c '{shut}' 1000"));
+    assert_eq!(server.event()["event"], "link_closed");
+    server.end();
+}
+
+#[test]
 fn the_memory_limit_ends_the_machine_as_oom_killed() {
     let shim = Shim::start();
     let mut server = shim.connect();

@@ -10,7 +10,7 @@ use super::connection::{Connection, Received};
 use super::daemon::Files;
 use super::exit::{Exit, unix_ms};
 use super::frames::OUTBOX_BYTES_HIGH;
-use super::link::Link;
+use super::link::{Closed, Link};
 use super::log::MachineLog;
 use super::machine::{Machine, Status};
 use super::meter;
@@ -44,6 +44,8 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// A shim that no server has ever connected to is a leftover of a server that died while starting it.
 const FIRST_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than a machine takes from shutting its link to its end.
+const LINK_NOTICE: Duration = Duration::from_secs(5);
 /// The wall clock may be set, so a deadline is looked at this often at least.
 const DEADLINE_CHECK: Duration = Duration::from_secs(30);
 const MEMORY_INTERVAL_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
@@ -54,6 +56,8 @@ pub struct Keeper {
     _files: Files,
     signals: SignalFd,
     link: Link,
+    /// When a link that was shut without a violation is reported, if the machine lives on.
+    link_notice: Option<Instant>,
     server: Option<Connection>,
     controls: Vec<Connection>,
     next_connection: u64,
@@ -147,6 +151,7 @@ impl Keeper {
             _files: files,
             signals,
             link: Link::new()?,
+            link_notice: None,
             server: None,
             controls: Vec::new(),
             next_connection: 1,
@@ -244,6 +249,9 @@ impl Keeper {
                 if let Some(limit) = first_connection {
                     until(limit.saturating_duration_since(now));
                 }
+                if let Some(notice) = self.link_notice {
+                    until(notice.saturating_duration_since(now));
+                }
                 if let Some(deadline) = &self.deadline {
                     until(Duration::from_millis(deadline.unix_ms.saturating_sub(unix_ms())).min(DEADLINE_CHECK));
                 }
@@ -270,7 +278,7 @@ impl Keeper {
             Token::Machine => self.machine_gone(),
             Token::Link => {
                 if revents & !libc::POLLOUT != 0 && self.link.receive(self.server.as_mut().map(|server| &mut server.outbox)) {
-                    self.tell_link_closed();
+                    self.link_closed();
                 }
             }
             Token::Server => {
@@ -362,7 +370,9 @@ impl Keeper {
         while let Ok((stream, _)) = self.link_socket.accept() {
             let id = self.take_connection_id();
             let Ok(mut connection) = Connection::new(id, true, stream) else { continue };
-            if let Some(error) = self.link.closed.clone() {
+            if self.link_notice.is_none()
+                && let Some(Closed { error, .. }) = self.link.closed.clone()
+            {
                 connection.send_json(FrameType::ShimEvent, 0, &Event::LinkClosed { error });
             }
             // The old one goes, and with it what it had not read; the HELLO of the new one makes it void anyway.
@@ -573,6 +583,9 @@ impl Keeper {
         if first_connection.is_some_and(|limit| limit <= now) {
             return self.begin_end("abandoned", false);
         }
+        if self.link_notice.is_some_and(|notice| notice <= now) {
+            self.tell_link_closed();
+        }
         if let Some(deadline) = self.deadline.take_if(|deadline| deadline.unix_ms <= unix_ms()) {
             return self.begin_end(&deadline.reason, false);
         }
@@ -666,8 +679,17 @@ impl Keeper {
         }
     }
 
+    /// A machine that shuts its end is most likely about to end, and its end is what the server should hear of.
+    fn link_closed(&mut self) {
+        match &self.link.closed {
+            Some(closed) if !closed.by_violation => self.link_notice = Some(Instant::now() + LINK_NOTICE),
+            _ => self.tell_link_closed(),
+        }
+    }
+
     fn tell_link_closed(&mut self) {
-        let Some(error) = self.link.closed.clone() else { return };
+        let Some(Closed { error, .. }) = self.link.closed.clone() else { return };
+        self.link_notice = None;
         eprintln!("close the link: {error}");
         let event = Event::LinkClosed { error };
         for connection in self.server.iter_mut().chain(&mut self.controls) {
@@ -678,7 +700,7 @@ impl Keeper {
     /// One write for everything that this round has brought.
     fn flush(&mut self) {
         if self.link.flush() {
-            self.tell_link_closed();
+            self.link_closed();
         }
         if let Some(server) = &mut self.server
             && let Err(error) = server.flush()

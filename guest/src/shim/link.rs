@@ -10,8 +10,15 @@ pub struct Link {
     pub machines: OwnedFd,
     inbox: Inbox,
     pub to_machine: Outbox,
-    /// The rule that the machine broke: nothing passes any more.
-    pub closed: Option<String>,
+    /// Why nothing passes any more.
+    pub closed: Option<Closed>,
+}
+
+#[derive(Clone)]
+pub struct Closed {
+    pub error: String,
+    /// The machine broke a rule. Otherwise it has shut its end, which gVisor does just before it ends.
+    pub by_violation: bool,
 }
 
 impl Link {
@@ -24,6 +31,7 @@ impl Link {
 
     /// One read; whole frames go to `to_server`, or nowhere while there is none. True when the link was closed by it.
     pub fn receive(&mut self, mut to_server: Option<&mut Outbox>) -> bool {
+        let mut by_violation = true;
         let error = match self.inbox.fill(self.ours.as_fd()) {
             Ok(Fill::Some) => loop {
                 match self.inbox.next() {
@@ -38,10 +46,12 @@ impl Link {
                 }
             },
             Ok(Fill::Empty) => return false,
-            Ok(Fill::Closed) => "the machine has closed its end".into(),
-            Err(error) => format!("read the link: {error}"),
+            ended => {
+                by_violation = false;
+                ended.err().map_or("the machine has shut its end".into(), |error| format!("read the link: {error}"))
+            }
         };
-        self.close(error);
+        self.close(Closed { error, by_violation });
         true
     }
 
@@ -55,15 +65,15 @@ impl Link {
         match self.to_machine.flush(self.ours.as_fd()) {
             Ok(()) => false,
             Err(error) => {
-                self.close(format!("write the link: {error}"));
+                self.close(Closed { error: format!("write the link: {error}"), by_violation: false });
                 true
             }
         }
     }
 
-    fn close(&mut self, error: String) {
+    fn close(&mut self, closed: Closed) {
         let _ = self.ours.shutdown(std::net::Shutdown::Both);
         self.to_machine = Outbox::default();
-        self.closed = Some(error);
+        self.closed = Some(closed);
     }
 }
