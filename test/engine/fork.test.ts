@@ -142,6 +142,48 @@ describe("a live fork", () => {
   });
 });
 
+describe("a sandbox that forks itself", () => {
+  const ask = `import json, socket
+s = socket.socket(socket.AF_UNIX)
+s.connect("/run/mitos.sock")
+s.sendall(b'{"type":"fork","fork":{"n":2}}\\n')
+open("/workspace/reply", "w").write(s.makefile().readline())`;
+
+  async function writeProgram(name: string): Promise<void> {
+    await engine.runtime(idOf(name)).writeFile(
+      "/workspace/ask.py",
+      0o644,
+      (async function* () {
+        yield Buffer.from(ask);
+      })(),
+    );
+  }
+
+  it("gets its children's ids, and in each child an empty list; its budget is spent then", async () => {
+    await create("self", { forkBudget: 2 });
+    await writeProgram("self");
+    await sh("self", "python3 ask.py");
+    const children = engine.get(idOf("self")).children;
+    expect(children).toHaveLength(2);
+    expect(JSON.parse(await sh("self", "cat reply"))).toMatchObject({ ok: true, sandbox_id: "self", fork: { children: [...children] } });
+    for (const child of children) {
+      await until("the child has its answer", async () => (await sh(child, "cat reply || true")) !== "");
+      expect(JSON.parse(await sh(child, "cat reply"))).toMatchObject({ ok: true, sandbox_id: child, fork: { children: [] } });
+    }
+    await sh("self", "python3 ask.py");
+    expect(await sh("self", "cat reply")).toContain("budget");
+    expect(engine.list()).toHaveLength(3);
+  });
+
+  it("is refused when it was not allowed to", async () => {
+    await create("self");
+    await writeProgram("self");
+    await sh("self", "python3 ask.py");
+    expect(await sh("self", "cat reply")).toContain("budget");
+    expect(engine.list()).toHaveLength(1);
+  });
+});
+
 describe("pause and resume", () => {
   it("keep files and processes, five times in a row with writes between", async () => {
     await create("sleeper");
