@@ -69,7 +69,10 @@ class KernelOutputTooLarge extends Error {
 }
 
 function send(event) {
-  const line = Buffer.from(`${stringify(event)}\n`);
+  let text = stringify(event);
+  // A lone surrogate is escaped by JSON.stringify, and is nothing that the agent could decode. (The first part skips escaped backslashes.)
+  if (text.includes('\\ud')) text = text.replace(/\\\\|\\ud[89a-f][0-9a-f]{2}/g, (found) => (found.length === 2 ? found : '\ufffd'));
+  const line = Buffer.from(`${text}\n`);
   if (line.length > EVENT_BYTES_MAX) {
     throw new KernelOutputTooLarge(`a result of ${line.length} bytes is above the limit of ${EVENT_BYTES_MAX} bytes`);
   }

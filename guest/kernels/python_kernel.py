@@ -77,7 +77,8 @@ class Events:
     def send(self, event):
         if os.getpid() != self.pid:  # a child that user code forked has no agent to talk to
             return
-        line = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        # Not as ASCII: an escaped lone surrogate is nothing that the agent could decode, an unescaped one becomes a question mark here.
+        line = json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         if len(line) > EVENT_BYTES_MAX:
             raise KernelOutputTooLarge("a result of %d bytes is above the limit of %d bytes" % (len(line), EVENT_BYTES_MAX))
         with interrupts.deferred(), self.lock:
@@ -305,9 +306,7 @@ def report_error(error, lines):
         lines = lines[:half] + ["… (%d lines left out)" % (len(lines) - 2 * half)] + lines[-half:]
     flush_output()
     name = type(error).__name__
-    # A surrogate in the text cannot be encoded; json.dumps escapes it, and the agent would have to refuse the line.
-    clean = [cut(line).encode("utf-8", "replace").decode() for line in [value] + lines]
-    events.send({"event": "error", "id": events.cell, "name": name, "value": clean[0], "traceback": clean[1:]})
+    events.send({"event": "error", "id": events.cell, "name": name, "value": cut(value), "traceback": [cut(line) for line in lines]})
 
 
 # ---------------------------------------------------------------- the two ways to run a cell

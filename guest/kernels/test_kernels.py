@@ -213,7 +213,8 @@ class KernelCase(unittest.TestCase):
         outcome = Outcome()
         self.kernel.wait_for("done", outcome, until=lambda seen: marker in seen.stdout)
         self.assertIsNone(outcome.status, "it ended by itself: %r" % outcome.stderr)
-        # As the agent does: again after a while, and then to the whole group.
+        # As the agent does: not in a cell's first moments, again after a while, and then to the whole group.
+        time.sleep(0.1)
         self.kernel.interrupt()
         for _ in range(3):
             late = time.monotonic() + 0.5
@@ -346,6 +347,9 @@ class PythonCase(KernelCase):
         self.run_ok("class Anything:\n    def __getattr__(self, name): return lambda *a, **k: 'claimed'\n    def __repr__(self): return 'any'")
         self.assertEqual(self.run_ok("Anything()").bundles()[0].get("text/html"), None)
         self.assertIn("Anything", self.run_ok("Anything").text)
+
+    def test_replaces_what_is_no_text(self):
+        self.assertEqual(self.run_ok("display({'text/plain': 'a\\ud800😀'}, raw=True)").bundles(), [{"text/plain": "a?😀"}])
 
     def test_refuses_a_result_above_the_limit_and_lives(self):
         outcome = self.run_error("display({'text/plain': 'x' * (61 * 1024 * 1024)}, raw=True)")
@@ -516,6 +520,9 @@ class JavaScriptCase(KernelCase):
         self.assertEqual(outcome.bundles()[1], {"text/plain": "[ 1 ]"})
         outcome = self.run_ok("({[Symbol.for('mitos.display')]: () => ({'text/html': 'h', 'text/plain': 'p'})})")
         self.assertEqual((outcome.text, outcome.bundles()), ("p", [{"text/html": "h", "text/plain": "p"}]))
+
+    def test_replaces_what_is_no_text(self):
+        self.assertEqual(self.run_ok("display({'text/plain': 'a\\ud800\\\\ud800😀'})").bundles(), [{"text/plain": "a\ufffd\\ud800😀"}])
 
     def test_refuses_a_result_above_the_limit_and_lives(self):
         self.assertEqual(self.run_error("display({'text/plain': 'x'.repeat(61 * 1024 * 1024)})").error["name"], "KernelOutputTooLarge")
