@@ -33,10 +33,10 @@ __mitos_on_interrupt() {
   trap '__mitos_unwind' DEBUG
 }
 
+# BASH_COMMAND is stale while a trap runs, so the level decides: everything above the kernel's own loop belongs to the cell.
 __mitos_unwind() {
-  [[ ${BASH_COMMAND} == *__mitos_* ]] && return 0
-  (( __mitos_interrupted && __mitos_in_cell )) && return 2
-  return 0
+  [[ ${FUNCNAME[1]} == main ]] && return 0
+  return 2
 }
 
 __mitos_renew() {
