@@ -1,6 +1,6 @@
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, chownSync, cpSync, existsSync, mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync } from "node:fs";
+import { chmodSync, chownSync, cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, realpathSync, rmSync, symlinkSync } from "node:fs";
 import { copyFile, readFile, rename, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { createInterface } from "node:readline";
@@ -43,6 +43,7 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     expect(await leftovers(dataDir, runtimeDir)).toEqual([]);
   });
   afterAll(async () => {
+    await driver.sweep(new Set()); // what a failed test has left
     await driver.close();
   });
 
@@ -261,6 +262,27 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     await writeFile(path.join(snapshot.dir, "pages.img"), "nonsense");
     await expect(driver.restore(snapshot, newSpec())).rejects.toMatchObject({ code: "internal" });
     await rm(snapshot.dir, { recursive: true });
+  });
+
+  it("says what runsc said when a container cannot be created", async () => {
+    const folder = path.join(base, "odd");
+    mkdirSync(folder);
+    const oddRuntimeDir = await defaultRuntimeDir(folder);
+    const odd = await createGvisorDriver({ dataDir: folder, runtimeDir: oddRuntimeDir, log });
+    for (const name of readdirSync(path.join(folder, "gvisor"))) rmSync(path.join(folder, "gvisor", name), { recursive: true });
+    await expect(odd.boot(newSpec())).rejects.toMatchObject({
+      code: "internal",
+      detail: { cause: expect.stringMatching(/creating container: /) },
+    });
+    await odd.close();
+    expect(await leftovers(folder, oddRuntimeDir)).toEqual([]);
+    rmSync(oddRuntimeDir, { recursive: true });
+  });
+
+  it("boots the smallest machine that may be asked for", async () => {
+    const sandbox = await boot(driver, { memSizeMiB: 64, processesMax: 16 });
+    expect(await run(sandbox, "python3 -c 'print(len(bytearray(32 << 20)))'")).toBe(String(32 << 20));
+    await end(sandbox);
   });
 
   it("refuses a machine id that is in use", async () => {

@@ -44,7 +44,14 @@ export async function createContainer(host: Host, shape: ContainerShape): Promis
     const { link, control } = await connectBoth(dir, connections);
     const pidFile = sentryPidFile(dir);
     const ends = control.request("on_end", { commands: [host.runsc.remove(id)] });
-    const created = runCommand(control, "create a container", host.runsc.create(dir, pidFile, id), createTimeoutMs, "link");
+    const created = runCommand(control, "create a container", host.runsc.create(dir, pidFile, id), createTimeoutMs, "link").catch(
+      async (reason) => {
+        throw new MitosError("internal", {
+          cause: `could not create a container: ${await lastLineOf(path.join(dir, "machine.log"))}`,
+          reason,
+        });
+      },
+    );
     await Promise.all([ends, created]);
     const [sentryPid, shimPid] = await Promise.all([readPid(pidFile), readPid(path.join(dir, "shim.pid"))]);
     return { id, dir, shape, sentryPid, shimPid, link, control };
@@ -153,6 +160,12 @@ function lastWords(reply: JsonObject): string {
   const text = `${String(reply.stdout ?? "")}\n${String(reply.stderr ?? "")}`.trim();
   const last = text.split("\n").at(-1)?.slice(-1024);
   return last || `exit code ${String(reply.exit_code)}, signal ${String(reply.signal)}`;
+}
+
+/** With `link`, what a command says is in the machine's log. */
+async function lastLineOf(log: string): Promise<string> {
+  const text = await readFile(log, "utf8").catch(() => "");
+  return text.trim().split("\n").at(-1)?.slice(-1024) || "runsc did not say why";
 }
 
 async function readPid(file: string): Promise<number> {

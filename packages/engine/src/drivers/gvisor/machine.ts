@@ -30,6 +30,11 @@ export class GvisorMachine implements Machine {
     this.container = container;
     this.machineId = machineId;
     this.transport = container.link.transport;
+    container.control.onEvent(({ event, error }) => {
+      if (event !== "link_closed") return; // the end of the machine is told by exit.json
+      host.log.warn({ machine: machineId, error }, "a machine broke the rules of the link: its shim passes nothing on any more");
+      container.link.close();
+    });
     this.exited = this.#follow();
   }
 

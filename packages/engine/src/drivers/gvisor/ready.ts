@@ -4,6 +4,8 @@ import { sendSignal } from "./processes.ts";
 import { type ContainerShape, shapeKey } from "./spec.ts";
 
 const containersMax = 32;
+/** Of the shapes asked for last; containers of an older one make room. */
+const shapesMax = 8;
 
 /**
  * Containers created ahead, so that a restore only has to load memory. They stand still while they wait: a created container costs about 5 %
@@ -15,6 +17,7 @@ export class ReadyContainers {
   readonly #log: Log;
   readonly #waiting = new Map<string, Container[]>();
   readonly #wanted = new Map<string, { shape: ContainerShape; count: number }>();
+  readonly #removing = new Set<Promise<void>>();
   #filling: Promise<void> | undefined;
   #closed = false;
 
@@ -28,11 +31,17 @@ export class ReadyContainers {
     this.#log = parts.log;
   }
 
-  /** From now on, keeps `count` containers of this shape, as far as the bound for all shapes together allows. */
+  /** From now on, keeps `count` containers of this shape, as far as the bounds for all shapes together allow. */
   want(shape: ContainerShape, count: number): void {
     const key = shapeKey(shape);
-    if (count <= 0) this.#wanted.delete(key);
-    else this.#wanted.set(key, { shape, count });
+    this.#wanted.delete(key);
+    if (count > 0) this.#wanted.set(key, { shape, count });
+    for (const oldest of this.#wanted.keys()) {
+      if (this.#wanted.size <= shapesMax) break;
+      this.#wanted.delete(oldest);
+      for (const container of this.#waiting.get(oldest)?.splice(0) ?? []) this.#remove(container);
+      this.#waiting.delete(oldest);
+    }
     this.#fill();
   }
 
@@ -62,9 +71,10 @@ export class ReadyContainers {
   async close(): Promise<void> {
     this.#closed = true;
     await this.settled();
-    const all = [...this.#waiting.values()].flat();
-    this.#waiting.clear();
-    await Promise.all(all.map((container) => this.#discard(container)));
+    for (const waiting of this.#waiting.values()) {
+      for (const container of waiting.splice(0)) this.#remove(container);
+    }
+    await Promise.all(this.#removing);
   }
 
   #fill(): void {
@@ -96,20 +106,27 @@ export class ReadyContainers {
   }
 
   #park(key: string, container: Container): void {
+    if (!this.#wanted.has(key)) {
+      this.#remove(container); // its shape had to make room meanwhile
+      return;
+    }
     sendSignal(container.sentryPid, "SIGSTOP");
     const waiting = this.#waiting.get(key) ?? [];
     waiting.push(container);
     this.#waiting.set(key, waiting);
-    container.control.closed.then(
-      () => {
-        const at = waiting.indexOf(container);
-        if (at < 0) return; // taken or discarded: somebody else's to clean up
-        waiting.splice(at, 1);
-        this.#discard(container).catch((error) =>
-          this.#log.warn({ error: String(error) }, "a ready container that ended left something behind"),
-        );
-      },
-      () => undefined,
-    );
+    // Of one that was taken or discarded somebody else takes care.
+    void container.control.closed.then(() => {
+      const at = waiting.indexOf(container);
+      if (at < 0) return;
+      waiting.splice(at, 1);
+      this.#remove(container);
+    });
+  }
+
+  #remove(container: Container): void {
+    const removing = this.#discard(container)
+      .catch((error) => this.#log.warn({ error: String(error) }, "a ready container could not be removed"))
+      .finally(() => this.#removing.delete(removing));
+    this.#removing.add(removing);
   }
 }

@@ -1,0 +1,101 @@
+import { spawn } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { afterEach, expect, it } from "vitest";
+import type { Container } from "./container.ts";
+import { ReadyContainers } from "./ready.ts";
+import type { ContainerShape } from "./spec.ts";
+
+const log = { debug() {}, info() {}, warn() {}, error() {} };
+const shape = (memSizeMiB: number): ContainerShape => ({
+  root: { dir: "/r", binds: [] },
+  resources: { vcpuCount: 1, memSizeMiB, processesMax: 64 },
+});
+
+/** Containers whose sentry is a real process that only sleeps. */
+function fakes() {
+  const living = new Map<string, { container: Container; closed: () => void; kill: () => void }>();
+  let made = 0;
+  const ready = new ReadyContainers({
+    log,
+    async create(wanted) {
+      made += 1;
+      const child = spawn("sleep", ["1000"], { stdio: "ignore" });
+      const { promise, resolve } = Promise.withResolvers<undefined>();
+      const container = { id: `c${made}`, shape: wanted, sentryPid: child.pid!, control: { closed: promise } } as unknown as Container;
+      living.set(container.id, { container, closed: () => resolve(undefined), kill: () => child.kill("SIGKILL") });
+      return container;
+    },
+    async discard(container) {
+      living.get(container.id)?.kill();
+      living.delete(container.id);
+    },
+  });
+  return { ready, living };
+}
+
+const stateOf = (pid: number) => readFileSync(`/proc/${pid}/stat`, "latin1").split(") ")[1]![0];
+
+const open: ReturnType<typeof fakes>[] = [];
+afterEach(async () => {
+  for (const { ready, living } of open.splice(0)) {
+    await ready.close();
+    for (const { kill } of living.values()) kill();
+  }
+});
+function newFakes() {
+  const made = fakes();
+  open.push(made);
+  return made;
+}
+
+it("gives a container only to whom it fits, stopped until then and awake after", async () => {
+  const { ready } = newFakes();
+  ready.want(shape(256), 1);
+  await ready.settled();
+  expect(ready.take(shape(512))).toBeUndefined();
+  const [waiting] = ready.ids();
+  const container = ready.take(shape(256))!;
+  expect(container.id).toBe(waiting);
+  await expect.poll(() => stateOf(container.sentryPid)).toBe("S");
+  expect(ready.take(shape(256))).toBeUndefined();
+});
+
+it("stops containers while they wait", async () => {
+  const { ready, living } = newFakes();
+  ready.want(shape(256), 2);
+  await ready.settled();
+  await expect.poll(() => [...living.values()].map(({ container }) => stateOf(container.sentryPid))).toEqual(["T", "T"]);
+});
+
+it("fills up again, and replaces a container that has ended", async () => {
+  const { ready, living } = newFakes();
+  ready.want(shape(256), 2);
+  await ready.settled();
+  ready.take(shape(256));
+  living.get(ready.ids()[0]!)!.closed();
+  await Promise.resolve();
+  ready.refill();
+  await ready.settled();
+  expect(ready.ids()).toHaveLength(2);
+});
+
+it("keeps to its bounds, and gives up the shapes that were asked for longest ago", async () => {
+  const { ready } = newFakes();
+  for (let index = 0; index < 10; index += 1) {
+    ready.want(shape(64 + index), 5);
+    await ready.settled();
+  }
+  expect(ready.ids().length).toBeLessThanOrEqual(32);
+  expect(ready.take(shape(64))).toBeUndefined();
+  expect(ready.take(shape(70))).toBeDefined();
+});
+
+it("leaves nothing when it is closed", async () => {
+  const { ready, living } = newFakes();
+  ready.want(shape(256), 3);
+  await ready.close();
+  expect(living.size).toBe(0);
+  ready.want(shape(256), 3);
+  await ready.settled();
+  expect(living.size).toBe(0);
+});
