@@ -45,6 +45,7 @@ pub struct Process {
     stdout: Ring,
     stderr: Ring,
     has_terminal: bool,
+    has_stdin: bool,
     /// Our end of its terminal, until it ends.
     terminal: Mutex<Option<Arc<AsyncFd<OwnedFd>>>>,
     stdin: tokio::sync::Mutex<Stdin>,
@@ -155,6 +156,7 @@ impl Process {
             stdout: Ring::default(),
             stderr: Ring::default(),
             has_terminal,
+            has_stdin: has_terminal || request.stdin,
             terminal: Mutex::new(terminal),
             stdin: tokio::sync::Mutex::new(stdin),
             changed: watch::Sender::new(()),
@@ -578,10 +580,14 @@ async fn take_input(process: &Process, mut inbound: mpsc::Receiver<Bytes>, mode:
     };
     let write = async {
         while let Some(message) = queued.recv().await {
-            let _ = match message {
+            let taken = match message {
                 ToStdin::Data(data) => process.write_stdin(&data).await,
                 ToStdin::Close => process.close_stdin().await,
             };
+            // A program that has closed its stdin is like one that does not read it: its caller waits, rather than believe that it did.
+            if taken.is_err() && process.has_stdin {
+                std::future::pending::<()>().await;
+            }
         }
     };
     tokio::join!(receive, write);
