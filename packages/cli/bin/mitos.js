@@ -35,9 +35,8 @@ function pinnedNode() {
 /** Node cannot replace its own process, so this one stays as a go-between that adds nothing. */
 function handOver(node) {
   const child = spawn(node, [fileURLToPath(import.meta.url), ...process.argv.slice(2)], { stdio: "inherit" });
-  // A terminal sends Ctrl-C to both processes; what is sent to this one alone is passed on.
-  process.on("SIGINT", () => {});
-  for (const signal of ["SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
+  // A terminal sends Ctrl-C to both processes, others to this one alone: it is passed on always, and the other end takes two for one.
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) process.on(signal, () => child.kill(signal));
   child.on("error", (error) => {
     process.stderr.write(
       `error: ${node} could not be started\ncause: ${error.message}\nnext step: run \`npm run setup\` in the checkout\n`,

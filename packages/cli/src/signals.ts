@@ -1,3 +1,6 @@
+/** A Ctrl-C can arrive twice: from the terminal, and from the process that started this one and passes it on. */
+const sameKeyMs = 300;
+
 /** An AbortSignal for Ctrl-C and for a polite kill, so that a command can clean up before it ends. A second one ends at once. */
 export interface Interrupt extends Disposable {
   readonly signal: AbortSignal;
@@ -5,8 +8,13 @@ export interface Interrupt extends Disposable {
 
 export function interruptible(): Interrupt {
   const controller = new AbortController();
+  let firstAt = 0;
   const handle = (name: NodeJS.Signals) => {
-    if (controller.signal.aborted) process.exit(130);
+    if (controller.signal.aborted) {
+      if (performance.now() - firstAt > sameKeyMs) process.exit(130);
+      return;
+    }
+    firstAt = performance.now();
     controller.abort(new Error(`interrupted by ${name}`));
   };
   const names = ["SIGINT", "SIGTERM", "SIGHUP"] as const;

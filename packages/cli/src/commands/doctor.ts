@@ -76,7 +76,7 @@ async function kvm(): Promise<Check> {
   const name = "kvm-device";
   try {
     await access("/dev/kvm", constants.R_OK | constants.W_OK);
-    return { verdict: "PASS", name, detail: "/dev/kvm can be opened; this version runs sandboxes in gVisor all the same" };
+    return { verdict: "PASS", name, detail: "/dev/kvm is there; this version runs sandboxes in gVisor all the same" };
   } catch (error) {
     const code = (error as NodeJS.ErrnoException).code ?? "";
     return { verdict: "PASS", name, detail: `/dev/kvm: ${code === "ENOENT" ? "absent" : code}; not needed, gVisor works without it` };
