@@ -276,7 +276,7 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     });
     await odd.close();
     expect(await leftovers(folder, oddRuntimeDir)).toEqual([]);
-    rmSync(oddRuntimeDir, { recursive: true });
+    expect(existsSync(oddRuntimeDir)).toBe(false);
   });
 
   it("boots the smallest machine that may be asked for", async () => {

@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
 import { createGvisorDriver, defaultRuntimeDir } from "../../packages/engine/src/drivers/gvisor/index.ts";
@@ -60,7 +61,7 @@ for attempt in range(200):
     await driver.close();
   }
   assert.deepEqual(await leftovers(dataDir, runtimeDir), []);
-  await rm(runtimeDir, { recursive: true, force: true });
+  assert.equal(existsSync(runtimeDir), false);
 }
 
 if (process.argv[1] === import.meta.filename) await lifeCycle(process.argv[2]!);

@@ -5,7 +5,7 @@ import { MitosError } from "@mitos/protocol";
 import { connectShim, type JsonObject, type ShimConnection } from "../../link/transport.ts";
 import { removeCgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
-import { type Layout, machineDir, newContainerId } from "./layout.ts";
+import { type Layout, machineDir, makeFolders, newContainerId } from "./layout.ts";
 import { killContainer, processGone } from "./processes.ts";
 import { type ContainerShape, ociSpec } from "./spec.ts";
 
@@ -33,6 +33,7 @@ export interface Container {
 export async function createContainer(host: Host, shape: ContainerShape): Promise<Container> {
   const id = newContainerId();
   const dir = machineDir(host.layout, id);
+  await makeFolders(host.layout);
   await mkdir(dir, { mode: 0o700 });
   const connections: ShimConnection[] = [];
   try {

@@ -6,7 +6,7 @@ import { closeCgroups, openCgroups } from "./cgroup.ts";
 import { createContainer, discardContainer } from "./container.ts";
 import { findGuest, findNodeForMachines, findRunsc } from "./find.ts";
 import type { Host } from "./host.ts";
-import { nameContainer, openLayout } from "./layout.ts";
+import { nameContainer, openLayout, removeFoldersIfEmpty } from "./layout.ts";
 import { activate, GvisorMachine, notAMachine } from "./machine.ts";
 import { ReadyContainers } from "./ready.ts";
 import { reattach } from "./reattach.ts";
@@ -114,6 +114,7 @@ class GvisorDriver implements Driver {
     await this.#ready.close();
     for (const machine of this.#machines) machine.release();
     if (this.#host.cgroups) await closeCgroups(this.#host.cgroups);
+    await removeFoldersIfEmpty(this.#host.layout);
   }
 
   async #start(

@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from "node:crypto";
-import { lstat, mkdir, readlink, realpath, symlink } from "node:fs/promises";
+import { lstat, mkdir, readlink, realpath, rmdir, symlink } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 
@@ -52,10 +52,25 @@ export async function openLayout(dataDir: string, runtimeDir: string): Promise<L
     state: path.join(dataDir, "gvisor"),
     cgroupParent: `mitos-${await dataDirHash(dataDir)}`,
   };
-  await ownFolder(runtimeDir);
-  for (const dir of [layout.machines, layout.ids, layout.runscRoot]) await ownFolder(dir);
+  await makeFolders(layout);
   await mkdir(layout.state, { recursive: true, mode: 0o700 });
   return layout;
+}
+
+/** Also before each container: cleaners of /tmp remove empty folders of a server that has had nothing to do for days. */
+export async function makeFolders(layout: Layout): Promise<void> {
+  for (const dir of [layout.runtimeDir, layout.ids, layout.runscRoot, layout.machines]) await ownFolder(dir);
+}
+
+/** Removes the runtime directory when no machine is left in it. */
+export async function removeFoldersIfEmpty(layout: Layout): Promise<void> {
+  for (const dir of [layout.machines, layout.runscRoot, layout.ids, layout.runtimeDir]) {
+    const removed = await rmdir(dir).then(
+      () => true,
+      () => false,
+    );
+    if (!removed) return;
+  }
 }
 
 async function dataDirHash(dataDir: string): Promise<string> {

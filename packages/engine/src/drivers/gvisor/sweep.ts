@@ -3,7 +3,7 @@ import path from "node:path";
 import { listCgroups } from "./cgroup.ts";
 import { containerOfState, removeTraces } from "./container.ts";
 import type { Host } from "./host.ts";
-import { containerOf, isContainerId } from "./layout.ts";
+import { containerOf, isContainerId, makeFolders } from "./layout.ts";
 import { findProcesses, killContainer } from "./processes.ts";
 
 /**
@@ -12,6 +12,7 @@ import { findProcesses, killContainer } from "./processes.ts";
  */
 export async function sweep(host: Host, keepMachines: ReadonlySet<string>, keepContainers: ReadonlySet<string>): Promise<void> {
   const { layout, cgroups } = host;
+  await makeFolders(layout);
   const keep = new Set(keepContainers);
   for (const machineId of keepMachines) {
     const containerId = await containerOf(layout, machineId);
