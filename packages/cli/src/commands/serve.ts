@@ -30,10 +30,14 @@ async function serve({ addr, dataDir, engine, ephemeral }: ServeOptions): Promis
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
   const server = await withProgress("starting the engine", startLocalServer(address, dir, engine));
-  print(`Mitos listens on ${server.url}`);
-  print(`  engine     ${server.driverName}`);
-  print(`  isolation  ${server.isolation}${server.isolation === "mock" ? " (nothing runs in its sandboxes)" : ""}`);
-  print(`  data       ${dir}`);
+  print(
+    [
+      `Mitos listens on ${server.url}`,
+      `  engine     ${server.driverName}`,
+      `  isolation  ${server.isolation}${server.isolation === "mock" ? " (nothing runs in its sandboxes)" : ""}`,
+      `  data       ${dir}`,
+    ].join("\n"),
+  );
   if (!interrupt.signal.aborted) await once(interrupt.signal, "abort");
   process.stderr.write(ephemeral ? "stopping, and ending all sandboxes\n" : "stopping; sandboxes run on\n");
   await withProgress("stopping", server.close(ephemeral ? "end" : "keep"));

@@ -1,0 +1,172 @@
+import { spawn } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { createServer } from "node:net";
+import os from "node:os";
+import path from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+
+// The command as users start it, against a server with the mock engine: it claims the life cycle and refuses the rest.
+const bin = path.resolve(import.meta.dirname, "../bin/mitos.js");
+const dir = mkdtempSync(path.join(os.tmpdir(), "mitos-cli-"));
+
+interface Ended {
+  code: number | null;
+  out: string;
+  err: string;
+}
+
+function start(args: readonly string[], env: Record<string, string> = {}) {
+  const child = spawn(process.execPath, [bin, ...args], {
+    env: { PATH: process.env.PATH, HOME: dir, ...env },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  const seen = { out: "", err: "" };
+  child.stdout.on("data", (data) => (seen.out += data));
+  child.stderr.on("data", (data) => (seen.err += data));
+  const ended = new Promise<Ended>((resolve) => child.on("close", (code) => resolve({ code, ...seen })));
+  return { child, seen, ended };
+}
+
+let url: string;
+let server: ReturnType<typeof start>;
+const mitos = (...args: string[]) => start(args, { MITOS_BASE_URL: url }).ended;
+
+async function firstLine(process: ReturnType<typeof start>): Promise<string> {
+  await Promise.race([new Promise((resolve) => process.child.stdout.once("data", resolve)), process.ended]);
+  return process.seen.out.split("\n", 1)[0]!;
+}
+
+beforeAll(async () => {
+  server = start(["serve", "--engine", "mock", "--addr", "127.0.0.1:0", "--data-dir", path.join(dir, "data"), "--ephemeral"]);
+  url = (await firstLine(server)).replace("Mitos listens on ", "");
+  expect(url, server.seen.err).toMatch(/^http:\/\/127\.0\.0\.1:\d+$/);
+});
+afterAll(async () => {
+  server.child.kill("SIGTERM");
+  expect(await server.ended).toMatchObject({ code: 0, err: expect.stringContaining("stopping, and ending all sandboxes") });
+  rmSync(dir, { recursive: true });
+});
+
+describe("the command line", () => {
+  it("prints its usage and exits with 2 without arguments, with 0 for help", async () => {
+    expect(await mitos()).toMatchObject({ code: 2, out: "", err: expect.stringContaining("Usage: mitos") });
+    for (const help of ["help", "-h", "--help"]) {
+      expect(await mitos(help)).toMatchObject({ code: 0, err: "", out: expect.stringContaining("Usage: mitos") });
+    }
+  });
+
+  it.each([["version"], ["--version"], ["-v"]])("%s prints the version", async (word) => {
+    expect(await mitos(word)).toMatchObject({ code: 0, out: expect.stringMatching(/^mitos \d+\.\d+\.\d+ \(.*\)\n$/) });
+  });
+
+  it.each([
+    ["an unknown command", ["bogus"]],
+    ["a missing argument", ["sandbox", "exec"]],
+    ["a missing command", ["run"]],
+    ["an unknown flag", ["sandbox", "ls", "--bogus"]],
+    ["an unknown format", ["sandbox", "ls", "-o", "yaml"]],
+    ["a number that is none", ["fork", "x", "--count", "two"]],
+    ["an unknown engine", ["serve", "--engine", "bogus"]],
+    ["an address without a port", ["serve", "--addr", "127.0.0.1"]],
+    ["an address that other machines reach", ["serve", "--addr", "0.0.0.0:8080"]],
+    ["all addresses", ["serve", "--addr", ":8080"]],
+    ["a shell without a terminal", ["shell", "new"]],
+  ])("exits with 2 for %s", async (_title, args) => {
+    expect(await mitos(...args)).toMatchObject({ code: 2, out: "", err: expect.stringMatching(/^error: /) });
+  });
+
+  it("says what is wrong, why, and what to do, when nobody answers", async () => {
+    const probe = createServer();
+    const port = await new Promise<number>((resolve) =>
+      probe.listen(0, "127.0.0.1", () => resolve((probe.address() as { port: number }).port)),
+    );
+    await new Promise((resolve) => probe.close(resolve));
+    const { code, err } = await mitos("--server", `127.0.0.1:${port}`, "sandbox", "ls");
+    expect(code).toBe(1);
+    expect(err).toMatch(/^error: no answer from .*\ncause: .*ECONNREFUSED.*\nnext step: .*mitos serve.*\n$/);
+  });
+});
+
+describe("sandboxes", () => {
+  it("are created, listed, forked and terminated", async () => {
+    const created = await mitos("sandbox", "create");
+    expect(created).toMatchObject({ code: 0, err: "", out: expect.stringMatching(/^sandbox-[0-9a-f]{8}\n$/) });
+    const id = created.out.trim();
+
+    const forked = await mitos("sandbox", "fork", id, "--replicas", "2");
+    expect(forked.out.trim().split("\n")).toHaveLength(2);
+    expect((await mitos("fork", "--count", "3", "--replicas", "1", id)).out.trim().split("\n")).toHaveLength(3);
+
+    const listed = await mitos("sandbox", "ls");
+    const [header, first] = listed.out.split("\n");
+    expect(header).toMatch(/^NAME +POOL +PHASE +NODE +ENDPOINT +AGE +ISOLATION$/);
+    expect(first).toMatch(new RegExp(`^${id} +python +Ready +- +${url} +\\d+s +mock$`));
+    for (const json of [["-o", "json"], ["--json"]]) {
+      const { sandboxes } = JSON.parse((await mitos("sandbox", "ls", ...json)).out);
+      expect(sandboxes).toHaveLength(6);
+      expect(sandboxes[0]).toMatchObject({ name: id, pool: "python", phase: "Ready", endpoint: url, ageSeconds: expect.any(Number) });
+    }
+
+    expect(await mitos("sandbox", "terminate", id, "--subtree")).toMatchObject({ code: 0, out: `terminated ${id}\n` });
+    expect(await mitos("sandbox", "ls")).toMatchObject({ code: 0, out: "No sandboxes found.\n" });
+  });
+
+  it("take flags before and after the other words", async () => {
+    for (const args of [
+      ["--pool", "node", "sandbox", "create"],
+      ["sandbox", "create", "--pool", "node"],
+      ["sandbox", "--pool", "node", "create"],
+    ]) {
+      const { out } = await mitos(...args);
+      const { sandboxes } = JSON.parse((await mitos("sandbox", "ls", "--json")).out);
+      expect(sandboxes).toMatchObject([{ name: out.trim(), pool: "node" }]);
+      await mitos("sandbox", "terminate", out.trim());
+    }
+  });
+
+  it.each([
+    ["exec", ["sandbox", "exec", "nope", "true"]],
+    ["fork", ["fork", "nope"]],
+    ["terminate", ["sandbox", "terminate", "nope"]],
+  ])("that do not exist: %s exits with 3", async (_title, args) => {
+    expect(await mitos(...args)).toMatchObject({ code: 3, out: "", err: expect.stringContaining("nope") });
+  });
+
+  it("run nothing on the mock engine, which says so, and leave none behind", async () => {
+    const { code, err } = await mitos("run", "echo", "hi", "--pool", "python");
+    expect({ code, err }).toMatchObject({ code: 1, err: expect.stringContaining("the mock engine runs nothing") });
+    expect((await mitos("sandbox", "ls")).out).toBe("No sandboxes found.\n");
+  });
+});
+
+describe("serve", () => {
+  it("says that an address is in use", async () => {
+    const second = start(["serve", "--engine", "mock", "--addr", new URL(url).host, "--data-dir", path.join(dir, "second")]);
+    expect(await second.ended).toMatchObject({ code: 1, err: expect.stringMatching(/is in use[\s\S]*next step: /) });
+  });
+
+  it("says that a data directory is in use", async () => {
+    const second = start(["serve", "--engine", "mock", "--addr", "127.0.0.1:0", "--data-dir", path.join(dir, "data")]);
+    expect(await second.ended).toMatchObject({ code: 1, err: expect.stringContaining("another server uses this data directory") });
+  });
+
+  it("puts its state where XDG says, and goes down at SIGINT, even when it arrives twice at once", async () => {
+    const other = start(["serve", "--engine", "mock", "--addr", "127.0.0.1:0"], { XDG_DATA_HOME: path.join(dir, "xdg") });
+    await firstLine(other);
+    expect(other.seen.out).toContain(path.join(dir, "xdg/mitos"));
+    other.child.kill("SIGINT");
+    other.child.kill("SIGINT");
+    expect(await other.ended).toMatchObject({ code: 0, err: expect.stringContaining("sandboxes run on") });
+  });
+});
+
+describe("quickstart", () => {
+  it("fails, and does not pretend, on an engine that runs nothing", async () => {
+    const { code, out, err } = await start(["quickstart", "--engine", "mock"]).ended;
+    expect({ code, out, err }).toMatchObject({
+      code: 1,
+      out: expect.stringMatching(/✗ run a command/),
+      err: expect.stringMatching(/^error: /m),
+    });
+  });
+});
