@@ -2,7 +2,7 @@ import { create, type Sandbox } from "@mitos/sdk";
 import { Command } from "commander";
 import { connectionOf, type PassThrough, poolOf, toCommand, wholeNumber } from "../context.ts";
 import { execHere } from "../exec-here.ts";
-import { Exit } from "../exit.ts";
+import { Exit, exitCodes } from "../exit.ts";
 import { withProgress } from "../progress.ts";
 import { interruptible } from "../signals.ts";
 
@@ -16,8 +16,13 @@ export function runCommand(passThrough: PassThrough): Command {
       const line = toCommand(words, passThrough);
       using interrupt = interruptible();
       const { signal } = interrupt;
-      const sandbox = await withProgress("creating the sandbox", create({ ...connectionOf(command), template: poolOf(command), signal }));
-      throw new Exit(await thenTerminate(sandbox, () => execHere(sandbox, line, { timeoutSeconds: options.timeout || undefined, signal })));
+      // Not aborted by Ctrl-C: a sandbox that is half made could not be terminated.
+      const sandbox = await withProgress("creating the sandbox", create({ ...connectionOf(command), template: poolOf(command) }));
+      const work = async () => {
+        if (signal.aborted) return exitCodes.interrupted;
+        return execHere(sandbox, line, { timeoutSeconds: options.timeout || undefined, signal });
+      };
+      throw new Exit(await thenTerminate(sandbox, work));
     });
 }
 
