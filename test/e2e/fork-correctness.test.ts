@@ -105,21 +105,29 @@ describe("files", () => {
   });
 });
 
+describe("the host template", () => {
+  it("lists folders of the host without a complaint", async () => {
+    await using sandbox = await server.create({ template: "base" });
+    const { stderr, exitCode } = await sandbox.exec("ls -la / /usr/bin /usr/lib > /dev/null && cp -a /usr/bin/awk /workspace/awk");
+    expect([exitCode, stderr]).toEqual([0, ""]);
+  });
+});
+
 describe("identity", () => {
   it("is new in every child: host name, machine id, generation, kernel randomness; and the clock is right", async () => {
     await using parent = await server.create();
     const children = await parent.fork(3);
     const probe =
-      "hostname; cat /etc/hostname /etc/machine-id /run/sandbox/fork-generation; echo; head -c 32 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid; date +%s.%N";
+      "hostname; cat /etc/hostname /etc/machine-id /run/sandbox/fork-generation; echo; head -c 32 /dev/urandom | sha256sum; date +%s.%N";
     const rows = await Promise.all(
       [parent, ...children].map(async (sandbox) => (await output(sandbox, probe)).split("\n").filter(Boolean)),
     );
     for (const [index, sandbox] of [parent, ...children].entries()) {
       expect(rows[index]!.slice(0, 2)).toEqual([sandbox.id, sandbox.id]);
       expect(rows[index]![2]).toMatch(/^[0-9a-f]{32}$/);
-      expect(Math.abs(Number(rows[index]![6]) - Date.now() / 1000)).toBeLessThan(5);
+      expect(Math.abs(Number(rows[index]![5]) - Date.now() / 1000)).toBeLessThan(5);
     }
-    for (const column of [0, 2, 4, 5]) expect(new Set(rows.map((row) => row[column])).size).toBe(4);
+    for (const column of [0, 2, 4]) expect(new Set(rows.map((row) => row[column])).size).toBe(4);
     expect(Number(rows[1]![3])).toBeGreaterThan(Number(rows[0]![3]));
     await Promise.all(children.map((child) => child.terminate()));
   });
@@ -194,10 +202,7 @@ describe("what is in flight on the parent", () => {
     expect(logs.stdout.join("")).toBe(Array.from({ length: 100 }, (_, index) => `${index}\n`).join(""));
     expect(text).toBe("'end'");
     expect(await pty.wait()).toBe(7);
-    const lines = Buffer.concat(terminal)
-      .toString()
-      .split("\r\n")
-      .filter((line) => /^tty \d+$/.test(line));
+    const lines = Buffer.concat(terminal).toString().match(/tty \d+(?=\r\n)/g);
     expect(lines).toEqual(Array.from({ length: 300 }, (_, index) => `tty ${index + 1}`));
     expect(await output(parent, "sha256sum < /workspace/upload")).toContain(await upload);
     await Promise.all(children.map((child) => child.terminate()));

@@ -9,6 +9,7 @@ pub mod identity;
 mod init;
 pub mod kernel;
 mod link;
+mod link_attributes;
 pub mod paths;
 pub mod process;
 mod proctable;

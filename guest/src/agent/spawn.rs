@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 
 use tokio::sync::oneshot;
 
+use super::link_attributes;
 use super::reaper::{self, ExitStatus};
 use super::user::User;
 
@@ -118,6 +119,7 @@ enum Step {
     Session = 1,
     Terminal,
     Descriptors,
+    Filter,
     User,
     Capabilities,
     WorkingDirectory,
@@ -139,6 +141,7 @@ struct Prepared {
     terminal: Option<RawFd>,
     nofile: u64,
     drop_bounding_set: bool,
+    filter: Option<&'static [libc::sock_filter]>,
     /// Written by the child, read by us after it has called execve or exited.
     failed_step: i32,
     failed_errno: i32,
@@ -190,6 +193,7 @@ impl Prepared {
             terminal: program.terminal,
             nofile: nofile_limit(),
             drop_bounding_set: may_drop_bounding_set(),
+            filter: link_attributes::filter().filter(|_| may_drop_bounding_set()),
             failed_step: 0,
             failed_errno: 0,
         })
@@ -263,6 +267,11 @@ impl Prepared {
             if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
                 limit.rlim_cur = self.nofile.min(limit.rlim_max);
                 libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+            }
+            if let Some(filter) = self.filter
+                && !link_attributes::install(filter)
+            {
+                return failed(Step::Filter);
             }
             if self.drop_bounding_set {
                 for capability in 0..64 {
