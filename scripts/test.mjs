@@ -15,7 +15,7 @@ const vitest = [pinnedNode, bin("vitest"), "run", "--silent=passed-only"];
  */
 const lanes = [
   [
-    { name: "format and lint", command: [bin("biome"), "ci", "--error-on-warnings"] },
+    { name: "format and lint", command: [bin("biome"), "ci", "--error-on-warnings", "--colors=off"] },
     { name: "types", command: [bin("tsc"), "-p", "."] },
     { name: "generated code", command: [pinnedNode, "scripts/generate.mjs", "--check"] },
     { name: "rust format", command: ["cargo", "fmt", "--check"], cwd: guest },

@@ -202,7 +202,9 @@ describe("what is in flight on the parent", () => {
     expect(logs.stdout.join("")).toBe(Array.from({ length: 100 }, (_, index) => `${index}\n`).join(""));
     expect(text).toBe("'end'");
     expect(await pty.wait()).toBe(7);
-    const lines = Buffer.concat(terminal).toString().match(/tty \d+(?=\r\n)/g);
+    const lines = Buffer.concat(terminal)
+      .toString()
+      .match(/tty \d+(?=\r\n)/g);
     expect(lines).toEqual(Array.from({ length: 300 }, (_, index) => `tty ${index + 1}`));
     expect(await output(parent, "sha256sum < /workspace/upload")).toContain(await upload);
     await Promise.all(children.map((child) => child.terminate()));

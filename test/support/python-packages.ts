@@ -1,0 +1,58 @@
+import { execFile } from "node:child_process";
+import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
+import path from "node:path";
+import { promisify } from "node:util";
+
+const run = promisify(execFile);
+const cache = path.join(import.meta.dirname, "../../.cache/python-packages");
+/** The interpreter that the host template shows to its sandboxes. */
+const sandboxPython = "/usr/bin/python3";
+
+/** Named sets, so that a suite brings no more into a sandbox than it is about. */
+const sets = {
+  plots: ["numpy>=1.26,<3", "matplotlib>=3.8,<4"],
+  ipython: ["ipython>=8.12,<9"],
+} as const;
+
+/**
+ * A gzipped tar of PyPI packages that the host template's interpreter can import. Fetched once and kept in the checkout's cache folder.
+ *
+ * Debian's own interpreter often has no pip; whichever pip there is on PATH fetches wheels for the version that counts.
+ */
+export async function pythonPackages(set: keyof typeof sets): Promise<string> {
+  const { stdout } = await run(sandboxPython, ["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]);
+  const version = stdout.trim();
+  const folder = path.join(cache, `${set}-${version}`);
+  const tar = `${folder}.tar.gz`;
+  if (existsSync(tar)) return tar;
+  mkdirSync(cache, { recursive: true });
+  rmSync(folder, { recursive: true, force: true });
+  const options = ["--python-version", version, "--only-binary=:all:", "--target", folder, "--no-compile", "--quiet"];
+  await pip(["install", "--disable-pip-version-check", ...options, ...sets[set]]);
+  // Whole or not at all: a run that is broken off leaves nothing that a later one would take for complete.
+  await run("tar", ["-czf", `${tar}.partial`, "--exclude=tests", "--exclude=__pycache__", "-C", folder, "."]);
+  renameSync(`${tar}.partial`, tar);
+  rmSync(folder, { recursive: true, force: true });
+  return tar;
+}
+
+/** With the first interpreter on PATH, or the sandboxes' own, that has pip. */
+async function pip(args: readonly string[]): Promise<void> {
+  for (const python of ["python3", sandboxPython]) {
+    const hasPip = await run(python, ["-m", "pip", "--version"]).then(
+      () => true,
+      () => false,
+    );
+    if (!hasPip) continue;
+    try {
+      await run(python, ["-m", "pip", ...args], { maxBuffer: 16 * 1024 * 1024 });
+      return;
+    } catch (error) {
+      const { stderr } = error as { stderr?: string };
+      throw new Error(
+        `these tests need ${sets.plots.join(", ")} and ${sets.ipython.join(", ")} once from PyPI, and pip failed:\n${stderr ?? error}`,
+      );
+    }
+  }
+  throw new Error(`these tests fetch packages from PyPI once, and no python3 here has pip; install it: apt install python3-pip`);
+}
