@@ -32,6 +32,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
 
   app.addHook("onRequest", async (request, reply) => {
     reply.header("X-Request-Id", request.id);
+    checkQueryEncoding(request.raw.url ?? "");
   });
   app.addHook("onSend", async (_request, reply, payload) => {
     if (String(reply.getHeader("content-type")).startsWith("application/json")) reply.header("content-type", "application/json");
@@ -69,6 +70,17 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
 
   await app.ready();
   return app;
+}
+
+/** Fastify would take what does not decode as it stands, and a file of that name would be written. @throws invalid_input */
+function checkQueryEncoding(url: string): void {
+  const at = url.indexOf("?");
+  if (at < 0) return;
+  try {
+    decodeURIComponent(url.slice(at));
+  } catch (error) {
+    throw new MitosError("invalid_input", { cause: "the query is not valid percent-encoding of UTF-8", reason: error });
+  }
 }
 
 function refuseOtherMethods(app: FastifyInstance, url: string, allowed: readonly string[]): void {

@@ -97,6 +97,13 @@ describe("sandboxes", () => {
     expect((await post(at, "/v1/fork", { id: "sb-1", template: "python" })).status).toBe(409);
   });
 
+  it("refuse a query that does not decode, rather than take it as it stands", async () => {
+    for (const query of ["path=%zz", "path=%ff"]) {
+      const answer = await send(at, "PUT", `/v1/sandboxes/sb-1/files?${query}`, "x");
+      expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
+    }
+  });
+
   it("are given their environment, secrets and limits, none of which is logged", async () => {
     const body = {
       id: "x",

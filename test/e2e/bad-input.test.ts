@@ -1,0 +1,421 @@
+/** What bad input, clients that misbehave and programs that misbehave get from a server with the real engine. */
+
+import { once } from "node:events";
+import { connect, type Socket } from "node:net";
+import { catalogue, type ErrorCode, limits } from "@mitos/protocol";
+import type { Sandbox } from "@mitos/sdk";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type Answer, b64, envelope, type Frame, get, parseFrames, send, unary } from "../../packages/server/src/testing/harness.ts";
+import { type LiveServer, startLiveServer } from "../support/live-server.ts";
+import { until } from "../support/until.ts";
+
+const MiB = 1024 * 1024;
+
+let live: LiveServer;
+/** Survives everything that other clients and other sandboxes do in this file. */
+let witness: Sandbox;
+let slow: SlowClient;
+beforeAll(async () => {
+  live = await startLiveServer();
+  slow = new SlowClient(live.url);
+  witness = await live.create();
+  await witness.runCode("survived = 'all of it'");
+});
+afterAll(async () => {
+  slow.close();
+  await live.close();
+});
+
+/** The catalogue's error, whole: a code, what happened, and what to do about it. */
+function expectRefusal(answer: Answer, code: ErrorCode): void {
+  expect({ status: answer.status, code: answer.json?.error?.code, text: answer.text }).toMatchObject({
+    status: catalogue[code].status,
+    code,
+  });
+  expect(answer.json.error).toMatchObject({ message: expect.stringMatching(/./), remediation: expect.stringMatching(/./) });
+}
+
+/** A Connect error in a unary answer. */
+function expectConnectRefusal(answer: Answer, code: ErrorCode): void {
+  expect({ code: answer.json?.code, exact: answer.headers["mitos-error-code"], text: answer.text }).toMatchObject({
+    code: catalogue[code].connect,
+    exact: code,
+  });
+}
+
+function lastError(frames: readonly Frame[]): { code: string; message: string } | undefined {
+  const last = frames.at(-1);
+  expect(last?.flags).toBe(2);
+  return last?.message.error;
+}
+
+async function output(sandbox: Sandbox, command: string): Promise<string> {
+  const { stdout, stderr, exitCode } = await sandbox.exec(command);
+  expect(exitCode, stderr).toBe(0);
+  return stdout.trim();
+}
+
+async function expectWitnessUnharmed(): Promise<void> {
+  expect((await witness.runCode("survived")).text).toBe("'all of it'");
+  expect(await output(witness, "echo alive")).toBe("alive");
+}
+
+function isRunning(sandbox: Sandbox, pattern: string): Promise<boolean> {
+  return output(sandbox, `pgrep -c -f '${pattern}' || true`).then((count) => count !== "0");
+}
+
+function rawSocket(): Socket {
+  const { hostname, port } = new URL(live.url);
+  const socket = connect(Number(port), hostname);
+  socket.on("error", () => {}); // "close" follows
+  return socket;
+}
+
+function closeOf(socket: Socket): Promise<void> {
+  return new Promise((resolve) => socket.once("close", () => resolve()));
+}
+
+/** Sends bytes as they are and resolves with everything that comes back until the server closes, or says nothing for `quietMs`. */
+async function rawExchange(bytes: string | Uint8Array, quietMs = 3_000): Promise<string> {
+  const socket = rawSocket();
+  socket.setTimeout(quietMs, () => socket.destroy());
+  let answer = "";
+  socket.on("data", (chunk) => {
+    answer += chunk.toString("latin1");
+  });
+  socket.write(bytes);
+  await closeOf(socket);
+  return answer;
+}
+
+/** One that sends its headers byte by byte and never comes to their end. */
+class SlowClient {
+  readonly openedAtMs = Date.now();
+  readonly #sockets: Socket[];
+  readonly #drip: NodeJS.Timeout;
+  #open: number;
+
+  constructor(url: string, count = 20) {
+    const { hostname, port } = new URL(url);
+    this.#open = count;
+    this.#sockets = Array.from({ length: count }, () => {
+      const socket = connect(Number(port), hostname);
+      socket.on("error", () => {});
+      socket.on("data", () => {});
+      socket.on("close", () => {
+        this.#open -= 1;
+      });
+      socket.write("GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ");
+      return socket;
+    });
+    this.#drip = setInterval(() => {
+      for (const socket of this.#sockets) if (socket.writable) socket.write("a");
+    }, 500);
+  }
+
+  get open(): number {
+    return this.#open;
+  }
+
+  close(): void {
+    clearInterval(this.#drip);
+    for (const socket of this.#sockets) socket.destroy();
+  }
+}
+
+type Refused = readonly [what: string, method: string, path: string, body: unknown, code: ErrorCode];
+
+describe("a request that is wrong", () => {
+  const create = (change: object) => ({ id: "new", template: "python", ...change });
+  const fork = "/v1/sandboxes/WITNESS/fork";
+  const files = "/v1/sandboxes/WITNESS/files";
+  const processes = "/v1/sandboxes/WITNESS/processes";
+  const invalidUtf8 = Buffer.from([0x7b, 0x22, 0x69, 0x64, 0x22, 0x3a, 0x22, 0xff, 0xfe, 0x22, 0x7d]);
+
+  const rows: Refused[] = [
+    ["no JSON", "POST", "/v1/fork", Buffer.from("{"), "invalid_json"],
+    ["no body", "POST", "/v1/fork", Buffer.alloc(0), "invalid_json"],
+    ["a list for an object", "POST", "/v1/fork", [], "invalid_json"],
+    ["a null for an object", "POST", "/v1/pause", null, "invalid_json"],
+    ["invalid UTF-8", "POST", "/v1/fork", invalidUtf8, "invalid_json"],
+    ["100,000 nested lists", "POST", "/v1/fork", Buffer.from("[".repeat(100_000)), "invalid_json"],
+
+    ["no id", "POST", "/v1/fork", { template: "python" }, "invalid_input"],
+    ["a number for an id", "POST", "/v1/fork", create({ id: 7 }), "invalid_input"],
+    ["an id with a slash", "POST", "/v1/fork", create({ id: "a/b" }), "invalid_input"],
+    ["an id with NUL", "POST", "/v1/fork", create({ id: "a\0b" }), "invalid_input"],
+    ["an id of dots", "POST", "/v1/fork", create({ id: ".." }), "invalid_input"],
+    ["an id of 65 characters", "POST", "/v1/fork", create({ id: "a".repeat(65) }), "invalid_input"],
+    ["an id in use", "POST", "/v1/fork", create({ id: "WITNESS" }), "conflict"],
+    ["an object for a template", "POST", "/v1/fork", create({ template: {} }), "invalid_input"],
+    ["a template as a path", "POST", "/v1/fork", create({ template: "../../etc" }), "invalid_input"],
+    ["an unknown template", "POST", "/v1/fork", create({ template: "unheard-of" }), "not_found"],
+    ["a live handle of nobody", "POST", "/v1/fork", create({ template: "live:nobody" }), "not_found"],
+    ["a live handle that is a path", "POST", "/v1/fork", create({ template: "live:../x" }), "invalid_input"],
+    ["a negative time-out", "POST", "/v1/fork", create({ timeout_seconds: -1 }), "invalid_input"],
+    ["a time-out of zero", "POST", "/v1/fork", create({ timeout_seconds: 0 }), "invalid_input"],
+    ["a broken time-out", "POST", "/v1/fork", create({ timeout_seconds: 1.5 }), "invalid_input"],
+    ["a text for a time-out", "POST", "/v1/fork", create({ timeout_seconds: "9" }), "invalid_input"],
+    ["a huge time-out", "POST", "/v1/fork", create({ timeout_seconds: 1e300 }), "invalid_input"],
+    ["a time-out above the ceiling", "POST", "/v1/fork", create({ timeout_seconds: 86_401 }), "timeout_too_large"],
+    ["negative memory", "POST", "/v1/fork", create({ resources: { mem_size_mib: -512 } }), "invalid_input"],
+    ["huge memory", "POST", "/v1/fork", create({ resources: { mem_size_mib: 1e15 } }), "invalid_input"],
+    ["half a processor", "POST", "/v1/fork", create({ resources: { vcpu_count: 0.5 } }), "invalid_input"],
+    ["a billion processes", "POST", "/v1/fork", create({ resources: { processes_max: 1e9 } }), "invalid_input"],
+    ["a list for the environment", "POST", "/v1/fork", create({ env: ["A=1"] }), "invalid_input"],
+    ["a number in the environment", "POST", "/v1/fork", create({ env: { A: 1 } }), "invalid_input"],
+    ["a name with = in the environment", "POST", "/v1/fork", create({ env: { "A=B": "1" } }), "invalid_input"],
+    ["NUL in a secret", "POST", "/v1/fork", create({ secrets: { A: "\0" } }), "invalid_input"],
+    ["a huge environment", "POST", "/v1/fork", create({ env: { A: "a".repeat(limits.envBytesMax + 1) } }), "invalid_input"],
+    ["huge metadata", "POST", "/v1/fork", create({ metadata: { A: "a".repeat(2000) } }), "invalid_input"],
+
+    ["a fork of nothing said", "POST", fork, {}, "invalid_input"],
+    ["a fork of no child", "POST", fork, { count: 0 }, "invalid_input"],
+    ["a fork of minus one", "POST", fork, { count: -1 }, "invalid_input"],
+    ["a fork of a billion", "POST", fork, { count: 1e9 }, "invalid_input"],
+    ["a fork of a text", "POST", fork, { count: "3" }, "invalid_input"],
+    ["a fork with an id twice", "POST", fork, { ids: ["a", "a"] }, "invalid_input"],
+    ["a fork with id and ids", "POST", fork, { id: "a", ids: ["b"] }, "invalid_input"],
+    ["a fork with the parent's id", "POST", fork, { id: "WITNESS" }, "conflict"],
+    ["a fork of nobody", "POST", "/v1/sandboxes/nobody/fork", { count: 1 }, "not_found"],
+
+    ["a pause without a sandbox", "POST", "/v1/pause", {}, "invalid_input"],
+    ["a pause of nobody", "POST", "/v1/pause", { sandbox: "nobody" }, "not_found"],
+    ["a resume of nobody", "POST", "/v1/resume", { sandbox: "nobody" }, "not_found"],
+    ["a deadline of nobody", "POST", "/v1/set_timeout", { sandbox: "nobody", timeout_seconds: 9 }, "not_found"],
+    ["a deadline in the past", "POST", "/v1/set_timeout", { sandbox: "WITNESS", timeout_seconds: -9 }, "invalid_input"],
+    ["a sandbox that nobody made", "GET", "/v1/sandboxes/nobody", undefined, "not_found"],
+    ["a tree of nobody", "GET", "/v1/sandboxes/nobody/tree", undefined, "not_found"],
+    ["the end of nobody", "DELETE", "/v1/sandboxes/nobody", undefined, "not_found"],
+    ["a slash in an id in a path", "GET", "/v1/sandboxes/a%2Fb", undefined, "invalid_input"],
+    ["dots as an id in a path", "DELETE", "/v1/sandboxes/%2E%2E%2Fx", undefined, "invalid_input"],
+    ["NUL as an id in a path", "GET", "/v1/sandboxes/%00", undefined, "invalid_input"],
+    ["invalid UTF-8 in a path", "GET", "/v1/sandboxes/%ff", undefined, "invalid_input"],
+    ["a broken escape in a path", "GET", "/v1/sandboxes/%zz", undefined, "invalid_input"],
+    ["the end of a template that nobody made", "DELETE", "/v1/templates/unheard-of", undefined, "not_found"],
+    ["a template that is a path", "POST", "/v1/templates", { id: "../x" }, "invalid_input"],
+    ["a list of minus one", "GET", "/v1/sandboxes?limit=-1", undefined, "invalid_input"],
+    ["a list of an unknown state", "GET", "/v1/sandboxes?state=asleep", undefined, "invalid_input"],
+    ["a list from a made-up place", "GET", "/v1/sandboxes?cursor=zzzz", undefined, "invalid_input"],
+
+    ["a file without a path", "GET", files, undefined, "invalid_input"],
+    ["a file with two paths", "GET", `${files}?path=/a&path=/b`, undefined, "invalid_input"],
+    ["a file with NUL", "GET", `${files}?path=/etc/passwd%00.txt`, undefined, "invalid_input"],
+    ["a file with a path of 5,000 bytes", "GET", `${files}?path=/${"a".repeat(5000)}`, undefined, "invalid_input"],
+    ["a file with a name of 300 bytes", "GET", `${files}?path=/${"a".repeat(300)}`, undefined, "invalid_input"],
+    ["a file with a broken escape", "PUT", `${files}?path=/workspace/%zz`, Buffer.from("x"), "invalid_input"],
+    ["a file with invalid UTF-8", "PUT", `${files}?path=/workspace/%ff`, Buffer.from("x"), "invalid_input"],
+    ["a file that is missing", "GET", `${files}?path=/workspace/../../none`, undefined, "not_found"],
+    ["a file that is a folder", "GET", `${files}?path=/etc`, undefined, "invalid_input"],
+    ["a file below a file", "PUT", `${files}?path=/etc/passwd/x`, Buffer.from("x"), "already_exists"],
+    ["a file over a folder", "PUT", `${files}?path=/etc`, Buffer.from("x"), "invalid_input"],
+    ["a file with no such mode", "PUT", `${files}?path=/workspace/x&mode=999`, Buffer.from("x"), "invalid_input"],
+    ["a file of nobody", "GET", "/v1/sandboxes/nobody/files?path=/x", undefined, "not_found"],
+
+    ["a process of nothing", "POST", processes, {}, "invalid_input"],
+    ["a process of both kinds", "POST", processes, { command: "true", args: ["true"] }, "invalid_input"],
+    ["a process of no words", "POST", processes, { args: [] }, "invalid_input"],
+    ["a process with NUL", "POST", processes, { args: ["echo", "a\0b"] }, "invalid_input"],
+    ["a process with numbers", "POST", processes, { args: ["sleep", 9] }, "invalid_input"],
+    ["a process that is too long", "POST", processes, { command: "a".repeat(limits.commandBytesMax + 1) }, "invalid_input"],
+    ["a program that does not exist", "POST", processes, { args: ["/no/such/program"] }, "exec_failed"],
+    ["a user who does not exist", "POST", processes, { command: "true", user: "nobody-of-that-name" }, "exec_failed"],
+    ["a folder that does not exist", "POST", processes, { command: "true", cwd: "/no/such" }, "exec_failed"],
+    ["a terminal without columns", "POST", processes, { command: "true", pty: { cols: 0, rows: 24 } }, "invalid_input"],
+    ["the process 1", "POST", `${processes}/1/signal`, { signal: 9 }, "invalid_input"],
+    ["the process -1", "POST", `${processes}/-1/signal`, { signal: 9 }, "invalid_input"],
+    ["the process 1e99", "POST", `${processes}/1e99/signal`, { signal: 9 }, "invalid_input"],
+    ["an unknown process", "POST", `${processes}/999999/signal`, { signal: 9 }, "not_found"],
+    ["the signal 0", "POST", `${processes}/999999/signal`, { signal: 0 }, "invalid_input"],
+    ["the signal 65", "POST", `${processes}/999999/signal`, { signal: 65 }, "invalid_input"],
+    ["input that is not base64", "POST", `${processes}/999999/stdin`, { data: "*" }, "invalid_input"],
+    ["input of nobody", "POST", `${processes}/999999/stdin`, { data: b64("x") }, "not_found"],
+    ["a resize of nobody", "POST", `${processes}/999999/resize`, { cols: 80, rows: 24 }, "not_found"],
+    ["a resize to 70,000", "POST", `${processes}/999999/resize`, { cols: 70_000, rows: 24 }, "invalid_input"],
+    ["output of nobody", "GET", `${processes}/999999/output`, undefined, "not_found"],
+    ["output from minus one", "GET", `${processes}/999999/output?stdout_from=-1`, undefined, "invalid_input"],
+    ["output from 1e300", "GET", `${processes}/999999/output?stdout_from=1e300`, undefined, "invalid_input"],
+  ];
+
+  it.each(rows)("%s is refused with its remedy", async (_what, method, path, body, code) => {
+    const insert = (text: string) => text.replaceAll("WITNESS", witness.id);
+    const bytes = body === undefined || Buffer.isBuffer(body) ? body : insert(JSON.stringify(body));
+    expectRefusal(await send(live, method, insert(path), bytes), code);
+  });
+
+  it("leaves no sandbox and no process behind, and the others unharmed", async () => {
+    expect(live.engine.list().map(({ id }) => id)).toEqual([witness.id]);
+    expect((await witness.processes()).filter(({ state }) => state === "running")).toEqual([]);
+    await expectWitnessUnharmed();
+  });
+});
+
+describe("a Connect call that is wrong", () => {
+  const to = (id: string) => ({ "X-Sandbox-Id": id });
+
+  it.each<[string, string, unknown, Record<string, string>, ErrorCode]>([
+    ["without a sandbox", "Stat", { path: "/" }, { "X-Sandbox-Id": "" }, "invalid_input"],
+    ["for an id with a slash", "Stat", { path: "/" }, to("a/b"), "invalid_input"],
+    ["for nobody", "Stat", { path: "/" }, to("nobody"), "not_found"],
+    ["with NUL in a path", "Stat", { path: "/a\0b" }, {}, "invalid_input"],
+    ["for a file that is missing", "Stat", { path: "/workspace/../../../none" }, {}, "not_found"],
+    ["for a process that is missing", "Signal", { pid: 999_999, signal: 9 }, {}, "not_found"],
+    ["for the process -1", "Signal", { pid: -1, signal: 9 }, {}, "invalid_input"],
+    ["for the process 1", "Signal", { pid: 1, signal: 9 }, {}, "invalid_input"],
+    ["with the signal 1,000", "Signal", { pid: 9, signal: 1000 }, {}, "invalid_input"],
+  ])("%s is refused with its code", async (_what, method, message, headers, code) => {
+    expectConnectRefusal(await unary(live, method, message, { ...to(witness.id), ...headers }), code);
+  });
+
+  it.each<[string, string, Buffer | string]>([
+    ["that is no JSON", "Stat", "{"],
+    ["with a number for a path", "Stat", '{"path":7}'],
+    ["with a number out of range", "Signal", '{"pid":1e99,"signal":9}'],
+    ["with invalid UTF-8", "Stat", Buffer.from([0x7b, 0x22, 0xff, 0x22, 0x3a, 0x31, 0x7d])],
+  ])("%s is invalid_argument", async (_what, method, body) => {
+    const headers = { "Content-Type": "application/json", ...to(witness.id) };
+    expect((await send(live, "POST", `/sandbox.v1.Sandbox/${method}`, body, headers)).json).toMatchObject({ code: "invalid_argument" });
+  });
+
+  it("with an unknown media type, method or version is refused as HTTP and Connect have it", async () => {
+    const path = "/sandbox.v1.Sandbox/Stat";
+    const headers = { "Content-Type": "application/json", ...to(witness.id) };
+    expect((await send(live, "POST", path, "{}", { ...headers, "Content-Type": "text/html" })).status).toBe(415);
+    expect((await send(live, "GET", path, undefined, headers)).status).toBe(405);
+    expect((await send(live, "POST", "/sandbox.v1.Sandbox/NoSuch", "{}", headers)).status).toBe(404);
+    expect((await send(live, "POST", path, "{}", { ...headers, "Connect-Protocol-Version": "9" })).json.code).toBe("invalid_argument");
+    expect((await send(live, "POST", path, "{}", { ...headers, "Connect-Timeout-Ms": "soon" })).json.code).toBe("invalid_argument");
+  });
+
+  const length = (bytes: number) => {
+    const head = Buffer.alloc(5);
+    head.writeUInt32BE(bytes, 1);
+    return head;
+  };
+  it.each<[string, Buffer, string | RegExp]>([
+    ["no envelope at all", Buffer.alloc(0), /./],
+    ["half the header of an envelope", Buffer.from([0, 0, 0]), /./],
+    ["an envelope that ends early", Buffer.concat([length(1000), Buffer.from("{}")]), "invalid_argument"],
+    ["an envelope of 4 GiB", Buffer.concat([length(0xffff_ffff), Buffer.from("{}")]), /resource_exhausted|invalid_argument/],
+    ["an envelope that is compressed with nothing", envelope("{}", 1), /./],
+    ["an envelope with unknown flags", envelope("{}", 0x40), /./],
+    ["an envelope of no JSON", envelope("{"), "invalid_argument"],
+    ["an envelope of invalid UTF-8", Buffer.concat([length(3), Buffer.from([0x22, 0xff, 0x22])]), "invalid_argument"],
+    ["an exec of nothing", envelope({}), "invalid_argument"],
+    ["an exec with NUL", envelope({ command: "echo a\0b" }), "invalid_argument"],
+    ["an exec in a folder with NUL", envelope({ command: "true", cwd: "/\0" }), "invalid_argument"],
+    ["two execs in one call", Buffer.concat([envelope({ command: "true" }), envelope({ command: "true" })]), /./],
+  ])("%s ends with an error", async (_what, body, code) => {
+    const response = await fetch(`${live.url}/sandbox.v1.Sandbox/ExecStream`, {
+      method: "POST",
+      headers: { "Content-Type": "application/connect+json", Connection: "close", ...to(witness.id) },
+      body,
+    });
+    const { frames, rest } = parseFrames(Buffer.from(await response.arrayBuffer()));
+    expect(rest).toHaveLength(0);
+    expect(lastError(frames)).toMatchObject({ code: expect.stringMatching(code), message: expect.stringMatching(/./) });
+  });
+
+  it("leaves no process behind, and the others unharmed", async () => {
+    expect((await witness.processes()).filter(({ state }) => state === "running")).toEqual([]);
+    await expectWitnessUnharmed();
+  });
+});
+
+describe("bytes that are no request", () => {
+  it.each<[string, string | Buffer, RegExp]>([
+    ["noise", Buffer.from(Array.from({ length: 4096 }, (_, index) => (index * 167) % 256)), /^HTTP\/1\.1 400/],
+    ["a header without an end", `GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ${"a".repeat(20_000)}`, /^HTTP\/1\.1 431/],
+    ["a negative length", "POST /v1/fork HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n", /^HTTP\/1\.1 400/],
+    ["two lengths", "POST /v1/fork HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef", /^HTTP\/1\.1 400/],
+    ["NUL in a header", "GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\0b\r\n\r\n", /^HTTP\/1\.1 400/],
+    [
+      "a chunk of a length that is none",
+      "POST /v1/fork HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+      /^HTTP\/1\.1 400/,
+    ],
+    [
+      "noise behind the greeting of HTTP/2",
+      Buffer.concat([Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), Buffer.alloc(4096, 0xee)]),
+      /GOAWAY|^[\s\S]*$/,
+    ],
+  ])("%s is refused and its connection closed", async (_what, bytes, answer) => {
+    expect(await rawExchange(bytes)).toMatch(answer);
+    expect((await get(live, "/v1/health")).status).toBe(200);
+  });
+
+  it("a body that says it is too large is refused unread", async () => {
+    const head = `POST /v1/fork HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: ${limits.jsonBodyBytesMax + 1}\r\nConnection: close\r\n\r\n`;
+    const answer = await rawExchange(head, 2000);
+    expect(answer).toMatch(/^HTTP\/1\.1 413 /);
+    expect(answer).toContain("body_too_large");
+  });
+
+  it("a body that turns out to be too large is refused when it is", async () => {
+    const socket = rawSocket();
+    let answer = "";
+    socket.on("data", (chunk) => {
+      answer += chunk.toString("latin1");
+    });
+    socket.write("POST /v1/fork HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n");
+    const chunk = Buffer.concat([Buffer.from("100000\r\n"), Buffer.alloc(MiB, 0x20), Buffer.from("\r\n")]);
+    for (let sent = 0; sent <= limits.jsonBodyBytesMax && !answer; sent += MiB) {
+      if (!socket.write(chunk)) await until("the server reads on or answers", () => !socket.writableNeedDrain || answer !== "");
+    }
+    await until("the server has answered", () => answer !== "");
+    socket.destroy();
+    expect(answer).toMatch(/^HTTP\/1\.1 413 /);
+    expect(answer).toContain("body_too_large");
+  });
+});
+
+describe("a WebSocket that is wrong", () => {
+  const open = (query: string) => new WebSocket(`${live.url.replace("http", "ws")}/sandbox.v1.Sandbox/Exec${query}`, "connect.sandbox.v1");
+  const closeEventOf = (socket: WebSocket) =>
+    new Promise<CloseEvent>((resolve) => socket.addEventListener("close", (event) => resolve(event as CloseEvent)));
+
+  it.each<[string, string, ErrorCode]>([
+    ["no sandbox", "", "invalid_input"],
+    ["an id with a slash", "?sandbox=a/b", "invalid_input"],
+    ["nobody", "?sandbox=nobody", "not_found"],
+  ])("for %s is refused before it opens", async (_what, query, code) => {
+    const key = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    const answer = await rawExchange(`GET /sandbox.v1.Sandbox/Exec${query} HTTP/1.1\r\nHost: 127.0.0.1\r\n${key}\r\n\r\n`);
+    expect(answer).toMatch(new RegExp(`^HTTP/1\\.1 ${catalogue[code].status} `));
+    expect(JSON.parse(answer.slice(answer.indexOf("{"))).error).toMatchObject({ code, remediation: expect.stringMatching(/./) });
+  });
+
+  it.each<[string, string | Buffer, number]>([
+    ["text", "ls", 1003],
+    ["less than an envelope", Buffer.from([0, 0]), 1003],
+    ["an envelope longer than its message", Buffer.from([0, 0, 0, 0, 9, 0x7b, 0x7d]), 1003],
+    ["an envelope of no JSON", envelope("{"), 1003],
+    ["input before open", envelope({ stdin: b64("ls\n") }), 1003],
+    ["an open with a huge time-out", envelope({ open: { timeoutSeconds: 4_000_000 } }), 1011],
+    ["a message of more than a MiB", Buffer.alloc(limits.webSocketMessageBytesMax + 1), 1009],
+  ])("with %s as its first message is closed with %3$i", async (_what, message, code) => {
+    const socket = open(`?sandbox=${witness.id}`);
+    const closed = closeEventOf(socket);
+    await new Promise((resolve) => socket.addEventListener("open", resolve));
+    socket.send(message);
+    expect((await closed).code).toBe(code);
+  });
+
+  it("with a frame that no WebSocket sends is closed, and its shell with it", async () => {
+    const socket = rawSocket();
+    const key = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    socket.write(`GET /sandbox.v1.Sandbox/Exec?sandbox=${witness.id} HTTP/1.1\r\nHost: 127.0.0.1\r\n${key}\r\n\r\n`);
+    await once(socket, "data");
+    const message = envelope({ open: { command: "sleep 711" } });
+    // A frame as it must be: binary, masked with zeros. Then one that is not masked and of an unknown kind.
+    socket.write(Buffer.concat([Buffer.from([0x82, 0x80 | message.length, 0, 0, 0, 0]), message]));
+    await until("the program runs", () => isRunning(witness, "^sleep 711"));
+    const closed = closeOf(socket);
+    socket.on("data", () => {});
+    socket.write(Buffer.from([0xff, 0x05, 1, 2, 3, 4, 5]));
+    await closed;
+    await until("the program has ended", async () => !(await isRunning(witness, "^sleep 711")));
+  });
+
+  it("leaves the others unharmed", expectWitnessUnharmed);
+});
