@@ -2,17 +2,23 @@
 //
 // Cells are evaluated by V8's own REPL mode, reached through an in-process inspector session: `let`, `const` and `class` can be declared
 // again, `await` works at the top level, and the value is that of the last expression. Needs Node 18 or later and no package.
+//
+// A second thread, the listener, reads the commands, so that an interrupt is heard while a cell loops. It ends the running code with V8's
+// termination, which unwinds to the event loop past every `catch` and `finally`. So nothing here may rely on either after code of a cell has run,
+// and the words in `shared` say at each moment who may end what. (SIGINT with `breakOnSigint` cannot do this: Node changes the signal's handler
+// around every run, and a signal in between ends the process or is lost.)
 
-import { Console } from 'node:console';
-import crypto from 'node:crypto';
-import fs from 'node:fs';
-import inspector from 'node:inspector';
-import { createRequire, syncBuiltinESMExports } from 'node:module';
-import net from 'node:net';
-import { Writable } from 'node:stream';
-import { pathToFileURL } from 'node:url';
-import util from 'node:util';
-import vm from 'node:vm';
+import { Console } from "node:console";
+import crypto from "node:crypto";
+import fs from "node:fs";
+import inspector from "node:inspector";
+import { createRequire, syncBuiltinESMExports } from "node:module";
+import { Writable } from "node:stream";
+import { pathToFileURL } from "node:url";
+import util from "node:util";
+import { promiseHooks } from "node:v8";
+import vm from "node:vm";
+import { Worker } from "node:worker_threads";
 
 const COMMANDS_FD = 3;
 const EVENTS_FD = 4;
@@ -21,15 +27,63 @@ const EVENT_BYTES_MAX = 60 * 1024 * 1024;
 const ERROR_TEXT_MAX = 256 * 1024;
 const TRACEBACK_LINES_MAX = 400;
 const CAUSES_MAX = 8;
-const IMPORT = '__mitos_import__';
-const TAKE = Symbol.for('mitos.kernel.take');
+const IMPORT = "__mitos_import__";
+const TAKE = Symbol.for("mitos.kernel.take");
 /** Methods by which an object offers representations: ours, and the one that libraries for other JavaScript kernels have. */
-const DISPLAY_SYMBOLS = [Symbol.for('mitos.display'), Symbol.for('Jupyter.display')];
+const DISPLAY_SYMBOLS = [Symbol.for("mitos.display"), Symbol.for("Jupyter.display")];
 
 // Kept before any cell can replace them.
-const { readSync, openSync, writeSync, closeSync } = fs;
+const { readSync, openSync, writeSync } = fs;
 const { inspect, types } = util;
 const stringify = JSON.stringify;
+const parse = JSON.parse;
+const { load, store, compareExchange, wait } = Atomics;
+
+// ---------------------------------------------------------------- what both threads see
+
+/** Words of `shared`. */
+const STATE = 0;
+/** The id of the cell that STATE speaks of. */
+const CELL = 1;
+/** The id of the last cell that was to be interrupted: for an interrupt that comes before its cell has begun. */
+const WANTED = 2;
+/** 1 while the main thread does what must not be cut in two: writes a line, takes a command. */
+const UNCUT = 3;
+/** How many commands the main thread has taken. A termination can swallow a message; the listener then sends it again. */
+const TAKEN = 4;
+const WORDS = 5;
+
+/** No cell runs. */
+const IDLE = 0;
+/** A cell runs. */
+const RUNNING = 1;
+/** Set by the listener: the cell is to end. An event loop that still turns answers by ending it, without any force. */
+const INTERRUPTED = 2;
+/** Set by the listener when the event loop does not turn: whatever JavaScript runs next or now is ended. */
+const TERMINATING = 3;
+/** Set by the listener: that is done. */
+const TERMINATED = 4;
+/** The cell is being answered, and nothing can be ended. */
+const ANSWERING = 5;
+const PROTOCOL = { STATE, CELL, WANTED, UNCUT, TAKEN, IDLE, RUNNING, INTERRUPTED, TERMINATING, TERMINATED };
+
+const shared = new Int32Array(new SharedArrayBuffer(WORDS * 4));
+
+/** Does `work` so that no termination cuts it: the listener sees UNCUT and waits, or this sees TERMINATING and waits to be ended. */
+function uncut(work) {
+  if (load(shared, UNCUT) === 1) return work();
+  store(shared, UNCUT, 1);
+  while (load(shared, STATE) === TERMINATING) {
+    store(shared, UNCUT, 0);
+    wait(shared, STATE, TERMINATING, 1);
+    store(shared, UNCUT, 1);
+  }
+  try {
+    return work();
+  } finally {
+    store(shared, UNCUT, 0);
+  }
+}
 
 // ---------------------------------------------------------------- output and events
 
@@ -39,25 +93,39 @@ function writeAll(fd, bytes) {
       at += writeSync(fd, bytes, at);
     } catch (error) {
       // A program that shares the pipe may have made it non-blocking for everybody; the agent empties it all the time.
-      if (error.code !== 'EAGAIN') throw error;
+      if (error.code !== "EAGAIN") throw error;
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
     }
   }
 }
 
-/** stdout and stderr write at once, so that everything that a cell printed is in the pipe before its events. */
+/**
+ * stdout and stderr write at once, so that everything that a cell printed is in the pipe before its events. `write` passes by the state of
+ * a stream, which an interrupt could leave half-way: all later output would then wait for the write that was cut.
+ */
 class Output extends Writable {
   constructor(fd) {
     super({ decodeStrings: true });
     this.fd = fd;
   }
+  write(chunk, encoding, done) {
+    if (typeof encoding === "function") [encoding, done] = [undefined, encoding];
+    if (this.writableEnded || (typeof chunk !== "string" && !ArrayBuffer.isView(chunk))) return super.write(chunk, encoding, done);
+    const bytes = typeof chunk === "string" ? Buffer.from(chunk, encoding) : bytesOf(chunk);
+    this._write(bytes, undefined, (error) => {
+      if (error) this.destroy(error);
+      if (done) process.nextTick(done, error);
+    });
+    return true;
+  }
   _write(chunk, _encoding, done) {
+    let failure = null;
     try {
-      writeAll(this.fd, chunk);
-      done();
+      uncut(() => writeAll(this.fd, chunk));
     } catch (error) {
-      done(error.code === 'EPIPE' ? null : error);
+      failure = error.code === "EPIPE" ? null : error;
     }
+    done(failure);
   }
   _destroy(_error, done) {
     done();
@@ -65,32 +133,32 @@ class Output extends Writable {
 }
 
 class KernelOutputTooLarge extends Error {
-  name = 'KernelOutputTooLarge';
+  name = "KernelOutputTooLarge";
 }
 
 function send(event) {
   let text = stringify(event);
   // A lone surrogate is escaped by JSON.stringify, and is nothing that the agent could decode. (The first part skips escaped backslashes.)
-  if (text.includes('\\ud')) text = text.replace(/\\\\|\\ud[89a-f][0-9a-f]{2}/g, (found) => (found.length === 2 ? found : '\ufffd'));
+  if (text.includes("\\ud")) text = text.replace(/\\\\|\\ud[89a-f][0-9a-f]{2}/g, (found) => (found.length === 2 ? found : "\ufffd"));
   const line = Buffer.from(`${text}\n`);
   if (line.length > EVENT_BYTES_MAX) {
     throw new KernelOutputTooLarge(`a result of ${line.length} bytes is above the limit of ${EVENT_BYTES_MAX} bytes`);
   }
-  writeAll(EVENTS_FD, line);
+  uncut(() => writeAll(EVENTS_FD, line));
 }
 
 // ---------------------------------------------------------------- randomness: nothing that two forks could repeat
 
 /** What a fork copies is the state of generators in memory. So these functions keep none: every call asks the operating system. */
-let urandom = openSync('/dev/urandom', 'r');
+let urandom = openSync("/dev/urandom", "r");
 
 function fillRandom(bytes) {
   for (let at = 0; at < bytes.length; ) {
     try {
       at += readSync(urandom, bytes, at, Math.min(bytes.length - at, 1 << 20), null);
     } catch (error) {
-      if (error.code !== 'EBADF') throw error;
-      urandom = openSync('/dev/urandom', 'r'); // the code closed it
+      if (error.code !== "EBADF") throw error;
+      urandom = openSync("/dev/urandom", "r"); // the code closed it
     }
   }
   return bytes;
@@ -123,7 +191,7 @@ function replaceRandomness() {
   // The original functions go first: they check the arguments and throw the errors that callers know. Then their bytes are replaced.
   const own = {
     randomBytes(size, callback) {
-      const checked = original.randomBytes(typeof size === 'number' && size > 0 && size <= 0x7fffffff ? 1 : size, callback && (() => {}));
+      const checked = original.randomBytes(typeof size === "number" && size > 0 && size <= 0x7fffffff ? 1 : size, callback && (() => {}));
       const bytes = fillRandom(Buffer.alloc(size));
       if (callback === undefined) return bytes;
       setImmediate(callback, null, bytes);
@@ -137,18 +205,18 @@ function replaceRandomness() {
     randomFill(buffer, offset, size, callback) {
       const options = [offset, size, callback];
       const done = options.splice(
-        options.findIndex((value) => typeof value === 'function'),
+        options.findIndex((value) => typeof value === "function"),
         1,
       )[0];
       const [from = 0, count] = options;
-      if (typeof done !== 'function') return original.randomFill(buffer, offset, size, callback);
+      if (typeof done !== "function") return original.randomFill(buffer, offset, size, callback);
       return original.randomFill(buffer, from, count ?? lengthOf(buffer) - from, (error) => {
         if (!error) fillRandom(region(buffer, from, count));
         done(error, buffer);
       });
     },
     randomInt(min, max, callback) {
-      if (max === undefined || typeof max === 'function') [min, max, callback] = [0, min, max];
+      if (max === undefined || typeof max === "function") [min, max, callback] = [0, min, max];
       original.randomInt(min, max);
       const value = min + randomBelow(max - min);
       if (callback === undefined) return value;
@@ -159,10 +227,10 @@ function replaceRandomness() {
       const bytes = fillRandom(Buffer.alloc(16));
       bytes[6] = (bytes[6] & 0x0f) | 0x40;
       bytes[8] = (bytes[8] & 0x3f) | 0x80;
-      return bytes.toString('hex').replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, '$1-$2-$3-$4-$5');
+      return bytes.toString("hex").replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
     },
   };
-  for (const name of ['pseudoRandomBytes', 'prng', 'rng']) own[name] = own.randomBytes;
+  for (const name of ["pseudoRandomBytes", "prng", "rng"]) own[name] = own.randomBytes;
   for (const [name, value] of Object.entries(own)) {
     const { enumerable, configurable } = Object.getOwnPropertyDescriptor(crypto, name) ?? {};
     if (configurable) Object.defineProperty(crypto, name, { value, writable: true, configurable, enumerable });
@@ -183,7 +251,8 @@ function replaceRandomness() {
     Object.defineProperty(webPrototype, name, { value, writable: true, configurable: true, enumerable: true });
   }
   // Node 18 has the global only behind a flag.
-  if (globalThis.crypto === undefined) Object.defineProperty(globalThis, 'crypto', { value: webcrypto, writable: true, configurable: true });
+  if (globalThis.crypto === undefined)
+    Object.defineProperty(globalThis, "crypto", { value: webcrypto, writable: true, configurable: true });
   syncBuiltinESMExports();
 }
 
@@ -209,11 +278,11 @@ const isBase64Type = (mime) => /^image\/(png|jpeg|gif|webp)$|^application\/pdf$/
 const isMimeType = (key) => /^[\w.+-]+\/[\w.+-]+$/.test(key);
 
 function wireValue(mime, value) {
-  if (typeof value === 'string') return value;
+  if (typeof value === "string") return value;
   if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) {
-    return Buffer.from(bytesOf(value)).toString(isBase64Type(mime) ? 'base64' : 'utf8');
+    return Buffer.from(bytesOf(value)).toString(isBase64Type(mime) ? "base64" : "utf8");
   }
-  if (typeof value === 'object' || mime === 'application/json' || mime.endsWith('+json')) return stringify(value) ?? 'null';
+  if (typeof value === "object" || mime === "application/json" || mime.endsWith("+json")) return stringify(value) ?? "null";
   return String(value);
 }
 
@@ -226,11 +295,11 @@ function wireBundle(bundle) {
 }
 
 function ownBundle(value) {
-  if (value === null || (typeof value !== 'object' && typeof value !== 'function') || types.isProxy(value)) return undefined;
+  if (value === null || (typeof value !== "object" && typeof value !== "function") || types.isProxy(value)) return undefined;
   for (const symbol of DISPLAY_SYMBOLS) {
-    if (typeof value[symbol] === 'function') {
+    if (typeof value[symbol] === "function") {
       const bundle = value[symbol]();
-      if (bundle !== null && typeof bundle === 'object' && !types.isPromise(bundle)) return bundle;
+      if (bundle !== null && typeof bundle === "object" && !types.isPromise(bundle)) return bundle;
     }
   }
   return undefined;
@@ -238,11 +307,11 @@ function ownBundle(value) {
 
 function bundleOf(value) {
   const own = ownBundle(value);
-  return own ? { 'text/plain': inspect(value), ...wireBundle(own) } : { 'text/plain': inspect(value) };
+  return own ? { "text/plain": inspect(value), ...wireBundle(own) } : { "text/plain": inspect(value) };
 }
 
 function isBundle(value) {
-  if (value === null || typeof value !== 'object' || types.isProxy(value)) return false;
+  if (value === null || typeof value !== "object" || types.isProxy(value)) return false;
   const prototype = Object.getPrototypeOf(value);
   const keys = Object.keys(value);
   return (prototype === Object.prototype || prototype === null) && keys.length > 0 && keys.every(isMimeType);
@@ -251,7 +320,7 @@ function isBundle(value) {
 /** Shows each value with all its representations. An object whose keys are MIME types is shown as that bundle. */
 function display(...values) {
   for (const value of values) {
-    send({ event: 'result', id: current.id, text: '', data: isBundle(value) ? wireBundle(value) : bundleOf(value) });
+    send({ event: "result", id: current.id, text: "", data: isBundle(value) ? wireBundle(value) : bundleOf(value) });
   }
 }
 
@@ -263,61 +332,64 @@ function display(...values) {
  */
 export function rewriteImports(code) {
   if (!/\bimport\b/.test(code)) return code;
-  let out = '';
+  let out = "";
   let at = 0;
   let copied = 0;
-  let previous = ''; // the last significant token: decides whether a slash begins a regular expression
+  let previous = ""; // the last significant token: decides whether a slash begins a regular expression
   const nesting = []; // open brackets; '`' marks the code part of a template
   const skipString = (quote) => {
-    for (at += 1; at < code.length && code[at] !== quote; at += 1) if (code[at] === '\\') at += 1;
+    for (at += 1; at < code.length && code[at] !== quote; at += 1) if (code[at] === "\\") at += 1;
     at += 1;
   };
   const skipTemplate = () => {
     for (; at < code.length; at += 1) {
-      if (code[at] === '\\') at += 1;
-      else if (code[at] === '`') {
+      if (code[at] === "\\") at += 1;
+      else if (code[at] === "`") {
         at += 1;
         return;
-      } else if (code[at] === '$' && code[at + 1] === '{') {
+      } else if (code[at] === "$" && code[at + 1] === "{") {
         at += 2;
-        nesting.push('`');
+        nesting.push("`");
         return;
       }
     }
   };
   const skipRegExp = () => {
     let inClass = false;
-    for (at += 1; at < code.length && (inClass || code[at] !== '/') && code[at] !== '\n'; at += 1) {
-      if (code[at] === '\\') at += 1;
-      else if (code[at] === '[') inClass = true;
-      else if (code[at] === ']') inClass = false;
+    for (at += 1; at < code.length && (inClass || code[at] !== "/") && code[at] !== "\n"; at += 1) {
+      if (code[at] === "\\") at += 1;
+      else if (code[at] === "[") inClass = true;
+      else if (code[at] === "]") inClass = false;
     }
     at += 1;
   };
   while (at < code.length) {
     const char = code[at];
     if (/\s/.test(char)) at += 1;
-    else if (code.startsWith('//', at)) at = endOf(code, '\n', at);
-    else if (code.startsWith('/*', at)) at = endOf(code, '*/', at + 2);
+    else if (code.startsWith("//", at)) at = endOf(code, "\n", at);
+    else if (code.startsWith("/*", at)) at = endOf(code, "*/", at + 2);
     else if (char === '"' || char === "'") {
       skipString(char);
       previous = '"';
-    } else if (char === '`') {
+    } else if (char === "`") {
       at += 1;
       skipTemplate();
       previous = '"';
-    } else if (char === '}' && nesting.at(-1) === '`') {
+    } else if (char === "}" && nesting.at(-1) === "`") {
       nesting.pop();
       at += 1;
       skipTemplate();
       previous = '"';
-    } else if (char === '/' && /^$|^[^\w$)\]}"]$|^(return|typeof|case|in|of|delete|void|throw|new|await|yield|else|do|instanceof)$/.test(previous)) {
+    } else if (
+      char === "/" &&
+      /^$|^[^\w$)\]}"]$|^(return|typeof|case|in|of|delete|void|throw|new|await|yield|else|do|instanceof)$/.test(previous)
+    ) {
       skipRegExp();
       previous = '"';
     } else if (/[\w$\u0080-\uffff]/.test(char)) {
       WORD.lastIndex = at;
       const word = WORD.exec(code)[0];
-      if (word === 'import' && previous !== '.') {
+      if (word === "import" && previous !== ".") {
         DYNAMIC.lastIndex = at;
         STATIC.lastIndex = at;
         const statement = nesting.length === 0 && !DYNAMIC.test(code) && STATIC.exec(code);
@@ -325,7 +397,7 @@ export function rewriteImports(code) {
         if (statement) {
           out += code.slice(copied, at) + importStatement(statement.groups);
           at = copied = at + statement[0].length;
-          previous = ';';
+          previous = ";";
           continue;
         }
         if (DYNAMIC.test(code)) {
@@ -336,8 +408,8 @@ export function rewriteImports(code) {
       at += word.length;
       previous = word;
     } else {
-      if ('([{'.includes(char)) nesting.push(char);
-      else if (')]}'.includes(char)) nesting.pop();
+      if ("([{".includes(char)) nesting.push(char);
+      else if (")]}".includes(char)) nesting.pop();
       at += 1;
       previous = char;
     }
@@ -347,7 +419,8 @@ export function rewriteImports(code) {
 
 const WORD = /[\w$\u0080-\uffff]+/y;
 const DYNAMIC = /import\s*\(/y;
-const STATIC = /import\s*(?:(?<clause>[\w$*{}\s,]+?)\s*from\s*)?(?<spec>"[^"\n]*"|'[^'\n]*')(?:\s*(?:with|assert)\s*(?<options>\{[^}]*\}))?[ \t]*;?/y;
+const STATIC =
+  /import\s*(?:(?<clause>[\w$*{}\s,]+?)\s*from\s*)?(?<spec>"[^"\n]*"|'[^'\n]*')(?:\s*(?:with|assert)\s*(?<options>\{[^}]*\}))?[ \t]*;?/y;
 
 function endOf(code, mark, from) {
   const found = code.indexOf(mark, from);
@@ -355,23 +428,23 @@ function endOf(code, mark, from) {
 }
 
 function importStatement({ clause, spec, options }) {
-  const call = `await ${IMPORT}(${spec}${options ? `, { with: ${options} }` : ''})`;
+  const call = `await ${IMPORT}(${spec}${options ? `, { with: ${options} }` : ""})`;
   if (clause === undefined) return `${call};`;
-  const names = /\{(?<list>[^}]*)\}/.exec(clause)?.groups.list ?? '';
-  const rest = clause.replace(/\{[^}]*\}/, '');
+  const names = /\{(?<list>[^}]*)\}/.exec(clause)?.groups.list ?? "";
+  const rest = clause.replace(/\{[^}]*\}/, "");
   const namespace = /\*\s*as\s+(?<name>[\w$]+)/.exec(rest)?.groups.name;
   const standard = /^\s*(?<name>[\w$]+)/.exec(rest)?.groups.name;
   const members = names
-    .split(',')
-    .map((name) => name.trim().replace(/\s+as\s+/, ': '))
+    .split(",")
+    .map((name) => name.trim().replace(/\s+as\s+/, ": "))
     .filter(Boolean);
   if (standard) members.unshift(`default: ${standard}`);
-  if (namespace === undefined) return `const { ${members.join(', ')} } = ${call};`;
-  return `const ${namespace} = ${call};${standard ? ` const { default: ${standard} } = ${namespace};` : ''}`;
+  if (namespace === undefined) return `const { ${members.join(", ")} } = ${call};`;
+  return `const ${namespace} = ${call};${standard ? ` const { default: ${standard} } = ${namespace};` : ""}`;
 }
 
 /** `import()` as seen from the working directory: the packages and files of the user, not of the kernel. */
-let importer = { folder: '', load: undefined };
+let importer = { folder: "", load: undefined };
 
 function importFromHere(specifier, options) {
   const folder = process.cwd();
@@ -381,10 +454,13 @@ function importFromHere(specifier, options) {
     importer = {
       folder,
       load: loader
-        ? new vm.Script('(specifier, options) => import(specifier, options)', { filename, importModuleDynamically: loader }).runInThisContext()
+        ? new vm.Script("(specifier, options) => import(specifier, options)", {
+            filename,
+            importModuleDynamically: loader,
+          }).runInThisContext()
         : (name) => {
             const found = createRequire(filename).resolve(String(name));
-            return import(found.startsWith('/') ? pathToFileURL(found).href : found);
+            return import(found.startsWith("/") ? pathToFileURL(found).href : found);
           },
     };
   }
@@ -395,42 +471,25 @@ function importFromHere(specifier, options) {
 
 const session = new inspector.Session();
 const post = session.post.bind(session);
-const current = { id: 0, running: false, interrupt: undefined };
+const hooks = { taken: undefined };
+/** The running cell: `over` when it has been answered, however late its code then ends. */
+let current = { id: 0, name: "", over: true };
+const queue = [];
+/** The promises of cells that have not come to their end. The inspector would tell of a collected one in the middle of V8's collection, and Node 24 ends there. */
+const pending = new Set();
 let cells = 0;
 let lastValue;
-
-class KeyboardInterrupt extends Error {
-  name = 'KeyboardInterrupt';
-}
-
-const guard = new vm.Script('globalThis[Symbol.for("mitos.kernel.take")].guarded()', { filename: 'mitos:kernel' });
-const hooks = { guarded: undefined, taken: undefined };
-
-/** Calls `step` so that SIGINT stops it even in an endless loop. */
-function interruptible(step) {
-  let outcome;
-  hooks.guarded = () => {
-    outcome = step();
-  };
-  try {
-    guard.runInThisContext({ breakOnSigint: true });
-  } catch (error) {
-    if (error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED') throw new KeyboardInterrupt();
-    throw error;
-  }
-  return outcome;
-}
 
 /** Turns the inspector's description of a value into the value itself. */
 function take(remote) {
   if (remote.objectId === undefined) {
-    if (remote.unserializableValue === undefined) return remote.subtype === 'null' ? null : remote.value;
+    if (remote.unserializableValue === undefined) return remote.subtype === "null" ? null : remote.value;
     const text = remote.unserializableValue;
-    if (text.endsWith('n')) return BigInt(text.slice(0, -1));
+    if (text.endsWith("n")) return BigInt(text.slice(0, -1));
     return Number(text);
   }
   hooks.taken = undefined;
-  post('Runtime.callFunctionOn', {
+  post("Runtime.callFunctionOn", {
     objectId: remote.objectId,
     functionDeclaration: 'function () { "use strict"; globalThis[Symbol.for("mitos.kernel.take")].taken = this; }',
   });
@@ -439,55 +498,80 @@ function take(remote) {
   return value;
 }
 
-function evaluate(expression) {
-  return new Promise((resolve, reject) => {
-    let answered = false;
-    current.interrupt = () => reject(new KeyboardInterrupt());
+/** Begins the next cell. Called by the event loop with nothing of ours below it on the stack, since a termination takes all of that away. */
+function beginNext() {
+  const cell = uncut(nextCell);
+  if (cell === undefined) return;
+  const { id, code } = cell;
+  // It was interrupted before it began.
+  if (load(shared, WANTED) === (id | 0)) {
+    finish(cell, RUNNING, [interruption(id)]);
+    return;
+  }
+  const expression = `${rewriteImports(code)}\n//# sourceURL=${cell.name}`;
+  let promise;
+  // The first one that comes into being is that of the cell.
+  const stop = promiseHooks.onInit((first) => {
+    stop();
+    promise = first;
+    pending.add(first);
+  });
+  post("Runtime.evaluate", { expression, replMode: true, awaitPromise: true, objectGroup: "cell" }, (error, answer) => {
+    stop();
+    pending.delete(promise);
+    if (cell.over) return;
+    // Showing a value or an error calls code of the cell, so it is still the cell that runs.
+    let events;
     try {
-      interruptible(() => {
-        post('Runtime.evaluate', { expression, replMode: true, awaitPromise: true, objectGroup: 'cell' }, (error, answer) => {
-          answered = true;
-          if (error) reject(/terminated/.test(error.message) ? new KeyboardInterrupt() : error);
-          else resolve(answer);
-        });
-      });
-    } catch (error) {
-      if (!answered) reject(error);
+      if (error) events = [errorEvent(cell, error, "")];
+      else if (answer.exceptionDetails) {
+        const { exception, lineNumber, columnNumber } = answer.exceptionDetails;
+        events = [errorEvent(cell, take(exception), `    at ${cell.name}:${lineNumber + 1}:${columnNumber + 1}`)];
+      } else events = valueEvents(cell, take(answer.result));
+    } catch (problem) {
+      events = [errorEvent(cell, problem, "")];
     }
+    finish(cell, RUNNING, events);
   });
 }
 
-async function runCell({ id, code }) {
-  Object.assign(current, { id, running: true });
+function nextCell() {
+  if (queue.length === 0 || load(shared, STATE) !== IDLE) return undefined;
+  store(shared, CELL, queue[0].id | 0);
+  if (compareExchange(shared, STATE, IDLE, RUNNING) !== IDLE) return undefined;
   cells += 1;
-  const name = `cell-${cells}`;
-  let ok = false;
-  try {
-    const answer = await evaluate(`${rewriteImports(code)}\n//# sourceURL=${name}`);
-    current.interrupt = undefined;
-    if (answer.exceptionDetails) {
-      const { exception, lineNumber, columnNumber } = answer.exceptionDetails;
-      reportError(take(exception), `    at ${name}:${lineNumber + 1}:${columnNumber + 1}`);
-    } else {
-      const value = take(answer.result);
-      if (value !== undefined) showValue(value);
-      ok = true;
-    }
-  } catch (error) {
-    reportError(error, '');
-    ok = false;
-  }
-  current.interrupt = undefined;
-  current.running = false;
-  post('Runtime.releaseObjectGroup', { objectGroup: 'cell' });
-  send({ event: 'done', id, status: ok ? 'ok' : 'error' });
+  current = { ...queue.shift(), name: `cell-${cells}`, over: false };
+  return current;
 }
 
-function showValue(value) {
-  if (globalThis._ === lastValue) globalThis._ = lastValue = value; // else the code has a `_` of its own
-  const data = interruptible(() => bundleOf(value));
-  send({ event: 'result', id: current.id, text: data['text/plain'], data });
+/** Answers for a cell, unless STATE is no longer `state`: then the listener is about to end it, and what it says next will be the answer. */
+function finish(cell, state, events) {
+  if (cell.over || compareExchange(shared, STATE, state, ANSWERING) !== state) return;
+  cell.over = true;
+  let ok = true;
+  for (const event of events) {
+    try {
+      send(event);
+    } catch (problem) {
+      event.event = "error";
+      send(errorEvent(cell, problem, ""));
+    }
+    ok = ok && event.event !== "error";
+  }
+  post("Runtime.releaseObjectGroup", { objectGroup: "cell" });
+  send({ event: "done", id: cell.id, status: ok ? "ok" : "error" });
+  store(shared, STATE, IDLE);
+  if (queue.length > 0) listener.postMessage("again");
 }
+
+function valueEvents(cell, value) {
+  if (value === undefined) return [];
+  if (globalThis._ === lastValue) globalThis._ = lastValue = value; // else the code has a `_` of its own
+  const data = bundleOf(value);
+  return [{ event: "result", id: cell.id, text: data["text/plain"], data }];
+}
+
+const interruption = (id) => ({ event: "error", id, name: "KeyboardInterrupt", value: "", traceback: ["KeyboardInterrupt"] });
 
 // ---------------------------------------------------------------- errors
 
@@ -501,39 +585,37 @@ function attempt(read, otherwise) {
   }
 }
 
-function reportError(error, place) {
-  let name = 'Uncaught';
-  let value = '';
+function errorEvent(cell, error, place) {
+  let name = "Uncaught";
+  let value = "";
   let lines = [];
   const isError = attempt(() => types.isNativeError(error) || error instanceof Error, false);
-  if (error instanceof KeyboardInterrupt) {
-    [name, lines] = ['KeyboardInterrupt', ['KeyboardInterrupt']];
-  } else if (isError) {
-    name = attempt(() => String(error.name), 'Error');
-    value = attempt(() => String(error.message), '');
+  if (isError) {
+    name = attempt(() => String(error.name), "Error");
+    value = attempt(() => String(error.message), "");
     lines = stackLines(error);
     if (place && !lines.some((line) => /\bcell-\d+:/.test(line))) lines.push(place);
   } else {
-    value = attempt(() => interruptible(() => inspect(error)), '<a value that cannot be shown>');
+    value = attempt(() => inspect(error), "<a value that cannot be shown>");
     lines = [`Uncaught ${value}`, place].filter(Boolean);
   }
   if (lines.length > TRACEBACK_LINES_MAX) {
     const half = TRACEBACK_LINES_MAX / 2;
     lines = [...lines.slice(0, half), `… (${lines.length - 2 * half} lines left out)`, ...lines.slice(-half)];
   }
-  send({ event: 'error', id: current.id, name: cut(name), value: cut(value), traceback: lines.map(cut) });
+  return { event: "error", id: cell.id, name: cut(name), value: cut(value), traceback: lines.map(cut) };
 }
 
 /** The stack from the error down to the cell, and those of its causes. Frames of Node and of the kernel below the cell are left out. */
 function stackLines(error) {
   const lines = [];
   for (let cause = error, depth = 0; depth < CAUSES_MAX && cause !== undefined && cause !== null; depth += 1) {
-    const label = depth ? 'Caused by: ' : '';
+    const label = depth ? "Caused by: " : "";
     const stack = attempt(() => cause.stack, undefined);
-    if (typeof stack !== 'string') {
-      lines.push(label + attempt(() => (depth ? inspect(cause) : `${cause.name}: ${cause.message}`), 'Error'));
+    if (typeof stack !== "string") {
+      lines.push(label + attempt(() => (depth ? inspect(cause) : `${cause.name}: ${cause.message}`), "Error"));
     } else {
-      const all = (label + stack.slice(0, 4 * ERROR_TEXT_MAX)).split('\n');
+      const all = (label + stack.slice(0, 4 * ERROR_TEXT_MAX)).split("\n");
       const kernel = all.findIndex((line) => /^\s+at .*(node:inspector|mitos:kernel|javascript_kernel\.mjs)/.test(line));
       lines.push(...(kernel < 0 ? all : all.slice(0, kernel)));
     }
@@ -554,7 +636,7 @@ function renew({ env, unset }) {
       process.env[name] = value;
     });
   }
-  send({ event: 'renewed' });
+  send({ event: "renewed" });
 }
 
 function prepareGlobals() {
@@ -565,64 +647,134 @@ function prepareGlobals() {
   globalThis.console = new Console({ stdout, stderr });
   const requireHere = createRequire(`${process.cwd()}/[cell]`);
   const hidden = (name, value) => Object.defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: false });
-  hidden('require', requireHere);
-  hidden('module', { exports: {} });
-  hidden('exports', globalThis.module.exports);
-  hidden('display', display);
+  hidden("require", requireHere);
+  hidden("module", { exports: {} });
+  hidden("exports", globalThis.module.exports);
+  hidden("display", display);
   hidden(IMPORT, importFromHere);
-  hidden('_', undefined);
+  hidden("_", undefined);
   Object.defineProperty(globalThis, TAKE, { value: hooks });
   process.argv.length = 1;
 
   const complain = (title) => (error) => {
-    const text = attempt(() => (error?.stack === undefined ? inspect(error) : stackLines(error).join('\n')), '<an error that cannot be shown>');
+    const text = attempt(
+      () => (error?.stack === undefined ? inspect(error) : stackLines(error).join("\n")),
+      "<an error that cannot be shown>",
+    );
     attempt(() => writeAll(2, Buffer.from(`${title}: ${text}\n`)));
   };
-  process.on('unhandledRejection', complain('Unhandled rejection'));
-  process.on('uncaughtException', complain('Uncaught exception'));
-  // Between cells there is nothing to interrupt, and Node's own answer to SIGINT would be to exit.
-  process.on('SIGINT', () => current.interrupt?.());
+  process.on("unhandledRejection", complain("Unhandled rejection"));
+  process.on("uncaughtException", complain("Uncaught exception"));
+  // The agent sends it to the whole group, to the programs of a cell that does not end. Node's own answer would be to exit.
+  process.on("SIGINT", () => {});
 }
+
+let listener;
 
 function main() {
   replaceRandomness();
   prepareGlobals();
   session.connect();
-  interruptible(() => post('Runtime.evaluate', { expression: '0', replMode: true, objectGroup: 'cell' }));
+  post("Runtime.evaluate", { expression: "0", replMode: true, objectGroup: "cell" });
 
-  const queue = [];
-  let working = false;
-  const work = async () => {
-    if (working) return;
-    working = true;
-    while (queue.length > 0) await runCell(queue.shift());
-    working = false;
-  };
+  const options = { shared, fd: COMMANDS_FD, protocol: PROTOCOL };
+  listener = new Worker(`(${listen})(require)`, { eval: true, workerData: options, env: {}, execArgv: [] });
+  listener.on("message", (message) => {
+    if (message.number !== undefined) uncut(() => takeCommand(message));
+    else if (message.ready) send({ event: "ready" });
+    else if (message.state === INTERRUPTED && message.cell === current.id) finish(current, INTERRUPTED, [interruption(current.id)]);
+    else if (message.state === TERMINATED) {
+      finish(current, TERMINATED, [interruption(current.id)]);
+      // What was ended had been left behind by an earlier cell.
+      compareExchange(shared, STATE, TERMINATED, IDLE);
+    }
+    beginNext();
+  });
+  const leave = () => process.reallyExit(1);
+  listener.on("error", leave);
+  listener.on("exit", leave);
+}
+
+function takeCommand({ number, line }) {
+  if (number !== load(shared, TAKEN) + 1) return;
+  store(shared, TAKEN, number);
+  const command = parse(Buffer.from(line).toString());
+  // A renew does not wait for the running cell: it is done as soon as the event loop turns.
+  if (command.op === "renew") renew(command);
+  else if (command.op === "execute") queue.push(command);
+}
+
+/** The second thread. It shares no variables with the first, so everything that it needs comes as `workerData`. */
+function listen(require) {
+  const { parentPort, workerData } = require("node:worker_threads");
+  const inspector = require("node:inspector");
+  const net = require("node:net");
+  const { shared, fd, protocol } = workerData;
+  const { STATE, CELL, WANTED, UNCUT, TAKEN, IDLE, RUNNING, INTERRUPTED, TERMINATING, TERMINATED } = protocol;
+  /** An event loop that turns has answered after this long; if it was only slow, being terminated as well does no harm. */
+  const ANSWER_MS = 50;
+  const INTERRUPT = '{"op":"interrupt"';
+
+  let sent = 0;
+  let waiting = []; // commands that were sent and perhaps not taken
+
+  function pass(line) {
+    sent += 1;
+    waiting = waiting.filter(({ number }) => number > Atomics.load(shared, TAKEN));
+    waiting.push({ number: sent, line });
+    parentPort.postMessage({ number: sent, line });
+  }
+
+  function interrupt(id) {
+    // First this: a cell that begins just now either sees it or is seen.
+    Atomics.store(shared, WANTED, id);
+    if (change(id, RUNNING, INTERRUPTED)) parentPort.postMessage({ cell: id, state: INTERRUPTED });
+    setTimeout(() => {
+      // A cell that cannot begin has to wait for what an earlier one left behind.
+      const stuck = waiting.some(({ number }) => number > Atomics.load(shared, TAKEN));
+      if (change(id, INTERRUPTED, TERMINATING) || (stuck && Atomics.compareExchange(shared, STATE, IDLE, TERMINATING) === IDLE))
+        terminate();
+    }, ANSWER_MS);
+  }
+
+  const change = (id, from, to) => Atomics.load(shared, CELL) === id && Atomics.compareExchange(shared, STATE, from, to) === from;
+
+  function terminate() {
+    if (Atomics.load(shared, UNCUT) === 1) {
+      setTimeout(terminate, 1);
+      return;
+    }
+    // Connected for this only: at its exit Node waits for sessions, and says so on stderr.
+    const session = new inspector.Session();
+    session.connectToMainThread();
+    session.post("Runtime.terminateExecution", () => {
+      session.disconnect();
+      Atomics.store(shared, STATE, TERMINATED);
+      parentPort.postMessage({ state: TERMINATED });
+      for (const command of waiting) parentPort.postMessage(command);
+    });
+    // If no JavaScript ran after all, this is the JavaScript that is ended.
+    parentPort.postMessage({});
+  }
 
   let parts = [];
-  const commands = new net.Socket({ fd: COMMANDS_FD, readable: true, writable: false });
-  commands.on('data', (chunk) => {
+  const commands = new net.Socket({ fd, readable: true, writable: false });
+  commands.on("data", (chunk) => {
     for (let from = 0; ; ) {
       const end = chunk.indexOf(10, from);
       parts.push(chunk.subarray(from, end < 0 ? undefined : end));
       if (end < 0) return;
       from = end + 1;
-      const command = JSON.parse(Buffer.concat(parts).toString());
+      const line = Buffer.concat(parts);
       parts = [];
-      // A renew does not wait for the running cell: it is done as soon as the event loop turns.
-      if (command.op === 'renew') renew(command);
-      else if (command.op === 'execute') {
-        queue.push(command);
-        // Not from here: an interrupt that unwinds this callback would leave the socket without its reader.
-        setImmediate(work);
-      }
+      if (line.toString("latin1", 0, INTERRUPT.length) === INTERRUPT) interrupt(JSON.parse(line.toString()).id | 0);
+      else pass(line);
     }
   });
-  commands.on('close', () => {
-    attempt(() => closeSync(EVENTS_FD));
-    process.reallyExit(0);
-  });
-  send({ event: 'ready' });
+  // The main thread may be in a loop, and there is nobody left to hear how this ends.
+  commands.on("close", () => process.kill(process.pid, "SIGKILL"));
+  parentPort.on("message", () => parentPort.postMessage({}));
+  parentPort.postMessage({ ready: true });
 }
 
 main();

@@ -3,7 +3,7 @@
     /usr/bin/python3 -m unittest guest/kernels/test_kernels.py
 
 MITOS_TEST_PYTHONPATH names a folder with IPython, numpy and matplotlib: the Python tests then run a second time with them.
-MITOS_TEST_PYTHON and MITOS_TEST_NODE name other interpreters than `python3` and `node`.
+MITOS_TEST_PYTHON and MITOS_TEST_NODE name other interpreters than the one that runs this and the checkout's own Node (else `node` on PATH).
 """
 
 import base64
@@ -20,13 +20,14 @@ import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PYTHON = os.environ.get("MITOS_TEST_PYTHON", sys.executable)
-NODE = os.environ.get("MITOS_TEST_NODE", shutil.which("node") or "")
+PINNED_NODE = os.path.join(HERE, "../../node_modules/node/bin/node")
+NODE = os.environ.get("MITOS_TEST_NODE") or (PINNED_NODE if os.access(PINNED_NODE, os.X_OK) else shutil.which("node")) or "node"
 EXTRA = os.environ.get("MITOS_TEST_PYTHONPATH", "")
 PATIENCE_SECONDS = 60
 
 COMMANDS = {
     "python": lambda: [PYTHON, "-u", os.path.join(HERE, "python_kernel.py")],
-    "javascript": lambda: [NODE, os.path.join(HERE, "javascript_kernel.mjs")],
+    "javascript": lambda: [NODE, "--no-force-async-hooks-checks", os.path.join(HERE, "javascript_kernel.mjs")],
     "bash": lambda: ["bash", "--noprofile", "--norc", os.path.join(HERE, "bash_kernel.sh")],
 }
 
@@ -68,6 +69,7 @@ class Kernel:
                     except OSError:  # the listing's own
                         pass
 
+        self.language = language
         self.folder = tempfile.TemporaryDirectory()
         self.process = subprocess.Popen(
             COMMANDS[language](),
@@ -129,8 +131,11 @@ class Kernel:
         self.wait_for("done", outcome)
         return outcome
 
-    def interrupt(self):
-        os.kill(self.process.pid, signal.SIGINT)
+    def interrupt(self, cell=None):
+        if self.language == "javascript":
+            self.send({"op": "interrupt", "id": cell or self.cell})
+        else:
+            os.kill(self.process.pid, signal.SIGINT)
 
     def wait_for(self, name, outcome, until=None, patience=None):
         """Takes events and output until the event `name`, until `until(outcome)`, or until the kernel is dead."""
@@ -213,8 +218,7 @@ class KernelCase(unittest.TestCase):
         outcome = Outcome()
         self.kernel.wait_for("done", outcome, until=lambda seen: marker in seen.stdout)
         self.assertIsNone(outcome.status, "it ended by itself: %r" % outcome.stderr)
-        # As the agent does: not in a cell's first moments, again after a while, and then to the whole group.
-        time.sleep(0.1)
+        # As the agent does: again after a while, and then to the whole group.
         self.kernel.interrupt()
         for _ in range(3):
             late = time.monotonic() + 0.5
@@ -535,11 +539,51 @@ class JavaScriptCase(KernelCase):
             self.assertEqual(outcome.error["name"], "KeyboardInterrupt", wait)
         self.assertEqual(self.run_ok("kept * 6").text, "42")
 
-    def test_interrupt_between_cells_does_nothing(self):
+    def test_interrupt_stops_loops_in_callbacks_and_after_an_await(self):
+        self.run_ok("let kept = 7")
+        loop = "() => { console.log('begun'); for (;;) {} }"
+        for code in (
+            f"setTimeout({loop}, 1); await new Promise(() => {{}})",
+            f"setImmediate({loop}); await new Promise(() => {{}})",
+            f"process.nextTick({loop}); await new Promise(() => {{}})",
+            f"await 1; ({loop})()",
+            f"await new Promise((next) => setTimeout(next, 1)); ({loop})()",
+            "console.log('begun'); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)",
+            f"({{[Symbol.for('mitos.display')]: {loop}}})",
+            "try { console.log('begun'); for (;;) {} } catch {} finally { for (;;) {} }",
+        ):
+            outcome = self.interrupt_when(code, b"begun")
+            self.assertIsNotNone(outcome.error, (code, outcome.died, outcome.stderr))
+            self.assertEqual(outcome.error["name"], "KeyboardInterrupt", code)
+            self.assertEqual(self.run_ok("await new Promise((next) => setTimeout(() => setImmediate(next), 1)); console.log('on'); kept").text, "7", code)
+
+    def test_interrupt_cuts_no_line_of_output(self):
+        for write in ("console.log('x'.repeat(300000))", "display('x'.repeat(300000))"):
+            self.interrupt_when(f"console.log('begun'); for (;;) {write}", b"begun")
+            self.assertEqual(self.run_ok("console.log('on')").stdout[-3:], b"on\n", write)
+
+    def test_interrupt_ends_what_an_earlier_cell_left_behind(self):
+        self.run_ok("setTimeout(() => { for (;;) {} }, 0); undefined")
+        self.kernel.start("await new Promise((next) => setTimeout(next, 50)); 1")
+        self.kernel.interrupt()
+        self.assertEqual(self.kernel.finish().error["name"], "KeyboardInterrupt")
+        self.assertEqual(self.run_ok("2").text, "2")
+
+    def test_interrupt_before_or_after_its_cell_is_for_no_other(self):
         for _ in range(20):
             self.kernel.interrupt()
-            time.sleep(0.005)  # the signal and the command would else arrive together
+            os.kill(self.kernel.process.pid, signal.SIGINT)
             self.assertEqual(self.run_ok("7").text, "7")
+        self.kernel.interrupt(self.kernel.cell + 1)
+        self.assertEqual(self.kernel.run("8").error["name"], "KeyboardInterrupt")
+        self.assertEqual(self.run_ok("9").text, "9")
+
+    def test_a_cell_that_will_never_end_survives_a_collection(self):
+        self.run_ok("require('v8').setFlagsFromString('--expose-gc'); const gc = require('vm').runInNewContext('gc')")
+        self.interrupt_when("console.log('begun'); await new Promise(() => {})", b"begun")
+        self.interrupt_when("await 1; console.log('begun'); for (;;) {}", b"begun")
+        for _ in range(3):
+            self.run_ok("gc(); await new Promise((next) => setTimeout(next, 1))")
 
     def test_reports_what_fails_between_cells_and_lives(self):
         self.run_ok("setTimeout(() => { throw new Error('late') }, 1); Promise.reject(new Error('nobody')); undefined")

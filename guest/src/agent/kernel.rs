@@ -65,8 +65,17 @@ struct Language {
     arguments: &'static [&'static str],
     file: &'static str,
     source: &'static str,
-    /// A shell waits for its program, which therefore needs the signal at once.
-    interrupts_group: bool,
+    interrupted_by: InterruptedBy,
+}
+
+/// What first asks a kernel to stop its cell.
+enum InterruptedBy {
+    /// A command that names the cell.
+    Command,
+    /// SIGINT to the kernel alone.
+    Signal,
+    /// SIGINT to its group: a shell waits for its program, which therefore needs the signal at once.
+    GroupSignal,
 }
 
 static LANGUAGES: [Language; 3] = [
@@ -76,15 +85,16 @@ static LANGUAGES: [Language; 3] = [
         arguments: &["-u"],
         file: "python_kernel.py",
         source: include_str!("../../kernels/python_kernel.py"),
-        interrupts_group: false,
+        interrupted_by: InterruptedBy::Signal,
     },
     Language {
         name: "javascript",
         interpreters: &["node"],
-        arguments: &[],
+        // A terminated callback leaves its async id behind, and with the checks Node would abort over that.
+        arguments: &["--no-force-async-hooks-checks"],
         file: "javascript_kernel.mjs",
         source: include_str!("../../kernels/javascript_kernel.mjs"),
-        interrupts_group: false,
+        interrupted_by: InterruptedBy::Command,
     },
     Language {
         name: "bash",
@@ -92,7 +102,7 @@ static LANGUAGES: [Language; 3] = [
         arguments: &["--noprofile", "--norc"],
         file: "bash_kernel.sh",
         source: include_str!("../../kernels/bash_kernel.sh"),
-        interrupts_group: true,
+        interrupted_by: InterruptedBy::GroupSignal,
     },
 ];
 
@@ -396,7 +406,11 @@ impl Keeper {
                     stop = Some((reason, step + 1));
                     match step {
                         0 => {
-                            kernel.signal(libc::SIGINT, language.interrupts_group);
+                            match language.interrupted_by {
+                                InterruptedBy::Command => kernel.command(&Interrupt { op: "interrupt", id }),
+                                InterruptedBy::Signal => kernel.signal(libc::SIGINT, false),
+                                InterruptedBy::GroupSignal => kernel.signal(libc::SIGINT, true),
+                            }
                             deadline = Some(Instant::now() + INTERRUPT_GROUP_AFTER);
                         }
                         1 => {
@@ -635,6 +649,12 @@ struct Execute<'a> {
     op: &'static str,
     id: u64,
     code: &'a str,
+}
+
+#[derive(Serialize)]
+struct Interrupt {
+    op: &'static str,
+    id: u64,
 }
 
 #[derive(Serialize)]
