@@ -1,7 +1,8 @@
 import { execFile } from "node:child_process";
-import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
+import { createReadStream, existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
 import path from "node:path";
 import { promisify } from "node:util";
+import type { Sandbox } from "@mitos/sdk";
 
 const run = promisify(execFile);
 const cache = path.join(import.meta.dirname, "../../.cache/python-packages");
@@ -10,6 +11,7 @@ const sandboxPython = "/usr/bin/python3";
 
 /** Named sets, so that a suite brings no more into a sandbox than it is about. */
 const sets = {
+  numpy: ["numpy>=1.26,<3"],
   plots: ["numpy>=1.26,<3", "matplotlib>=3.8,<4"],
   ipython: ["ipython>=8.12,<9"],
 } as const;
@@ -36,6 +38,17 @@ export async function pythonPackages(set: keyof typeof sets): Promise<string> {
   return tar;
 }
 
+/** Brings a set into a sandbox as one upload and unpacks it there. @returns the folder for PYTHONPATH or sys.path */
+export async function installPackages(sandbox: Sandbox, set: keyof typeof sets): Promise<string> {
+  const tar = await pythonPackages(set);
+  const folder = `/workspace/packages/${set}`;
+  await sandbox.files.write(`${folder}.tar.gz`, createReadStream(tar));
+  const unpack = `mkdir ${folder} && tar -xzf ${folder}.tar.gz -C ${folder} && rm ${folder}.tar.gz`;
+  const { exitCode, stderr } = await sandbox.exec(unpack, { timeoutSeconds: 120 });
+  if (exitCode !== 0) throw new Error(`unpacking ${set} ended with ${exitCode}: ${stderr}`);
+  return folder;
+}
+
 /** With the first interpreter on PATH, or the sandboxes' own, that has pip. */
 async function pip(args: readonly string[]): Promise<void> {
   for (const python of ["python3", sandboxPython]) {
@@ -49,10 +62,8 @@ async function pip(args: readonly string[]): Promise<void> {
       return;
     } catch (error) {
       const { stderr } = error as { stderr?: string };
-      throw new Error(
-        `these tests need ${sets.plots.join(", ")} and ${sets.ipython.join(", ")} once from PyPI, and pip failed:\n${stderr ?? error}`,
-      );
+      throw new Error(`these tests need packages from PyPI once, and pip could not fetch them: ${stderr ?? error}`);
     }
   }
-  throw new Error(`these tests fetch packages from PyPI once, and no python3 here has pip; install it: apt install python3-pip`);
+  throw new Error(`these tests fetch packages from PyPI once, and no python3 here has pip: apt install python3-pip`);
 }
