@@ -441,6 +441,11 @@ def ipython_shell(main):
         def write_output_prompt(self):
             pass
 
+        def compute_format_data(self, result):
+            if is_figure(result):
+                shown_value["figure"] = result
+            return super().compute_format_data(result)
+
         def write_format_data(self, format_dict, md_dict=None):
             data = wire_bundle(format_dict)
             events.result(data, data.get("text/plain", ""))

@@ -443,6 +443,7 @@ class PythonWithPackagesCase(PythonCase):
         self.assertEqual(self.run_ok("1 + 1").text, "2")
         outcome = self.run_ok("f, a = plt.subplots()\na.plot([1])\nf")
         self.assertIn("image/png", outcome.bundles()[0])
+        self.assertEqual(len(outcome.results), 1)
 
 
 class PlainPythonWithPackagesCase(PythonWithPackagesCase):
