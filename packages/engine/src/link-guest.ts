@@ -10,10 +10,12 @@ import { createRuntime } from "./runtime.ts";
 const entropyBytes = 32;
 /** An interpreter with heavy start-up files on a busy machine still fits; one that hangs fails the build. */
 const warmKernelMs = 60_000;
+/** How long what is under way may wait, after its link was lost, to be told how the machine ended. */
+const lastWordsMs = 5_000;
 
 /** A machine's agent over its link. */
 export function connectGuest(machine: Machine, hooks: GuestHooks): Guest {
-  const link = new LinkClient(machine.transport);
+  const link = new LinkClient(machine.transport, { lastWords: () => settledWithin(machine.exited, lastWordsMs) });
   let closing = false;
   void link.closed.then((error) => {
     if (!closing) hooks.onLost(error ?? new Error("the link has ended"));
@@ -35,6 +37,13 @@ export function connectGuest(machine: Machine, hooks: GuestHooks): Guest {
       link.close(error);
     },
   };
+}
+
+async function settledWithin(promise: Promise<unknown>, ms: number): Promise<void> {
+  const { promise: late, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, ms);
+  await Promise.race([promise, late]);
+  clearTimeout(timer);
 }
 
 /** What must differ in every machine is made here, at the last moment. */

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { MitosError } from "@mitos/protocol";
 import { guest } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
 import { LinkClient, type LinkOptions } from "./client.ts";
@@ -307,6 +308,33 @@ describe("cancellation", () => {
     await expect(exec.messages.next()).resolves.toMatchObject({ done: false });
     await expect(exec.messages.next()).resolves.toMatchObject({ done: false });
     await expect(exec.messages.next()).rejects.toMatchObject({ code: "exec_failed" });
+  });
+
+  it("lets what is under way on a lost link wait for the reason why its machine ended", async () => {
+    const lastWords = Promise.withResolvers<void>();
+    const { fake, link } = await connected({}, { lastWords: () => lastWords.promise });
+    fake.handler = async () => undefined;
+    let settled = false;
+    const asked = link.unary(method.stat, { path: "/" });
+    asked.catch(() => {}).finally(() => (settled = true));
+    await until(() => fake.sent(frameType.open).length === 1);
+    fake.disconnect();
+    await link.closed;
+    await turns(10);
+    expect(settled).toBe(false);
+    await expect(link.unary(method.stat, { path: "/" })).rejects.toMatchObject({ code: "unavailable" });
+    link.close(new MitosError("oom_killed"));
+    await expect(asked).rejects.toMatchObject({ code: "oom_killed" });
+  });
+
+  it("fails what is under way on a lost link when nobody knows the reason", async () => {
+    const { fake, link } = await connected({}, { lastWords: () => nextTurn() });
+    fake.handler = async () => undefined;
+    const asked = link.unary(method.stat, { path: "/" });
+    asked.catch(() => {});
+    await until(() => fake.sent(frameType.open).length === 1);
+    fake.disconnect();
+    await expect(asked).rejects.toMatchObject({ code: "unavailable" });
   });
 
   it("fails what is under way with unavailable when the link is lost", async () => {

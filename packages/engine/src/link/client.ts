@@ -36,6 +36,11 @@ export interface LinkOptions {
   /** How long HELLO_ACK and ADOPTED may take. Default 10 s: a restored machine may have to load its pages first. */
   readonly handshakeTimeoutMs?: number;
   readonly heldBytesMax?: number;
+  /**
+   * Resolves when whoever owns the machine has had its chance to `close` a lost session with the reason; called when the link is lost. What
+   * is under way fails no earlier. Default: at once.
+   */
+  readonly lastWords?: (() => Promise<unknown>) | undefined;
 }
 
 export interface CallOptions {
@@ -87,8 +92,11 @@ export type GuestCallHandler<I extends DescMessage, O extends DescMessage> = (
   signal: AbortSignal,
 ) => Promise<MessageInitShape<O>>;
 
-/** One HELLO for each session: `fresh` until it is sent, `greeting` until it is acknowledged. */
-type State = "fresh" | "greeting" | "open" | "closed";
+/**
+ * One HELLO for each session: `fresh` until it is sent, `greeting` until it is acknowledged. `lost` without a transport, while what is under
+ * way waits for the last words about its machine.
+ */
+type State = "fresh" | "greeting" | "open" | "lost" | "closed";
 
 interface Awaited<T> {
   readonly promise: Promise<T>;
@@ -112,6 +120,7 @@ export class LinkClient {
   readonly #writer: FrameWriter;
   readonly #handshakeTimeoutMs: number;
   readonly #heldBytesMax: number;
+  readonly #lastWords: (() => Promise<unknown>) | undefined;
   readonly #session = randomBytes(16).toString("hex");
   readonly #channels = new Map<number, Channel>();
   readonly #handlers = new Map<string, (channel: Channel, first: Uint8Array | undefined) => void>();
@@ -134,10 +143,11 @@ export class LinkClient {
   constructor(transport: FrameTransport, options: LinkOptions = {}) {
     this.#handshakeTimeoutMs = options.handshakeTimeoutMs ?? 10_000;
     this.#heldBytesMax = options.heldBytesMax ?? heldBytesMaxDefault;
+    this.#lastWords = options.lastWords;
     const { promise, resolve } = Promise.withResolvers<Error | undefined>();
     this.closed = promise;
     this.#settleClosed = resolve;
-    this.#writer = new FrameWriter(transport, (error) => this.#finish(error));
+    this.#writer = new FrameWriter(transport, (error) => this.#lose(error));
     this.#channelHost = {
       ready: (channel) => this.#writer.ready(channel),
       owesCredit: (channel) => this.#writer.owesCredit(channel),
@@ -146,14 +156,14 @@ export class LinkClient {
       hold: (bytes) => this.#hold(bytes),
     };
     transport.onFrame((type, flags, channel, payload) => {
-      if (this.#state === "closed" || this.#state === "fresh") return;
+      if (this.#state !== "greeting" && this.#state !== "open") return;
       try {
         this.#receive(type, flags, channel, payload);
       } catch (error) {
         this.#finish(error instanceof Error ? error : new Error(String(error)));
       }
     });
-    transport.onClose((error) => this.#finish(error ?? new Error("the link has ended")));
+    transport.onClose((error) => this.#lose(error ?? new Error("the link has ended")));
   }
 
   /** Bytes that wait here for their taker. */
@@ -251,7 +261,7 @@ export class LinkClient {
   #resume(round: bigint): Promise<void> {
     this.#quiescing = undefined;
     this.#quiet = false;
-    if (this.#state === "closed") return Promise.resolve();
+    if (this.#state === "closed" || this.#state === "lost") return Promise.resolve();
     return this.#writer.release(control(frameType.resume, toBinary(guest.ResumeSchema, create(guest.ResumeSchema, { round }))));
   }
 
@@ -574,6 +584,21 @@ export class LinkClient {
       clearTimeout(timer);
       promise.catch(() => undefined);
     }
+  }
+
+  /** The transport has ended: nothing passes any more, and what is under way soon fails. */
+  #lose(reason: Error): void {
+    if (this.#state === "lost") return;
+    if (this.#state !== "open" || !this.#lastWords) {
+      this.#finish(reason);
+      return;
+    }
+    this.#state = "lost";
+    this.#closeError = linkLost(reason);
+    this.#writer.stop();
+    this.#settleClosed(reason);
+    const finish = (): void => this.#finish(reason);
+    this.#lastWords().then(finish, finish);
   }
 
   /** The one way into `closed`. */
