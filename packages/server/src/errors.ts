@@ -14,7 +14,10 @@ export function toMitosError(error: unknown): MitosError {
   switch (code) {
     case "FST_ERR_BAD_URL":
       return new MitosError("invalid_input", { cause: "the path is not valid percent-encoding", reason: error });
+    // What Node says of a connection that the client has closed, by the moment in which it did.
+    case "ECANCELED":
     case "ECONNRESET":
+    case "EPIPE":
     case "ERR_STREAM_PREMATURE_CLOSE":
       return new MitosError("canceled", { reason: error });
     default:
