@@ -7,7 +7,11 @@ interface Uint8ArrayWithBase64 {
 export function decodeBase64(text: string): Uint8Array<ArrayBuffer> {
   const native = (Uint8Array as Uint8ArrayWithBase64).fromBase64;
   if (native) return native.call(Uint8Array, text);
-  return Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const binary = atob(text);
+  const bytes = new Uint8Array(binary.length);
+  // Uint8Array.from with a function goes over the characters by their iterator, many times slower: output comes this way.
+  for (let at = 0; at < binary.length; at += 1) bytes[at] = binary.charCodeAt(at);
+  return bytes;
 }
 
 export function encodeBase64(bytes: Uint8Array): string {
