@@ -684,6 +684,8 @@ function main() {
     else if (message.ready) send({ event: "ready" });
     else if (message.state === INTERRUPTED && message.cell === current.id) finish(current, INTERRUPTED, [interruption(current.id)]);
     else if (message.state === TERMINATED) {
+      // The end may have come while `uncut` waited for it. Left as it was, UNCUT would hold off every later interrupt.
+      store(shared, UNCUT, 0);
       finish(current, TERMINATED, [interruption(current.id)]);
       // What was ended had been left behind by an earlier cell.
       compareExchange(shared, STATE, TERMINATED, IDLE);
