@@ -1,11 +1,29 @@
 /** What bad input, clients that misbehave and programs that misbehave get from a server with the real engine. */
 
+import { createHash } from "node:crypto";
 import { once } from "node:events";
+import { existsSync, readdirSync, readFileSync, realpathSync } from "node:fs";
 import { connect, type Socket } from "node:net";
+import os from "node:os";
+import path from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { catalogue, type ErrorCode, limits } from "@mitos/protocol";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Answer, b64, envelope, type Frame, get, parseFrames, send, unary } from "../../packages/server/src/testing/harness.ts";
+import {
+  type Answer,
+  b64,
+  collect,
+  envelope,
+  type Frame,
+  get,
+  parseFrames,
+  post,
+  send,
+  stream,
+  text,
+  unary,
+} from "../../packages/server/src/testing/harness.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
 
@@ -90,7 +108,9 @@ async function rawExchange(bytes: string | Uint8Array, quietMs = 3_000): Promise
 
 /** One that sends its headers byte by byte and never comes to their end. */
 class SlowClient {
-  readonly openedAtMs = Date.now();
+  readonly #openedAtMs = Date.now();
+  /** How long the one that was cut last could go on. */
+  cutAfterMs = 0;
   readonly #sockets: Socket[];
   readonly #drip: NodeJS.Timeout;
   #open: number;
@@ -104,6 +124,7 @@ class SlowClient {
       socket.on("data", () => {});
       socket.on("close", () => {
         this.#open -= 1;
+        this.cutAfterMs = Date.now() - this.#openedAtMs;
       });
       socket.write("GET /v1/health HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ");
       return socket;
@@ -418,4 +439,389 @@ describe("a WebSocket that is wrong", () => {
   });
 
   it("leaves the others unharmed", expectWitnessUnharmed);
+});
+
+describe("a path with dots", () => {
+  it("stays inside the sandbox, whichever way it is sent", async () => {
+    const name = `mitos-escape-${process.pid}`;
+    const path = `/workspace/${"../".repeat(30)}tmp/${name}`;
+    const url = `/v1/sandboxes/${witness.id}/files?path=${encodeURIComponent(path)}`;
+    expect((await send(live, "PUT", url, "inside")).status).toBe(200);
+    expect(await output(witness, `cat /tmp/${name}`)).toBe("inside");
+    expect((await get(live, url)).text).toBe("inside");
+    expect(existsSync(`/tmp/${name}`)).toBe(false);
+  });
+
+  it("through a link of the sandbox's own ends inside the sandbox", async () => {
+    await output(witness, "ln -s /../../../../proc/1/root/tmp out; ln -s loop loop");
+    const name = `mitos-link-${process.pid}`;
+    const answer = await send(live, "PUT", `/v1/sandboxes/${witness.id}/files?path=/workspace/out/${name}`, "inside");
+    expect([200, 400, 403, 409]).toContain(answer.status);
+    expect(existsSync(`/tmp/${name}`)).toBe(false);
+    const loop = await get(live, `/v1/sandboxes/${witness.id}/files?path=/workspace/loop`);
+    expect(loop.status).toBeGreaterThanOrEqual(400);
+    expect(loop.json.error.remediation).toMatch(/./);
+  });
+});
+
+describe("a sandbox in the wrong state", () => {
+  const doors: [what: string, door: (id: string) => Promise<Answer>][] = [
+    ["a file", (id) => get(live, `/v1/sandboxes/${id}/files?path=/etc/passwd`)],
+    ["the processes", (id) => get(live, `/v1/sandboxes/${id}/processes`)],
+    ["a new process", (id) => post(live, `/v1/sandboxes/${id}/processes`, { command: "true" })],
+    ["output", (id) => get(live, `/v1/sandboxes/${id}/processes/99/output`)],
+  ];
+  const stateDoors: [what: string, door: (id: string) => Promise<Answer>][] = [
+    ["a fork", (id) => post(live, `/v1/sandboxes/${id}/fork`, { count: 1 })],
+    ["a pause", (id) => post(live, "/v1/pause", { sandbox: id })],
+    ["a resume", (id) => post(live, "/v1/resume", { sandbox: id })],
+    ["a deadline", (id) => post(live, "/v1/set_timeout", { sandbox: id, timeout_seconds: 60 })],
+  ];
+
+  async function expectRefusedEverywhere(id: string, code: ErrorCode, which = [...doors, ...stateDoors]): Promise<void> {
+    for (const [, door] of which) expectRefusal(await door(id), code);
+    const headers = { "X-Sandbox-Id": id };
+    expectConnectRefusal(await unary(live, "Stat", { path: "/" }, headers), code);
+    for (const [method, message] of [
+      ["ExecStream", { command: "true" }],
+      ["RunCodeStream", { code: "1" }],
+      ["ReadFile", { path: "/etc/passwd" }],
+    ] as const) {
+      const frames = await collect((await stream(live, method, [message], { headers })).frames);
+      expect(lastError(frames)?.code).toBe(catalogue[code].connect);
+    }
+  }
+
+  it("that is paused refuses what needs it running, and runs on after resume", async () => {
+    await using sandbox = await live.create();
+    await sandbox.pause();
+    await expectRefusedEverywhere(sandbox.id, "sandbox_not_running", doors);
+    await sandbox.resume();
+    expect(await output(sandbox, "echo on")).toBe("on");
+  });
+
+  it("that has ended says so at every door", async () => {
+    const sandbox = await live.create();
+    await sandbox.terminate();
+    await expectRefusedEverywhere(sandbox.id, "idle_timeout");
+    expectRefusal(await get(live, `/v1/sandboxes/${sandbox.id}`), "idle_timeout");
+  });
+
+  it("that used too much memory was ended for it, says so at every door, and can be deleted", async () => {
+    const sandbox = await live.create({ resources: { memSizeMiB: 128 } });
+    const hog = await sandbox.exec("head -c 300000000 /dev/zero | tail").catch((error: unknown) => error);
+    expect(hog).toMatchObject({ code: "oom_killed", remediation: expect.stringContaining("memory") });
+    const rows = (await get(live, "/v1/sandboxes?state=failed")).json;
+    expect(rows).toMatchObject([{ id: sandbox.id, state: "failed" }]);
+    await expectRefusedEverywhere(sandbox.id, "oom_killed");
+    const refused = await get(live, `/v1/sandboxes/${sandbox.id}`);
+    expectRefusal(refused, "oom_killed");
+    expect(refused.json.error.cause).toContain("128 MiB");
+    expect((await send(live, "DELETE", `/v1/sandboxes/${sandbox.id}`)).status).toBe(200);
+    await expectWitnessUnharmed();
+  });
+
+  it("that filled its disk was ended for it: what is written counts as memory", async () => {
+    const sandbox = await live.create({ resources: { memSizeMiB: 128 } });
+    await sandbox.exec("cat /dev/zero > /workspace/full").catch(() => undefined);
+    await until("its end is known", () => live.engine.list({ state: "failed" }).some(({ id }) => id === sandbox.id));
+    expectRefusal(await get(live, `/v1/sandboxes/${sandbox.id}`), "oom_killed");
+    await sandbox.terminate();
+    await expectWitnessUnharmed();
+  });
+});
+
+describe("a program that misbehaves", () => {
+  it("and ignores SIGTERM is killed at its time-out, with what it has started", async () => {
+    const stubborn = "trap '' TERM INT HUP; sleep 721 & while :; do sleep 0.1; done";
+    await expect(witness.exec(stubborn, { timeoutSeconds: 1 })).rejects.toMatchObject({ code: "exec_timeout" });
+    expect(await isRunning(witness, "^sleep 721")).toBe(false);
+  });
+
+  it("and forks without end fills its own sandbox only, which can still be ended", async () => {
+    const answer = await post(live, "/v1/fork", { id: "bomb", template: "python", resources: { processes_max: 64, mem_size_mib: 256 } });
+    expect(answer.status).toBe(200);
+    const bomb = await post(live, "/v1/sandboxes/bomb/processes", { command: "b() { b | b & }; b; sleep 100" });
+    expect(bomb.status).toBe(200);
+    const refusedFork = async () => {
+      const start = await post(live, "/v1/sandboxes/bomb/processes", { args: ["sleep", "722"] });
+      return start.status !== 200;
+    };
+    await until("it is full, or over it", refusedFork, 20_000);
+    await expectWitnessUnharmed();
+    expect((await send(live, "DELETE", "/v1/sandboxes/bomb")).status).toBe(200);
+  });
+
+  it("and prints 100 MB at once is read to the last byte", async () => {
+    let bytes = 0;
+    for await (const event of witness.execStream("head -c 100000000 /dev/zero", { timeoutSeconds: 100 })) {
+      if (event.type === "stdout") bytes += event.data.length;
+      if (event.type === "exit") expect(event.exitCode).toBe(0);
+    }
+    expect(bytes).toBe(100_000_000);
+  });
+});
+
+describe("a client that misbehaves", () => {
+  /** Whether the sandbox's first process holds such a file open, removed or not. */
+  function isOpenInAgent(sandbox: Sandbox, prefix: string): Promise<boolean> {
+    return output(sandbox, `ls -l /proc/1/fd 2>/dev/null | grep -cF '${prefix}' || true`).then((count) => count !== "0");
+  }
+
+  /** An exec over a socket that the test reads, or does not. */
+  function openExec(sandbox: Sandbox, command: string): Socket {
+    const body = envelope({ command, timeoutSeconds: 600 });
+    const socket = rawSocket();
+    const head = [
+      "POST /sandbox.v1.Sandbox/ExecStream HTTP/1.1",
+      "Host: 127.0.0.1",
+      `X-Sandbox-Id: ${sandbox.id}`,
+      "Content-Type: application/connect+json",
+      `Content-Length: ${body.length}`,
+    ];
+    socket.write(Buffer.concat([Buffer.from(`${head.join("\r\n")}\r\n\r\n`), body]));
+    return socket;
+  }
+
+  it("and never reads holds up its own program only, and not the server's memory", async () => {
+    const before = process.memoryUsage.rss();
+    const command = "n=0; while [ $n -lt 1000 ]; do head -c 100000 /dev/zero; n=$((n+1)); echo $n > progress-$$; done";
+    const sockets = Array.from({ length: 3 }, () => openExec(witness, command).pause());
+    // Everything on the way is full when none of the programs gets on.
+    const progress = async () => (await output(witness, "cat progress-* 2>/dev/null || true")).split("\n");
+    let last: string[] = [];
+    await until("all are held up", async () => {
+      const now = await progress();
+      const areHeldUp = now.length === sockets.length && now.join() === last.join();
+      last = now;
+      if (!areHeldUp) await sleep(300);
+      return areHeldUp;
+    });
+    for (const count of last) expect(Number(count)).toBeLessThan(300);
+    await expectWitnessUnharmed();
+    expect(process.memoryUsage.rss() - before).toBeLessThan(64 * MiB);
+    for (const socket of sockets) socket.destroy();
+    await until("the programs have ended", async () => !(await isRunning(witness, "[n] -lt 1000")));
+  });
+
+  it("and leaves during an exec takes the program with it", async () => {
+    const socket = openExec(witness, "sleep 741 & sleep 741");
+    await until("the program runs", () => isRunning(witness, "^sleep 741"));
+    socket.destroy();
+    await until("the program has ended", async () => !(await isRunning(witness, "^sleep 741")));
+  });
+
+  it("and leaves during run_code interrupts the code, and the state stays", async () => {
+    const client = new AbortController();
+    const code = "import time\nsurvived_too = 1\nopen('/workspace/began', 'w').close()\ntime.sleep(751)";
+    const running = witness.runCode(code, { signal: client.signal, timeoutSeconds: 600 }).catch((error: unknown) => error);
+    await until("the code runs", () => witness.files.exists("/workspace/began"));
+    client.abort();
+    await running;
+    expect((await witness.runCode("survived, survived_too")).text).toBe("('all of it', 1)");
+  });
+
+  it("and leaves during an upload leaves the file as it was, and no part of the new one", async () => {
+    await witness.files.write("/workspace/kept", "as it was");
+    const socket = rawSocket();
+    const head = ["Host: 127.0.0.1", "Content-Length: 10000000"].join("\r\n");
+    socket.write(`PUT /v1/sandboxes/${witness.id}/files?path=/workspace/kept HTTP/1.1\r\n${head}\r\n\r\n`);
+    socket.write(Buffer.alloc(3_000_000, 0x61));
+    const isUnderWay = () => isOpenInAgent(witness, "/tmp/.mitos-");
+    await until("the upload is under way", isUnderWay);
+    socket.destroy();
+    await until("nothing of it is left", async () => !(await isUnderWay()));
+    expect(await output(witness, "cat kept")).toBe("as it was");
+  });
+
+  it("and leaves during a create, a fork or a pause leaves something whole or nothing", async () => {
+    const ask = (path: string, body: object) => {
+      const text = JSON.stringify(body);
+      const socket = rawSocket();
+      socket.write(`POST ${path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: ${text.length}\r\n\r\n${text}`);
+      return socket;
+    };
+    const busy = () => live.engine.list().some(({ state }) => ["starting", "pausing", "resuming"].includes(state));
+    ask("/v1/fork", { id: "left-create", template: "python" }).destroySoon();
+    for (const [path, body] of [
+      ["/v1/fork", { id: "left", template: "python" }],
+      [`/v1/sandboxes/${witness.id}/fork`, { ids: ["left-1", "left-2"] }],
+    ] as const) {
+      const known = live.engine.list().length;
+      const socket = ask(path, body);
+      await until("it has begun", () => live.engine.list().length > known);
+      socket.destroy();
+      await until("it is over", () => !busy());
+    }
+    const left = live.engine.list().filter(({ id }) => id !== witness.id);
+    for (const { id, state } of left) {
+      expect(state).toBe("running");
+      const frames = await collect(
+        (await stream(live, "ExecStream", [{ command: "echo whole" }], { headers: { "X-Sandbox-Id": id } })).frames,
+      );
+      expect(text(frames, "stdout")).toBe("whole\n");
+    }
+    const paused = ask("/v1/pause", { sandbox: "left" });
+    await until("it pauses", () => live.engine.get("left" as never).state !== "running");
+    paused.destroy();
+    await until("it is over", () => !busy());
+    expect(live.engine.get("left" as never).state).toBe("paused");
+    for (const { id } of left) expect((await send(live, "DELETE", `/v1/sandboxes/${id}`)).status).toBe(200);
+    await expectWitnessUnharmed();
+  });
+});
+
+describe("a fork that cannot be completed", () => {
+  interface Restore {
+    readonly pid: number;
+    /** The child's folder on the host. */
+    readonly bundle: string;
+  }
+
+  /** The restores of this server's machines that are under way now. */
+  function restores(): Restore[] {
+    const mark = `mitos-${createHash("sha256").update(realpathSync(live.dataDir)).digest("hex").slice(0, 8)}/`;
+    return readdirSync("/proc").flatMap((name) => {
+      if (!/^\d+$/.test(name)) return [];
+      try {
+        const words = readFileSync(`/proc/${name}/cmdline`, "utf8").split("\0");
+        const bundle = words.find((word) => word.startsWith("--bundle="))?.slice("--bundle=".length);
+        return bundle?.includes(mark) && words.includes("restore") ? [{ pid: Number(name), bundle }] : [];
+      } catch {
+        return []; // It has ended meanwhile.
+      }
+    });
+  }
+
+  /** Waits for the restore of the k-th child and lets the test do something to it. */
+  async function atChild(k: number, harm: (restore: Restore) => void): Promise<void> {
+    const seen = new Set<string>();
+    await until(`child ${k} is being restored`, () => {
+      for (const restore of restores()) {
+        seen.add(restore.bundle);
+        if (seen.size < k) continue;
+        harm(restore);
+        return true;
+      }
+      return false;
+    });
+  }
+
+  it.each<[string, (restore: Restore) => void]>([
+    ["whose restore is killed", ({ pid }) => process.kill(pid, "SIGKILL")],
+    ["whose shim is killed", ({ bundle }) => process.kill(Number(readFileSync(path.join(bundle, "shim.pid"), "utf8")), "SIGKILL")],
+  ])("because of a third child %s leaves no child, and its parent runs on", async (_what, harm) => {
+    const ids = ["k-1", "k-2", "k-3", "k-4", "k-5"];
+    const before = live.engine.list().map(({ id }) => id);
+    const [answer] = await Promise.all([post(live, `/v1/sandboxes/${witness.id}/fork`, { ids }), atChild(3, harm)]);
+    expect(answer.status, answer.text).toBeGreaterThanOrEqual(500);
+    expect(answer.json.error).toMatchObject({
+      code: expect.stringMatching(/^(internal|unavailable)$/),
+      remediation: expect.stringMatching(/./),
+    });
+    expect(live.engine.list().map(({ id }) => id)).toEqual(before);
+    await expectWitnessUnharmed();
+  });
+
+  it("takes none of the ids: the same fork then works", async () => {
+    const answer = await post(live, `/v1/sandboxes/${witness.id}/fork`, { ids: ["k-1", "k-2", "k-3"] });
+    expect(answer.status, answer.text).toBe(200);
+    for (const id of ["k-1", "k-2", "k-3"]) expect((await send(live, "DELETE", `/v1/sandboxes/${id}`)).status).toBe(200);
+  });
+
+  it("because memory would not suffice is refused before anything happens, and says when to come again", async () => {
+    const shareMiB = Math.ceil(os.totalmem() / MiB / limits.forkCountMax);
+    await using parent = await live.create({ resources: { memSizeMiB: shareMiB + 256 } });
+    await output(parent, `head -c ${shareMiB * MiB} /dev/zero > /workspace/ballast`);
+    const before = live.engine.list().map(({ id }) => id);
+    const answer = await post(live, `/v1/sandboxes/${parent.id}/fork`, { count: limits.forkCountMax });
+    expectRefusal(answer, "quota_exceeded");
+    expect(Number(answer.headers["retry-after"])).toBeGreaterThan(0);
+    expect(live.engine.list().map(({ id }) => id)).toEqual(before);
+    expect(await output(parent, "echo on")).toBe("on");
+  });
+});
+
+describe("the end of a sandbox in which much goes on", () => {
+  const ended = { code: expect.stringMatching(/^(idle_timeout|failed_precondition|not_found|sandbox_not_running)$/) };
+
+  it("ends exec, terminal, process output, run_code and fork with its reason, and leaves no child half made", async () => {
+    const sandbox = await live.create();
+    const others = live.engine.list().length;
+    const exec = sandbox.exec("touch exec-began; sleep 761").catch((error: unknown) => error);
+    const code = sandbox.runCode("open('/workspace/code-began', 'w').close()\nwhile True: pass").catch((error: unknown) => error);
+    const pty = await sandbox.createPty(() => {});
+    const waiting = pty.wait().catch((error: unknown) => error);
+    await until("all goes on", async () => (await sandbox.files.exists("exec-began")) && (await sandbox.files.exists("code-began")));
+    const fork = sandbox.fork(3).catch((error: unknown) => error);
+    await until("the fork goes on", () => live.engine.list().length > others);
+    await sandbox.terminate({ subtree: true });
+    for (const failed of await Promise.all([exec, code, waiting])) expect(failed).toMatchObject(ended);
+    await fork;
+    await sandbox.terminate({ subtree: true });
+    expect(live.engine.list().map(({ id }) => id)).toEqual([witness.id]);
+  });
+
+  it("wins over a pause that is under way", async () => {
+    const sandbox = await live.create();
+    const pause = sandbox.pause().catch((error: unknown) => error);
+    await until("it pauses", () => live.engine.list({ state: "running" }).length === 1);
+    await sandbox.terminate();
+    await pause;
+    expect(live.engine.list().map(({ id }) => id)).toEqual([witness.id]);
+    expectRefusal(await post(live, "/v1/resume", { sandbox: sandbox.id }), "idle_timeout");
+  });
+
+  it("thirty times over leaves no descriptor behind", async () => {
+    const descriptors = () => readdirSync("/proc/self/fd").length;
+    const before = descriptors();
+    for (let round = 0; round < 10; round += 1) {
+      const sandboxes = await Promise.all([live.create(), live.create(), live.create()]);
+      await Promise.all(sandboxes.map((sandbox) => sandbox.terminate()));
+    }
+    expect(live.engine.list().map(({ id }) => id)).toEqual([witness.id]);
+    // Two connections for each machine, ready or running; those of `fetch` come and go.
+    await until("the descriptors are back", () => descriptors() <= before + 8);
+  });
+});
+
+describe("a stream that is open while its sandbox pauses", () => {
+  it("ends with its reason, and goes on after resume without a lost or repeated byte, five times", async () => {
+    await using sandbox = await live.create();
+    const pid = await sandbox.execBackground("i=0; while :; do i=$((i+1)); echo $i; sleep 0.02; done").started;
+    let read = "";
+    for (let round = 0; round < 5; round += 1) {
+      const exec = sandbox.exec("sleep 771").catch((error: unknown) => error);
+      const url = `${live.url}/v1/sandboxes/${sandbox.id}/processes/${pid}/output?follow=true&stdout_from=${read.length}`;
+      const response = await fetch(url, { headers: { Connection: "close" } });
+      const atStart = read.length;
+      let pausing: Promise<void> | undefined;
+      let rest = "";
+      let last: { error?: { code: string } } = {};
+      for await (const chunk of response.body ?? []) {
+        const lines = (rest + Buffer.from(chunk).toString()).split("\n");
+        rest = lines.pop() ?? "";
+        for (const line of lines) {
+          last = JSON.parse(line);
+          if ("data" in last) read += Buffer.from(String(last.data), "base64").toString();
+        }
+        if (read.length > atStart) pausing ??= sandbox.pause();
+      }
+      expect(last.error?.code).toBe("sandbox_not_running");
+      await pausing;
+      expect(await exec).toMatchObject({ code: expect.stringMatching(/^(sandbox_not_running|failed_precondition)$/) });
+      await sandbox.resume();
+    }
+    const counted = read.trim().split("\n");
+    expect(counted).toEqual(counted.map((_, index) => String(index + 1)));
+    expect(counted.length).toBeGreaterThan(5);
+  });
+});
+
+describe("a client that sends its headers byte by byte", () => {
+  it("is cut, and nobody waits for it", async () => {
+    expect((await get(live, "/v1/health")).status).toBe(200);
+    await until("all of them are cut", () => slow.open === 0, 60_000);
+    expect(slow.cutAfterMs).toBeLessThan(60_000);
+  });
 });
