@@ -4,6 +4,7 @@ import path from "node:path";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
+import { installPackages } from "../support/python-packages.ts";
 import { until } from "../support/until.ts";
 
 const witness = readFileSync(path.join(import.meta.dirname, "../fixtures/witness.py"), "utf8");
@@ -163,6 +164,24 @@ describe("code kernels", () => {
       draw: "console.log(JSON.stringify([String(Math.random()), crypto.randomBytes(16).toString('hex'), crypto.randomUUID(), String(crypto.randomInt(2 ** 47)), globalThis.crypto.randomUUID(), Buffer.from(globalThis.crypto.getRandomValues(new Uint8Array(16))).toString('hex')]))",
     },
   };
+
+  it("draw no random value of numpy twice in 20 children", async () => {
+    await using parent = await server.create({ resources: { memSizeMiB: 1024 } });
+    const folder = await installPackages(parent, "numpy");
+    const prepare = `import sys; sys.path.insert(0, "${folder}"); import json, numpy as np; np.random.seed(7); np.random.random()`;
+    expect((await parent.runCode(prepare)).error).toBeNull();
+    const draw =
+      "print(json.dumps([repr(np.random.random()), str(np.random.randint(2 ** 62)), repr(np.random.normal()), repr(np.random.default_rng().random())]))";
+    const rows: string[][] = [];
+    for (let batch = 0; batch < 4; batch++) {
+      const children = await parent.fork(5);
+      const answers = await Promise.all(children.map((child) => child.runCode(draw)));
+      rows.push(...answers.map((answer) => JSON.parse(answer.logs.stdout.join("") || JSON.stringify(answer.error))));
+      await Promise.all(children.map((child) => child.terminate()));
+    }
+    expect(rows).toHaveLength(20);
+    for (const column of [0, 1, 2, 3]) expect(new Set(rows.map((row) => row[column])).size, `column ${column}`).toBe(20);
+  });
 
   for (const [title, { language, prepare, draw }] of Object.entries(draws)) {
     it(`draw no random value twice in 100 children (${title})`, async () => {
