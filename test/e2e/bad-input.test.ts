@@ -751,12 +751,12 @@ describe("the end of a sandbox in which much goes on", () => {
     const exec = sandbox.exec("touch exec-began; sleep 761").catch((error: unknown) => error);
     const code = sandbox.runCode("open('/workspace/code-began', 'w').close()\nwhile True: pass").catch((error: unknown) => error);
     const pty = await sandbox.createPty(() => {});
-    const waiting = pty.wait().catch((error: unknown) => error);
+    const terminal = pty.failure();
     await until("all goes on", async () => (await sandbox.files.exists("exec-began")) && (await sandbox.files.exists("code-began")));
     const fork = sandbox.fork(3).catch((error: unknown) => error);
     await until("the fork goes on", () => live.engine.list().length > others);
     await sandbox.terminate({ subtree: true });
-    for (const failed of await Promise.all([exec, code, waiting])) expect(failed).toMatchObject(ended);
+    for (const failed of await Promise.all([exec, code, terminal])) expect(failed).toMatchObject(ended);
     await fork;
     await sandbox.terminate({ subtree: true });
     expect(live.engine.list().map(({ id }) => id)).toEqual([witness.id]);
