@@ -4,6 +4,7 @@ pub mod archive;
 pub mod call;
 mod channel;
 mod dispatch;
+mod epoll;
 pub mod files;
 pub mod identity;
 mod init;
