@@ -21,12 +21,7 @@ const lanes = [
     { name: "rust format", command: ["cargo", "fmt", "--check"], cwd: guest },
     { name: "rust lint", command: ["cargo", "clippy", "--quiet", "--locked", "--all-targets", "--", "-D", "warnings"], cwd: guest },
     { name: "rust tests", command: ["cargo", "test", "--quiet", "--locked"], cwd: guest, count: countCargo },
-    {
-      name: "kernels",
-      command: ["/usr/bin/env", "python3", "-m", "unittest", "-q", "test_kernels"],
-      cwd: path.join(guest, "kernels"),
-      count: countUnittest,
-    },
+    { name: "kernels", command: [pinnedNode, "test/support/kernel-tests.ts"], count: countUnittest },
   ],
   [
     { name: "units", command: [...vitest, "--project", "units"], count: countVitest },

@@ -7,7 +7,7 @@ import type { Sandbox } from "@mitos/sdk";
 const run = promisify(execFile);
 const cache = path.join(import.meta.dirname, "../../.cache/python-packages");
 /** The interpreter that the host template shows to its sandboxes. */
-const sandboxPython = "/usr/bin/python3";
+export const sandboxPython = "/usr/bin/python3";
 
 /** Named sets, so that a suite brings no more into a sandbox than it is about. */
 const sets = {
@@ -24,18 +24,31 @@ const sets = {
 export async function pythonPackages(set: keyof typeof sets): Promise<string> {
   const { stdout } = await run(sandboxPython, ["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]);
   const version = stdout.trim();
-  const folder = path.join(cache, `${set}-${version}`);
-  const tar = `${folder}.tar.gz`;
+  const tar = path.join(cache, `${set}-${version}.tar.gz`);
   if (existsSync(tar)) return tar;
   mkdirSync(cache, { recursive: true });
-  rmSync(folder, { recursive: true, force: true });
+  // A name of this process's own: two suites may fetch the same set at once.
+  const folder = `${tar}.${process.pid}`;
   const options = ["--python-version", version, "--only-binary=:all:", "--target", folder, "--no-compile", "--quiet"];
   await pip(["install", "--disable-pip-version-check", ...options, ...sets[set]]);
   // Whole or not at all: a run that is broken off leaves nothing that a later one would take for complete.
-  await run("tar", ["-czf", `${tar}.partial`, "--exclude=tests", "--exclude=__pycache__", "-C", folder, "."]);
-  renameSync(`${tar}.partial`, tar);
+  await run("tar", ["-czf", `${folder}.tar`, "--exclude=tests", "--exclude=__pycache__", "-C", folder, "."]);
+  renameSync(`${folder}.tar`, tar);
   rmSync(folder, { recursive: true, force: true });
   return tar;
+}
+
+/** The same sets unpacked on the host, for tests of the kernels without a sandbox. @returns a folder for PYTHONPATH */
+export async function unpackedPackages(...wanted: (keyof typeof sets)[]): Promise<string> {
+  const tars = [];
+  for (const set of wanted) tars.push(await pythonPackages(set));
+  const folder = path.join(cache, `unpacked-${tars.map((tar) => path.basename(tar, ".tar.gz")).join("+")}`);
+  if (existsSync(folder)) return folder;
+  const partial = `${folder}.${process.pid}`;
+  mkdirSync(partial);
+  for (const tar of tars) await run("tar", ["-xzf", tar, "-C", partial]);
+  renameSync(partial, folder);
+  return folder;
 }
 
 /** Brings a set into a sandbox as one upload and unpacks it there. @returns the folder for PYTHONPATH or sys.path */
