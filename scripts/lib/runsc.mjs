@@ -10,18 +10,23 @@ const unpacked = path.join(cache, "runsc/usr/bin/runsc");
 
 /** @returns a note about where it was found. */
 export function ensureRunsc() {
-  for (const [where, candidate] of [
-    ["MITOS_RUNSC", process.env.MITOS_RUNSC],
-    ["PATH", "runsc"],
-    [".cache", unpacked],
-  ]) {
-    if (candidate && isUsable(candidate)) return `${where}, ${version(candidate)}`;
-  }
+  const found = findRunsc();
+  if (found) return `${found.where}, ${version(found.path)}`;
   unpackPackage();
   if (!isUsable(unpacked)) {
     throw new SetupError(`the distribution's runsc (${version(unpacked) || "unknown"}) is older than ${oldestVersion}`, installYourself);
   }
   return `unpacked into .cache, ${version(unpacked)}`;
+}
+
+/** The first usable one in the order in which the engine looks. */
+export function findRunsc() {
+  const candidates = [
+    { where: "MITOS_RUNSC", path: process.env.MITOS_RUNSC },
+    { where: "PATH", path: "runsc" },
+    { where: ".cache", path: unpacked },
+  ];
+  return candidates.find(({ path }) => path && isUsable(path));
 }
 
 const installYourself = `Install gVisor's runsc (${oldestVersion} or newer) so that it is on PATH, or set MITOS_RUNSC to it.`;
