@@ -1,6 +1,7 @@
 //! The agent as PID 1 under gVisor: its link survives checkpoint and restore, in the parent and in children.
 //!
-//! Needs root and `runsc` ($MITOS_RUNSC, else on PATH), so it runs when asked for: `cargo test --test agent_gvisor -- --ignored`.
+//! Needs `runsc` ($MITOS_RUNSC, else on PATH) and root, if only in a user namespace, so it runs when asked for, as `npm test` does:
+//! `cargo test --test agent_gvisor -- --ignored`, without root after `unshare --user --map-root-user`.
 
 #[allow(dead_code)]
 mod link_client;
@@ -142,8 +143,8 @@ fn numbers(count: usize) -> String {
 }
 
 #[test]
-#[ignore = "needs root and runsc"]
-fn a_live_fork_carries_the_link_and_every_process_into_parent_and_children() {
+#[ignore = "needs runsc, and root of a user namespace"]
+fn a_live_fork_under_gvisor_carries_the_link_and_every_process_into_parent_and_children() {
     let mut machines = Machines::new("fork");
     let clock = Instant::now();
     let step = |what: &str| eprintln!("{:>7.1} ms  {what}", clock.elapsed().as_secs_f64() * 1000.0);
@@ -246,8 +247,8 @@ fn a_live_fork_carries_the_link_and_every_process_into_parent_and_children() {
 }
 
 #[test]
-#[ignore = "needs root and runsc"]
-fn fifty_terminals_in_a_row_all_answer() {
+#[ignore = "needs runsc, and root of a user namespace"]
+fn fifty_terminals_under_gvisor_all_answer() {
     let mut machines = Machines::new("terminals");
     let mut host = machines.run("terminals");
     host.hello("s");

@@ -68,7 +68,8 @@ beforeAll(async () => {
 
 afterAll(async () => {
   if (agentPid) {
-    await shim.request("end", { reason: "terminated" });
+    // The link may be writing when the shim goes, and a failed write takes an unread answer with it: what counts is the agent's end.
+    await shim.request("end", { reason: "terminated" }).catch(() => undefined);
     await until(() => !existsSync(`/proc/${agentPid}`));
   }
   shim?.close();
