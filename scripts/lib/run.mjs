@@ -55,13 +55,14 @@ export function attach(command, args, options = {}) {
 /** Runs `work` and prints one line about it: what, and how long it took. */
 export async function step(title, work) {
   const started = Date.now();
-  process.stderr.write(`  ${title} …`);
+  const overwrite = process.stderr.isTTY ? "\r" : "";
+  if (overwrite) process.stderr.write(`  ${title} …`);
   try {
     const note = await work();
     const seconds = ((Date.now() - started) / 1000).toFixed(1);
-    process.stderr.write(`\r  ✓ ${title}${note ? ` (${note})` : ""} ${seconds} s\n`);
+    process.stderr.write(`${overwrite}  ✓ ${title}${note ? ` (${note})` : ""} ${seconds} s\n`);
   } catch (error) {
-    process.stderr.write(`\r  ✗ ${title}\n`);
+    process.stderr.write(`${overwrite}  ✗ ${title}\n`);
     throw error;
   }
 }

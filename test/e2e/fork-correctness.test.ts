@@ -165,7 +165,7 @@ describe("code kernels", () => {
     },
   };
 
-  it("draw no random value of numpy twice in 20 children", async () => {
+  it("draw no random value of numpy twice in 100 children", async () => {
     await using parent = await server.create({ resources: { memSizeMiB: 1024 } });
     const folder = await installPackages(parent, "numpy");
     const prepare = `import sys; sys.path.insert(0, "${folder}"); import json, numpy as np; np.random.seed(7); np.random.random()`;
@@ -173,15 +173,15 @@ describe("code kernels", () => {
     const draw =
       "print(json.dumps([repr(np.random.random()), str(np.random.randint(2 ** 62)), repr(np.random.normal()), repr(np.random.default_rng().random())]))";
     const rows: string[][] = [];
-    for (let batch = 0; batch < 4; batch++) {
-      const children = await parent.fork(5);
+    for (let batch = 0; batch < 10; batch++) {
+      const children = await parent.fork(10);
       const answers = await Promise.all(children.map((child) => child.runCode(draw)));
       rows.push(...answers.map((answer) => JSON.parse(answer.logs.stdout.join("") || JSON.stringify(answer.error))));
       await Promise.all(children.map((child) => child.terminate()));
     }
-    expect(rows).toHaveLength(20);
-    for (const column of [0, 1, 2, 3]) expect(new Set(rows.map((row) => row[column])).size, `column ${column}`).toBe(20);
-  });
+    expect(rows).toHaveLength(100);
+    for (const column of [0, 1, 2, 3]) expect(new Set(rows.map((row) => row[column])).size, `column ${column}`).toBe(100);
+  }, 240_000);
 
   for (const [title, { language, prepare, draw }] of Object.entries(draws)) {
     it(`draw no random value twice in 100 children (${title})`, async () => {

@@ -1,3 +1,5 @@
+import type { ResourcesJson, SandboxDetailJson, TemplateJson, Unchecked } from "@mitos/protocol";
+
 /** What a sandbox may reach and be reached by. Default: nothing. */
 export interface Network {
   block?: boolean;
@@ -90,7 +92,7 @@ export function workloadToWire({ command, env, ready }: Workload): Record<string
   };
 }
 
-export function templateFromWire(row: Record<string, unknown>): Template {
+export function templateFromWire(row: Unchecked<TemplateJson>): Template {
   return {
     id: String(row.id ?? ""),
     ready: row.ready === true,
@@ -99,8 +101,8 @@ export function templateFromWire(row: Record<string, unknown>): Template {
   };
 }
 
-export function sandboxFromWire(row: Record<string, unknown>): ServerSandbox {
-  const resources = row.resources as { vcpu_count?: number; mem_size_mib?: number } | undefined;
+export function sandboxFromWire(row: Unchecked<SandboxDetailJson>): ServerSandbox {
+  const resources = row.resources as Partial<ResourcesJson> | undefined;
   return {
     id: String(row.id ?? ""),
     templateId: String(row.template_id ?? ""),

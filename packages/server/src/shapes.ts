@@ -1,6 +1,15 @@
 /** What templates and sandboxes look like on the wire. */
 
 import type { MachineResources, NetworkPolicy, Sandbox, SandboxTree, Template } from "@mitos/engine";
+import type {
+  ResourcesJson,
+  SandboxDetailJson,
+  SandboxJson,
+  SandboxNetworkJson,
+  SandboxTreeJson,
+  TemplateJson,
+  TemplateNetworkJson,
+} from "@mitos/protocol";
 import type { FastifyRequest } from "fastify";
 import { authorityOf } from "./http/guard.ts";
 
@@ -10,7 +19,7 @@ export function endpointOf(request: FastifyRequest): string {
   return `http://${authorityOf(request.raw) ?? `${localAddress}:${localPort}`}`;
 }
 
-export function templateJson(template: Template): object {
+export function templateJson(template: Template): TemplateJson {
   return {
     id: template.id,
     ready: template.ready,
@@ -22,7 +31,7 @@ export function templateJson(template: Template): object {
 }
 
 /** A row of a list, and the answer to a live fork. */
-export function sandboxJson(sandbox: Sandbox, endpoint: string): object {
+export function sandboxJson(sandbox: Sandbox, endpoint: string): SandboxJson {
   return {
     id: sandbox.id,
     template_id: sandbox.templateId,
@@ -36,7 +45,7 @@ export function sandboxJson(sandbox: Sandbox, endpoint: string): object {
   };
 }
 
-export function sandboxDetailJson(sandbox: Sandbox, endpoint: string): object {
+export function sandboxDetailJson(sandbox: Sandbox, endpoint: string): SandboxDetailJson {
   return {
     ...sandboxJson(sandbox, endpoint),
     deadline_unix: sandbox.deadlineMs === null ? null : Math.floor(sandbox.deadlineMs / 1000),
@@ -48,16 +57,16 @@ export function sandboxDetailJson(sandbox: Sandbox, endpoint: string): object {
   };
 }
 
-export function treeJson(tree: SandboxTree, endpoint: string): object {
+export function treeJson(tree: SandboxTree, endpoint: string): SandboxTreeJson {
   return { ...sandboxJson(tree.sandbox, endpoint), children: tree.children.map((child) => treeJson(child, endpoint)) };
 }
 
-export function resourcesJson(resources: MachineResources): object {
+export function resourcesJson(resources: MachineResources): ResourcesJson {
   return { vcpu_count: resources.vcpuCount, mem_size_mib: resources.memSizeMiB, processes_max: resources.processesMax };
 }
 
 /** Templates echo the keys of the request. */
-function templateNetworkJson(network: NetworkPolicy): object {
+function templateNetworkJson(network: NetworkPolicy): TemplateNetworkJson {
   return {
     ...(network.block ? { block: true } : {}),
     egress: network.egress,
@@ -69,7 +78,7 @@ function templateNetworkJson(network: NetworkPolicy): object {
 }
 
 /** Sandboxes echo the keys of the Kubernetes object, which published clients expect there. */
-function sandboxNetworkJson(network: NetworkPolicy): object {
+function sandboxNetworkJson(network: NetworkPolicy): SandboxNetworkJson {
   return {
     egress: network.egress,
     ...nonEmpty("allow", network.allowDomains),
@@ -80,6 +89,6 @@ function sandboxNetworkJson(network: NetworkPolicy): object {
   };
 }
 
-function nonEmpty(key: string, values: readonly string[]): object {
-  return values.length > 0 ? { [key]: values } : {};
+function nonEmpty<Key extends string>(key: Key, values: readonly string[]): { [Name in Key]?: readonly string[] } {
+  return values.length > 0 ? ({ [key]: values } as { [Name in Key]: readonly string[] }) : {};
 }

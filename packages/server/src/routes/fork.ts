@@ -1,7 +1,7 @@
 /** `POST /v1/fork` makes a sandbox from a template, `POST /v1/sandboxes/{id}/fork` forks a running one. */
 
 import type { Sandbox } from "@mitos/engine";
-import { limits, MitosError, newSandboxId, type SandboxId, type TemplateId, toSandboxId } from "@mitos/protocol";
+import { type ForkJson, limits, MitosError, newSandboxId, type SandboxId, type TemplateId, toSandboxId } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
 import type { ServerContext } from "../context.ts";
@@ -97,7 +97,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
 
     // A repetition knows the children, not what the first fork took.
     const repeat = findAll(context, (found) =>
-      single ? children(found)[0]! : { children: children(found), paused_ms: 0, snapshot_bytes: 0 },
+      single ? children(found)[0]! : ({ children: children(found), paused_ms: 0, snapshot_bytes: 0 } satisfies ForkJson),
     );
     return once(engine.idempotency, "fork", idempotencyKey(request), repeat, async () => {
       const done = metrics.forkSeconds.startTimer({ kind: "live" });
@@ -113,7 +113,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
         resource: result.children.map(({ id }) => id).join(","),
         answer: single
           ? children(result.children)[0]!
-          : { children: children(result.children), paused_ms: result.pausedMs, snapshot_bytes: result.snapshotBytes },
+          : ({ children: children(result.children), paused_ms: result.pausedMs, snapshot_bytes: result.snapshotBytes } satisfies ForkJson),
       };
     });
   });
