@@ -8,7 +8,14 @@ import { setup } from "./lib/setup.mjs";
 
 const bin = (name) => path.join(root, "node_modules/.bin", name);
 const guest = path.join(root, "guest");
-const vitest = [pinnedNode, bin("vitest"), "run", "--silent=passed-only"];
+const vitest = [
+  pinnedNode,
+  bin("vitest"),
+  "run",
+  "--silent=passed-only",
+  "--reporter=default",
+  "--reporter=./test/support/skip-reasons.ts",
+];
 
 /**
  * Two lanes run side by side, since the machine may have two cores only. What measures or floods is in the second lane's engine suites,
@@ -77,6 +84,7 @@ async function runPart(part) {
   const ok = code === 0 && counts.failed === 0 && counts.passed > 0;
   process.stderr.write(`  ${ok ? "✓" : "✗"} ${part.name} (${describe(counts)}) ${seconds} s\n`);
   if (!ok) process.stderr.write(`${output.trimEnd()}\n`);
+  else for (const [reason] of output.matchAll(/^skipped: .*$/gm)) process.stderr.write(`      ${reason}\n`);
   return { ...counts, failed: ok ? 0 : Math.max(1, counts.failed) };
 }
 
