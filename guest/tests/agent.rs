@@ -241,13 +241,16 @@ fn stdin_of_a_megabyte_comes_back_whole() {
     let mut agent = Agent::start();
     let data: Vec<u8> = (0..1_000_000_u32).map(|index| (index % 251) as u8).collect();
     let channel = agent.host.start(pb::ProcessStart { stdin: true, ..argv(&["cat"]) });
-    for part in data.chunks(50_000) {
+    let mut outcome = Outcome::default();
+    for (index, part) in data.chunks(50_000).enumerate() {
         agent.host.input(channel, Input::Stdin(part.to_vec().into()));
-        // Our own credit towards the agent is 256 KiB: read in between, which lets it take more.
-        while agent.host.step(Duration::from_millis(5)) {}
+        // Our own credit towards the agent is 256 KiB: what has come back was taken, which makes room for more.
+        agent.host.collect(channel, &mut outcome, |outcome| outcome.stdout.len() >= (index + 1) * 50_000);
     }
     agent.host.end(channel);
-    assert!(agent.host.finish(channel).stdout == data);
+    agent.host.collect(channel, &mut outcome, |_| false);
+    assert!(outcome.stdout == data);
+    assert_eq!(outcome.code(), 0);
 }
 
 #[test]
