@@ -680,7 +680,8 @@ describe("a fork that cannot be completed", () => {
 
   /** The restores of this server's machines that are under way now. */
   function restores(): Restore[] {
-    const mark = `mitos-${createHash("sha256").update(realpathSync(live.dataDir)).digest("hex").slice(0, 8)}/`;
+    // Its folder is mitos-<hash>, and mitos-<uid>-<hash> without root.
+    const mark = `-${createHash("sha256").update(realpathSync(live.dataDir)).digest("hex").slice(0, 8)}/`;
     return readdirSync("/proc").flatMap((name) => {
       if (!/^\d+$/.test(name)) return [];
       try {
