@@ -1,6 +1,5 @@
 // `npm test`: set-up, then every check and every suite: what CI runs. `npm test -- --only NAME` runs one part.
 import { spawn } from "node:child_process";
-
 import path from "node:path";
 import { fail, pinnedNode, root } from "./lib/run.mjs";
 import { findRunsc } from "./lib/runsc.mjs";

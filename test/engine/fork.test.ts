@@ -6,21 +6,19 @@ import path from "node:path";
 import { type CreateRequest, type Engine, openEngine } from "@mitos/engine";
 import { resourceDefaults, type SandboxId, toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { quiet } from "../support/live-server.ts";
+import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
 import { until } from "../support/until.ts";
 
 const template = toTemplateId("base");
 const network = { block: false, egress: "deny", allowDomains: [], allowCidrs: [], inbound: "deny", inboundCidrs: [] } as const;
 
-let dataDir: string;
-let tracker: Tracker;
+let live: LiveEngine;
 let engine: Engine;
 
 beforeAll(async () => {
-  dataDir = mkdtempSync(path.join(tmpdir(), "mitos-test-"));
-  tracker = new Tracker(dataDir);
-  engine = await openEngine({ dataDir, engine: "gvisor", log: quiet });
+  live = await startLiveEngine();
+  engine = live.engine;
   await engine.createTemplate({ id: template, network, resources: resourceDefaults });
 });
 
@@ -29,9 +27,7 @@ afterEach(async () => {
 });
 
 afterAll(async () => {
-  await engine.close({ sandboxes: "end" });
-  rmSync(dataDir, { recursive: true, force: true });
-  expect(tracker.find()).toEqual(noTraces);
+  await live.close(engine);
 });
 
 function idOf(name: string): SandboxId {

@@ -1,26 +1,18 @@
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import path from "node:path";
 import { type Engine, openEngine, type TemplateRequest, type Workload } from "@mitos/engine";
 import { resourceDefaults, toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { quiet } from "../support/live-server.ts";
-import { noTraces, Tracker } from "../support/traces.ts";
+import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.ts";
 
-let dataDir: string;
-let tracker: Tracker;
+let live: LiveEngine;
 let engine: Engine;
 
 beforeAll(async () => {
-  dataDir = mkdtempSync(path.join(tmpdir(), "mitos-test-"));
-  tracker = new Tracker(dataDir);
-  engine = await openEngine({ dataDir, engine: "gvisor", log: quiet });
+  live = await startLiveEngine();
+  engine = live.engine;
 });
 
 afterAll(async () => {
-  await engine.close({ sandboxes: "end" });
-  rmSync(dataDir, { recursive: true, force: true });
-  expect(tracker.find()).toEqual(noTraces);
+  await live.close(engine);
 });
 
 function request(id: string, workload?: Workload): TemplateRequest {
@@ -83,7 +75,7 @@ describe("a template", () => {
   it("is ready at once for a server that was closed with its sandboxes kept", async () => {
     await engine.createTemplate(request("base"));
     await engine.close({ sandboxes: "keep" });
-    engine = await openEngine({ dataDir, engine: "gvisor", log: quiet });
+    engine = await openEngine({ dataDir: live.dataDir, engine: "gvisor", log: quiet });
     const [before] = engine.listTemplates().filter(({ id }) => id === "base");
     const again = await engine.createTemplate(request("base"));
     expect(again.createdAtMs).toBe(before?.createdAtMs);

@@ -17,10 +17,8 @@ export interface LiveServer {
   close(): Promise<void>;
 }
 
-export async function startLiveServer(kind: "gvisor" | "mock" = "gvisor"): Promise<LiveServer> {
-  const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-test-"));
-  const tracker = new Tracker(dataDir);
-  const engine = await openEngine({ dataDir, engine: kind, log: quiet });
+export async function startLiveServer(kind: EngineKind = "gvisor"): Promise<LiveServer> {
+  const { engine, dataDir, close } = await startLiveEngine(kind);
   const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: quiet, version: "test" });
   return {
     url: server.url,
@@ -29,7 +27,34 @@ export async function startLiveServer(kind: "gvisor" | "mock" = "gvisor"): Promi
     create: (options = {}) => create({ ...options, baseUrl: server.url }),
     async close() {
       await server.close();
-      await engine.close({ sandboxes: "end" });
+      await close();
+    },
+  };
+}
+
+type EngineKind = "gvisor" | "mock";
+
+/** An engine in this process, with a data directory of its own. */
+export interface LiveEngine {
+  readonly engine: Engine;
+  readonly dataDir: string;
+  /**
+   * Ends everything and fails when a process, mount, cgroup, socket or file is left.
+   *
+   * @param current - the engine that is open now, when the test has closed the first one and opened the data directory again
+   */
+  close(current?: Engine): Promise<void>;
+}
+
+export async function startLiveEngine(kind: EngineKind = "gvisor"): Promise<LiveEngine> {
+  const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-test-"));
+  const tracker = new Tracker(dataDir);
+  const engine = await openEngine({ dataDir, engine: kind, log: quiet });
+  return {
+    engine,
+    dataDir,
+    async close(current = engine) {
+      await current.close({ sandboxes: "end" });
       rmSync(dataDir, { recursive: true, force: true });
       expect(tracker.find()).toEqual(noTraces);
     },

@@ -25,7 +25,7 @@ use super::call::{Call, Status, decode};
 use super::identity::{self, Identity};
 use super::reaper::ExitStatus;
 use super::spawn::{self, Program};
-use super::{paths, user};
+use super::{paths, user, utf8};
 use crate::proto::guest::v1 as pb;
 use crate::proto::guest::v1::run_code_input::Msg as Input;
 use crate::proto::sandbox::v1::run_code_response::Msg as Output;
@@ -528,7 +528,7 @@ impl Outbox {
     fn output(&mut self, stream: Stream, data: &[u8]) {
         let mut bytes = std::mem::take(&mut self.partial[stream as usize]);
         bytes.extend_from_slice(data);
-        let complete = bytes.len() - incomplete_character(&bytes);
+        let complete = bytes.len() - utf8::incomplete_suffix(&bytes);
         self.partial[stream as usize] = bytes.split_off(complete);
         for chunk in chunks(&bytes) {
             self.push(&output_message(stream, Bytes::copy_from_slice(chunk)));
@@ -565,22 +565,6 @@ impl Outbox {
     }
 }
 
-/// How many bytes at the end begin a UTF-8 character and do not end it.
-fn incomplete_character(bytes: &[u8]) -> usize {
-    for back in 1..=bytes.len().min(3) {
-        let byte = bytes[bytes.len() - back];
-        let length = match byte {
-            0x80..=0xbf => continue,
-            0xc2..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf4 => 4,
-            _ => 1,
-        };
-        return if length > back { back } else { 0 };
-    }
-    0
-}
-
 /// Pieces of at most a chunk's size that do not cut a character.
 fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
@@ -589,7 +573,7 @@ fn chunks(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
         }
         let mut end = bytes.len().min(CHUNK_BYTES_MAX);
         if end < bytes.len() {
-            end -= incomplete_character(&bytes[..end]);
+            end -= utf8::incomplete_suffix(&bytes[..end]);
         }
         let (chunk, rest) = bytes.split_at(end);
         bytes = rest;

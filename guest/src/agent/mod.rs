@@ -22,6 +22,7 @@ mod socket;
 pub mod spawn;
 mod tunnel;
 pub mod user;
+mod utf8;
 mod vitals;
 pub mod watch;
 

@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::utf8;
+
 pub const RING_BYTES_MAX: usize = 256 * 1024;
 /// Of all rings together; above it rings give up what no reader needs, and readers get a smaller window.
 pub const RETAINED_BYTES_MAX: usize = 16 << 20;
@@ -163,7 +165,7 @@ impl Reader<'_> {
         }
         let mut data: Vec<u8> = content.bytes.range(skip..skip + available.min(CHUNK_BYTES_MAX)).copied().collect();
         let is_last = available <= CHUNK_BYTES_MAX && content.ended;
-        let cut = incomplete_suffix(&data);
+        let cut = utf8::incomplete_suffix(&data);
         if cut > 0 && !is_last {
             if cut < data.len() {
                 data.truncate(data.len() - cut);
@@ -183,22 +185,6 @@ impl Drop for Reader<'_> {
         self.ring.lock().cursors.remove(&self.id);
         self.ring.room.notify_one();
     }
-}
-
-/// How many bytes at the end are the beginning of a code point.
-fn incomplete_suffix(bytes: &[u8]) -> usize {
-    for back in 1..=bytes.len().min(3) {
-        let byte = bytes[bytes.len() - back];
-        let length = match byte {
-            0x80..=0xbf => continue,
-            0xc2..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf4 => 4,
-            _ => return 0,
-        };
-        return if back < length { back } else { 0 };
-    }
-    0
 }
 
 #[cfg(test)]

@@ -23,6 +23,17 @@ function codeOf(action: () => unknown): string | undefined {
 }
 
 /** Waits until what an event started has come to its end; bounded by the test's own time-out. */
+/** Snapshots begin (`saving` tells) and wait for `go`. */
+function holdSnapshot(): { saving: Promise<void>; go: PromiseWithResolvers<void> } {
+  const saving = Promise.withResolvers<void>();
+  const go = Promise.withResolvers<void>();
+  bench.driver.onSnapshot = async () => {
+    saving.resolve();
+    await go.promise;
+  };
+  return { saving: saving.promise, go };
+}
+
 async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setImmediate(resolve));
 }
@@ -141,14 +152,9 @@ describe("pause and resume", () => {
 
   it("wait for each other when they come while the other is under way", async () => {
     await bench.engine.create(sandbox("a"));
-    const saving = Promise.withResolvers<void>();
-    const go = Promise.withResolvers<void>();
-    bench.driver.onSnapshot = async () => {
-      saving.resolve();
-      await go.promise;
-    };
+    const { saving, go } = holdSnapshot();
     const paused = bench.engine.pause(a);
-    await saving.promise;
+    await saving;
     expect(bench.engine.get(a).state).toBe("pausing");
     const resumed = bench.engine.resume(a);
     const forked = bench.engine.fork({ source: a, ids: ids("b"), inheritSecrets: false, env: {} });
@@ -162,14 +168,9 @@ describe("pause and resume", () => {
 
   it("are overtaken by terminate", async () => {
     await bench.engine.create(sandbox("a"));
-    const saving = Promise.withResolvers<void>();
-    const go = Promise.withResolvers<void>();
-    bench.driver.onSnapshot = async () => {
-      saving.resolve();
-      await go.promise;
-    };
+    const { saving, go } = holdSnapshot();
     const paused = expect(bench.engine.pause(a)).rejects.toMatchObject({ code: "idle_timeout" });
-    await saving.promise;
+    await saving;
     const ended = bench.engine.terminate(a);
     expect(codeOf(() => bench.engine.get(a))).toContain("idle_timeout");
     go.resolve();
@@ -282,14 +283,9 @@ describe("templates", () => {
   });
 
   it("are deleted with their snapshot, but not while they are built", async () => {
-    const saving = Promise.withResolvers<void>();
-    const go = Promise.withResolvers<void>();
-    bench.driver.onSnapshot = async () => {
-      saving.resolve();
-      await go.promise;
-    };
+    const { saving, go } = holdSnapshot();
     const built = bench.engine.createTemplate(template("other"));
-    await saving.promise;
+    await saving;
     await expect(bench.engine.deleteTemplate(template("other").id)).rejects.toMatchObject({ code: "conflict" });
     expect(bench.engine.listTemplates().map(({ id, ready }) => [id, ready])).toEqual([
       ["python", true],

@@ -1,28 +1,16 @@
 import type { DatabaseSync } from "node:sqlite";
-import type { SandboxId, TemplateId } from "@mitos/protocol";
-import type { NetworkPolicy, SandboxState } from "../actions.ts";
-import type { Isolation, MachineResources, Snapshot } from "../driver.ts";
+import type { Sandbox } from "../actions.ts";
+import type { Snapshot } from "../driver.ts";
 import { transaction } from "./database.ts";
 
 /** Why a sandbox is no more. The first three are somebody's wish, the others happened to it. */
 export type EndCause = "terminated" | "time-out" | "idle" | "oom_killed" | "exited" | "killed" | "lost" | "snapshot_lost";
 
-export interface SandboxRecord {
+/** What the engine shows of a sandbox, and what only it knows. */
+export interface SandboxRecord extends Omit<Sandbox, "children" | "endReason"> {
   /** Never used twice, unlike an id: lineage hangs on it. */
   readonly uid: number;
-  readonly id: SandboxId;
-  readonly templateId: TemplateId;
   readonly parentUid: number | null;
-  readonly parentId: SandboxId | null;
-  readonly state: SandboxState;
-  readonly isolation: Isolation;
-  readonly resources: MachineResources;
-  readonly network: NetworkPolicy;
-  readonly metadata: Readonly<Record<string, string>>;
-  readonly createdAtMs: number;
-  readonly forkTimeMs: number;
-  readonly deadlineMs: number | null;
-  readonly idleTimeoutSeconds: number | null;
   /** That it was given secrets or inherited them. Their values are never stored. */
   readonly hasSecrets: boolean;
   /** Strictly increases along every line of descent. */
