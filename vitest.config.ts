@@ -14,7 +14,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "engine",
-          include: ["test/{conformance,engine,gvisor,server,sdk,cli,e2e}/**/*.test.ts"],
+          include: ["test/{cli,clients,conformance,e2e,engine,faults,gvisor,sdk,server}/**/*.test.ts"],
           maxWorkers: 1,
           fileParallelism: false,
           testTimeout: 120_000,

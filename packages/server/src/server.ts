@@ -67,6 +67,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const streams = new StreamCap(options.maxStreamsPerSandbox ?? limits.streamsPerSandboxMax);
   const context: ServerContext = {
     engine,
+    engineFor: () => engine,
     log,
     version: options.version,
     maxExecTimeoutSeconds: options.maxExecTimeoutSeconds ?? limits.timeoutSecondsMax,

@@ -3,15 +3,13 @@ import path from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { MitosError } from "@mitos/protocol";
 
-/** Raised with every change of the tables; a database of a later version is refused, not guessed at. */
-const schemaVersion = 1;
-
-const schema = `
-  CREATE TABLE sandboxes (uid INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
-  CREATE TABLE templates (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
-  CREATE TABLE idempotency (key TEXT PRIMARY KEY, kind TEXT NOT NULL, resource TEXT, at_ms INTEGER NOT NULL) STRICT;
-  CREATE INDEX idempotency_at ON idempotency (at_ms);
-`;
+/** Step n leads from schema n to n + 1. Steps are only ever added; a database of a later version is refused, not guessed at. */
+const migrations: readonly string[] = [
+  `CREATE TABLE sandboxes (uid INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
+   CREATE TABLE templates (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+   CREATE TABLE idempotency (key TEXT PRIMARY KEY, kind TEXT NOT NULL, resource TEXT, at_ms INTEGER NOT NULL) STRICT;
+   CREATE INDEX idempotency_at ON idempotency (at_ms);`,
+];
 
 /**
  * Opens the database of a data directory and locks the directory for this process.
@@ -54,18 +52,20 @@ export function transaction<T>(db: DatabaseSync, work: () => T): T {
 
 function migrate(db: DatabaseSync, file: string): void {
   const version = Number(db.prepare("PRAGMA user_version").get()?.user_version);
-  if (version === schemaVersion) return;
-  if (version !== 0) {
+  if (version > migrations.length) {
     throw new MitosError("internal", {
       message: "the database was written by a newer server",
-      cause: `${file} has schema ${version}, this server knows ${schemaVersion}`,
+      cause: `${file} has schema ${version}, this server knows ${migrations.length}`,
       remediation: "Start the newer server again, or choose another --data-dir.",
     });
   }
-  transaction(db, () => {
-    db.exec(schema);
-    db.exec(`PRAGMA user_version = ${schemaVersion}`);
-  });
+  for (const [step, sql] of migrations.entries()) {
+    if (step < version) continue;
+    transaction(db, () => {
+      db.exec(sql);
+      db.exec(`PRAGMA user_version = ${step + 1}`);
+    });
+  }
 }
 
 function checkResult(db: DatabaseSync): unknown {
