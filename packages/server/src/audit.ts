@@ -1,4 +1,5 @@
 import { createWriteStream, type WriteStream } from "node:fs";
+import type { ApiKey } from "@mitos/engine";
 
 /** One line of the audit log. Never content, environment values, commands or keys. */
 export interface AuditEvent {
@@ -7,6 +8,10 @@ export interface AuditEvent {
   readonly detail?: string;
   readonly bytes?: number;
   readonly ok: boolean;
+  /** Who did it, on a server with keys. */
+  readonly key_id?: string;
+  readonly owner?: string;
+  readonly organisation?: string;
 }
 
 export interface Audit {
@@ -26,11 +31,40 @@ export function openAudit(target: string | undefined): Audit {
     });
   }
   return {
-    record({ sandbox_id, op, detail, bytes, ok }) {
+    record({ sandbox_id, op, detail, bytes, ok, ...caller }) {
       if (failed) throw failed;
-      const line = { sandbox_id, op, ...(detail ? { detail } : {}), ...(bytes ? { bytes } : {}), unix: Math.floor(Date.now() / 1000), ok };
+      const line = {
+        sandbox_id,
+        op,
+        ...(detail ? { detail } : {}),
+        ...(bytes ? { bytes } : {}),
+        unix: Math.floor(Date.now() / 1000),
+        ok,
+        ...caller,
+      };
       stream.write(`${JSON.stringify(line)}\n`);
     },
     close: () => (isFile && !failed ? new Promise((resolve) => stream.end(() => resolve())) : Promise.resolve()),
   };
+}
+
+/** Writes the caller on each line. */
+export function auditOf(audit: Audit, { id, owner, organisation }: ApiKey): Pick<Audit, "record"> {
+  return { record: (event) => audit.record({ ...event, key_id: id, owner, organisation }) };
+}
+
+/** One line about an action, whatever becomes of it. */
+export async function audited<T>(
+  audit: Pick<Audit, "record">,
+  event: Pick<AuditEvent, "sandbox_id" | "op" | "detail">,
+  action: () => Promise<T>,
+): Promise<T> {
+  let ok = false;
+  try {
+    const result = await action();
+    ok = true;
+    return result;
+  } finally {
+    audit.record({ ...event, ok });
+  }
 }

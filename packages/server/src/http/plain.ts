@@ -1,7 +1,7 @@
 import type { ServerResponse } from "node:http";
 import type { Http2ServerResponse } from "node:http2";
 import type { ConnectError } from "@connectrpc/connect";
-import { codeToHttpStatus, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
+import { codeToHttpStatus, endStreamFlag, endStreamToJson, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
 import type { MitosError } from "@mitos/protocol";
 import { retryAfterSeconds } from "../errors.ts";
 
@@ -39,6 +39,20 @@ export function sendConnectError(response: AnyResponse, error: ConnectError): vo
   (response as ServerResponse).writeHead(codeToHttpStatus(error.code), {
     "content-type": "application/json",
     "content-length": String(body.byteLength),
+    ...Object.fromEntries(error.metadata),
   });
   response.end(body);
+}
+
+/** The error of a Connect stream that does not begin, outside the Connect handler. */
+export function sendEndStream(response: AnyResponse, contentType: string, error: ConnectError): void {
+  const payload = Buffer.from(JSON.stringify(endStreamToJson(error.metadata, error, undefined)));
+  const head = Buffer.alloc(5);
+  head[0] = endStreamFlag;
+  head.writeUInt32BE(payload.length, 1);
+  (response as ServerResponse).writeHead(200, {
+    "content-type": contentType,
+    "content-length": String(head.length + payload.length),
+  });
+  response.end(Buffer.concat([head, payload]));
 }
