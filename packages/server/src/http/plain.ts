@@ -46,7 +46,7 @@ export function sendConnectError(response: AnyResponse, error: ConnectError): vo
 
 /** The error of a Connect stream that does not begin, outside the Connect handler. */
 export function sendEndStream(response: AnyResponse, contentType: string, error: ConnectError): void {
-  const payload = Buffer.from(JSON.stringify(endStreamToJson(error.metadata, error, undefined)));
+  const payload = Buffer.from(JSON.stringify(endStreamToJson(new Headers(), error, undefined)));
   const head = Buffer.alloc(5);
   head[0] = endStreamFlag;
   head.writeUInt32BE(payload.length, 1);

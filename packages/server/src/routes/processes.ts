@@ -81,10 +81,12 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
   app.get("/v1/sandboxes/:id/processes/:pid/output", { exposeHeadRoute: false }, async (request, reply) => {
     const target = check(processParams, request.params);
     const query = check(outputQuery, request.query);
+    // Before the count of its streams, which would tell that it exists.
+    const runtime = context.engineFor(request.raw).runtime(target.id);
     using _place = streams.take(target.id);
     using client = requestSignal(request, reply, shutdown);
     const options = { stdoutFrom: query.stdout_from, stderrFrom: query.stderr_from, follow: query.follow === "true" };
-    const events = follow(context.engineFor(request.raw).runtime(target.id).attach(target.pid, options, client.signal), {
+    const events = follow(runtime.attach(target.pid, options, client.signal), {
       client: client.signal,
       shutdown,
     });

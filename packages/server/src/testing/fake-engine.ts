@@ -4,7 +4,7 @@
  */
 
 import { randomUUID } from "node:crypto";
-import { rmSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { create } from "@bufbuild/protobuf";
@@ -351,17 +351,18 @@ export class FakeEngine {
   })();
 
   #keys: (Keys & Disposable) | undefined;
-  readonly keysDir = path.join(tmpdir(), `mitos-fake-engine-${randomUUID()}`);
+  // In memory where there is such a place: a test must not wait for a disk.
+  readonly #keysDir = path.join(existsSync("/dev/shm") ? "/dev/shm" : tmpdir(), `mitos-fake-engine-${randomUUID()}`);
 
   /** A real store, opened when a test first uses it. */
   get keys(): Keys {
-    this.#keys ??= openKeys(this.keysDir);
+    this.#keys ??= openKeys(this.#keysDir);
     return this.#keys;
   }
 
   [Symbol.dispose]() {
     this.#keys?.[Symbol.dispose]();
-    rmSync(this.keysDir, { recursive: true, force: true });
+    rmSync(this.#keysDir, { recursive: true, force: true });
   }
 
   async createTemplate(request: Omit<Template, "ready" | "createdAtMs" | "creationTimeMs">) {
