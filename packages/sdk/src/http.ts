@@ -1,3 +1,4 @@
+import { type Connection, resolveBaseUrl, resolveToken } from "./config.ts";
 import { AgentRunError, canceledError, parseJson, redact, transportError } from "./errors.ts";
 import { patientDispatcher } from "./patience.ts";
 
@@ -12,6 +13,10 @@ export type RequestBody = string | Uint8Array<ArrayBuffer> | ReadableStream<Uint
 export class HttpClient {
   readonly baseUrl: string;
   readonly #token: string | undefined;
+
+  static fromAuth({ baseUrl, apiKey }: Connection = {}): HttpClient {
+    return new HttpClient(resolveBaseUrl(baseUrl), resolveToken(apiKey));
+  }
 
   constructor(baseUrl: string, token?: string) {
     this.baseUrl = baseUrl.replace(/\/+$/, "");

@@ -1,5 +1,6 @@
-import { createWriteStream, type WriteStream } from "node:fs";
+import { createWriteStream, openSync, type WriteStream } from "node:fs";
 import type { ApiKey } from "@mitos/engine";
+import { MitosError } from "@mitos/protocol";
 
 /** One line of the audit log. Never content, environment values, commands or keys. */
 export interface AuditEvent {
@@ -19,11 +20,14 @@ export interface Audit {
   close(): Promise<void>;
 }
 
-/** @param target - a file path (appended to), `-` or `stderr`; undefined = no audit log */
+/**
+ * @param target - a file path (appended to), `-` or `stderr`; undefined = no audit log
+ * @throws invalid_input when the file cannot be opened
+ */
 export function openAudit(target: string | undefined): Audit {
   if (!target) return { record: () => {}, close: async () => {} };
   const isFile = target !== "-" && target !== "stderr";
-  const stream: WriteStream | NodeJS.WriteStream = isFile ? createWriteStream(target, { flags: "a", mode: 0o600 }) : process.stderr;
+  const stream: WriteStream | NodeJS.WriteStream = isFile ? createWriteStream(target, { fd: openFile(target) }) : process.stderr;
   let failed: Error | undefined;
   if (isFile) {
     stream.on("error", (error) => {
@@ -46,6 +50,19 @@ export function openAudit(target: string | undefined): Audit {
     },
     close: () => (isFile && !failed ? new Promise((resolve) => stream.end(() => resolve())) : Promise.resolve()),
   };
+}
+
+function openFile(target: string): number {
+  try {
+    return openSync(target, "a", 0o600);
+  } catch (error) {
+    throw new MitosError("invalid_input", {
+      message: "the audit log cannot be written",
+      cause: error instanceof Error ? error.message : target,
+      remediation: "Name a file in a directory that exists and may be written to.",
+      reason: error,
+    });
+  }
 }
 
 /** Writes the caller on each line. */
