@@ -58,7 +58,8 @@ export class HttpClient {
   async send(method: string, path: string, body: RequestBody | undefined, options: RequestOptions = {}): Promise<Response> {
     const response = await this.fetch(method, path, body, options);
     if (response.ok) return response;
-    throw AgentRunError.fromResponse(response.status, await this.#text(method, path, response, options.signal), this.#token);
+    const text = await this.#text(method, path, response, options.signal);
+    throw AgentRunError.fromResponse(response.status, text, this.#token, response.headers.get("Retry-After"));
   }
 
   /** Any answer, whatever its status. */

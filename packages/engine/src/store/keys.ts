@@ -15,7 +15,7 @@ const keysMax = 10_000;
 const touchMs = 60_000;
 const ttlSecondsMax = 10 * 366 * 86_400;
 
-const limitDefaults: KeyLimits = { maxSandboxes: 100, maxMemoryMiB: 65_536, maxStreams: 256, requestsPerSecond: 200 };
+const limitDefaults: KeyLimits = { maxSandboxes: 1000, maxMemoryMiB: 524_288, maxStreams: 256, requestsPerSecond: 200 };
 const limitMax: KeyLimits = { maxSandboxes: 100_000, maxMemoryMiB: 64 * 1024 * 1024, maxStreams: 100_000, requestsPerSecond: 100_000 };
 
 /** The keys of a data directory that no server uses now: how the first one is made. @throws conflict when a server does */

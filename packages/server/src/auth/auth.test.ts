@@ -70,7 +70,11 @@ describe("authentication", () => {
     expect(await streamAll(at, "ExecStream", [{ command: "echo" }], headers)).toMatchObject([
       { flags: 2, message: { error: { code: "unauthenticated" }, metadata: { "mitos-error-code": ["unauthorized"] } } },
     ]);
-    expect(await upgrade(headers)).toMatchObject({ status: 401, json: { error: { code: "unauthorized" } } });
+    expect(await upgrade(headers)).toMatchObject({
+      status: 401,
+      headers: { "www-authenticate": "Bearer" },
+      json: { error: { code: "unauthorized" } },
+    });
     expect(at.runtime.starts).toEqual([]);
   });
 

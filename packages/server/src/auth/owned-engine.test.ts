@@ -2,6 +2,7 @@ import { once } from "node:events";
 import { readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { limits } from "@mitos/protocol";
 import { afterAll, beforeEach, describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
 import { type Answer, bearer, get, makeKey, post, send, stream, streamAll, unary, useServer } from "../testing/harness.ts";
@@ -170,6 +171,18 @@ describe("templates", () => {
       json: { error: { code: "forbidden", context: { op: "delete_template" } } },
     });
     expect((await send(at, "DELETE", "/v1/templates/big", undefined, alice)).status).toBe(200);
+  });
+
+  it("are so many to an owner, and not one more", async () => {
+    const add = (id: string) => post(at, "/v1/templates", { id }, alice);
+    for (let n = 0; n < limits.templatesPerOwnerMax; n++) expect((await add(`t-${n}`)).status).toBe(200);
+    const context = { op: "create_template", dimension: "templates", limit: limits.templatesPerOwnerMax };
+    expect(await add("t-more")).toMatchObject({ status: 429, json: { error: { code: "quota_exceeded", context } } });
+    // What exists can be made again, as clients do before each sandbox.
+    expect((await add("t-1")).status).toBe(200);
+    expect((await post(at, "/v1/templates", { id: "b-0" }, bob)).status).toBe(200);
+    await send(at, "DELETE", "/v1/templates/t-1", undefined, alice);
+    expect((await add("t-more")).status).toBe(200);
   });
 
   it("with a workload are their organisation's: others find none, and cannot take the name", async () => {

@@ -16,7 +16,7 @@ import {
   unknownSandbox,
   unknownTemplate,
 } from "@mitos/engine";
-import { MitosError, type SandboxId, type TemplateId } from "@mitos/protocol";
+import { limits, MitosError, type SandboxId, type TemplateId } from "@mitos/protocol";
 import type { Quotas } from "./quota.ts";
 
 /**
@@ -57,6 +57,7 @@ export class OwnedEngine implements Engine {
     const existing = this.#findTemplate(request.id);
     // It is told that a name is taken, not by whom.
     if (existing && !this.#seesTemplate(existing)) throw foreignTemplate(request.id, "create_template");
+    if (!existing) this.#requireRoomForTemplate();
     const owner = existing && this.#isAdmin ? existing.owner : ownerOf(this.#key);
     return this.#engine.createTemplate({ ...request, owner });
   }
@@ -75,6 +76,19 @@ export class OwnedEngine implements Engine {
   /** What has no workload holds nothing of anybody: such templates are everybody's. Others are their organisation's. */
   #seesTemplate({ owner, workload }: Template): boolean {
     return this.#isAdmin || !owner || !workload || owner.organisation === this.#key.organisation;
+  }
+
+  /** Templates that are being built are in the list already. @throws quota_exceeded */
+  #requireRoomForTemplate(): void {
+    const count = this.#engine.listTemplates().filter(({ owner }) => isSameOwner(this.#key, owner ?? null)).length;
+    const max = limits.templatesPerOwnerMax;
+    if (count < max) return;
+    throw new MitosError("quota_exceeded", {
+      message: "the owner of the key has too many templates",
+      cause: `there are ${count}, and ${max} are allowed`,
+      remediation: "Delete templates that are not used any more.",
+      context: { op: "create_template", dimension: "templates", limit: max },
+    });
   }
 
   #findTemplate(id: TemplateId): Template | undefined {

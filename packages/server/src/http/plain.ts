@@ -23,9 +23,15 @@ export function sendEnvelope(response: AnyResponse, error: MitosError): void {
   (response as ServerResponse).writeHead(error.entry.status, {
     "content-type": "application/json",
     "content-length": String(Buffer.byteLength(body)),
+    ...challenge(error.entry.status),
     ...retryAfter(error),
   });
   response.end(body);
+}
+
+/** Which 401 has to carry (RFC 9110). */
+function challenge(status: number): Record<string, string> {
+  return status === 401 ? { "www-authenticate": "Bearer" } : {};
 }
 
 export function retryAfter(error: MitosError): Record<string, string> {
@@ -36,9 +42,11 @@ export function retryAfter(error: MitosError): Record<string, string> {
 /** The error of a unary RPC, outside the Connect handler. */
 export function sendConnectError(response: AnyResponse, error: ConnectError): void {
   const body = errorToJsonBytes(error, undefined);
-  (response as ServerResponse).writeHead(codeToHttpStatus(error.code), {
+  const status = codeToHttpStatus(error.code);
+  (response as ServerResponse).writeHead(status, {
     "content-type": "application/json",
     "content-length": String(body.byteLength),
+    ...challenge(status),
     ...Object.fromEntries(error.metadata),
   });
   response.end(body);

@@ -85,6 +85,7 @@ export function refuseUpgrade(socket: Duplex, error: MitosError): void {
       `HTTP/1.1 ${error.entry.status} ${error.code}`,
       "Content-Type: application/json",
       `Content-Length: ${Buffer.byteLength(body)}`,
+      ...(error.entry.status === 401 ? ["WWW-Authenticate: Bearer"] : []),
       ...(retryAfter ? [`Retry-After: ${retryAfter}`] : []),
       "Connection: close",
       "",
