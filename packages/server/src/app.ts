@@ -92,7 +92,7 @@ function authorise({ auth }: ServerContext, request: FastifyRequest, reply: Fast
   const { url, config } = request.routeOptions;
   // What does not exist, or not with this method, is answered so to everybody who has a key.
   if (!auth || url === undefined || config.refusesMethod) return;
-  const refused = auth.authorise(request.raw, reply.raw, accessOfRoute(request.method, url), `${request.method} ${url}`);
+  const refused = auth.authorise(request.raw, reply.raw as AnyResponse, accessOfRoute(request.method, url), `${request.method} ${url}`);
   if (refused) throw refused;
 }
 

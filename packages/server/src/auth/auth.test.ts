@@ -5,7 +5,7 @@ import { sandbox as pb } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
 import { bearer, get, makeKey, post, send, stream, streamAll, unary, useServer } from "../testing/harness.ts";
-import { routeAccess, rpcAccess } from "./access.ts";
+import { accessOfRoute, routeAccess, rpcAccess } from "./access.ts";
 
 const execPath = "/sandbox.v1.Sandbox/Exec?sandbox=sb-1";
 
@@ -149,8 +149,10 @@ describe("scopes", () => {
           method === "POST" || method === "PUT" ? "{}" : undefined,
           bearer(makeKey(at, { scopes: [one] })),
         );
-        if (one === scope || one === "admin") expect(answer.status, one).not.toBe(403);
-        else
+        if (one === scope || one === "admin") {
+          expect(answer.status, one).not.toBe(403);
+          expect(answer.text, "a row without a route").not.toMatch(/^40[45] /);
+        } else
           expect(answer, one).toMatchObject({
             status: 403,
             json: { error: { code: "forbidden", context: { op: name }, cause: expect.stringContaining(`scope ${scope}`) } },
@@ -184,6 +186,12 @@ describe("scopes", () => {
     expect((await send(at, "HEAD", "/v1/sandboxes", undefined, headers)).status).toBe(403);
     expect((await send(at, "PATCH", "/v1/sandboxes", undefined, headers)).status).toBe(405);
     expect((await get(at, "/nowhere", headers)).status).toBe(404);
+  });
+
+  it("a route without a row in the table cannot be registered", () => {
+    expect(() => accessOfRoute("GET", "/v1/new")).toThrow("GET /v1/new has no row in packages/server/src/auth/access.ts");
+    expect(() => accessOfRoute("POST", "/v1/sandboxes")).toThrow("has no row");
+    expect(() => accessOfRoute("GET", "constructor")).toThrow("has no row");
   });
 
   it("no route asks the whole engine for a caller", () => {
@@ -236,6 +244,26 @@ describe("keys over HTTP", () => {
     expect((await send(at, "DELETE", `/v1/keys/${shown.id}`, undefined, at.admin)).json).toEqual({ status: "revoked", id: shown.id });
     expect((await get(at, "/v1/whoami", bearer(key))).status).toBe(401);
     expect((await send(at, "DELETE", "/v1/keys/key-none", undefined, at.admin)).status).toBe(404);
+  });
+
+  it("that are revoked take their open streams with them, and no others", async () => {
+    const [key, other] = [makeKey(at), makeKey(at)];
+    await post(at, "/v1/fork", { id: "a", template: "python" }, bearer(key));
+    const open = async (one: string) => {
+      const { frames } = await stream(at, "ExecStream", [{ command: "forever" }], { headers: { ...bearer(one), "X-Sandbox-Id": "a" } });
+      await frames.next();
+      return frames;
+    };
+    const [cut] = [await open(key), await open(other)];
+    const socket = new WebSocket(`${at.url.replace("http", "ws")}/sandbox.v1.Sandbox/Exec?sandbox=a`, { headers: bearer(key) });
+    await once(socket, "open");
+    const closed = once(socket, "close");
+    await send(at, "DELETE", `/v1/keys/${at.engine.keys.find(key)!.id}`, undefined, at.admin);
+    await expect(cut.next()).rejects.toThrow();
+    await closed;
+    // As when its client leaves: the program is killed, the other's runs on.
+    const runtime = at.engine.runtimes.get("a")!;
+    await expect.poll(() => runtime.killed).toBe(1);
   });
 
   it("belong to their maker's owner unless said otherwise", async () => {

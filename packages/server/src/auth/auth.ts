@@ -1,7 +1,10 @@
+import type { ServerResponse } from "node:http";
 import { isIPv6 } from "node:net";
+import type { Duplex } from "node:stream";
 import type { ApiKey, Engine, Log } from "@mitos/engine";
 import { MitosError } from "@mitos/protocol";
 import type { AnyRequest } from "../http/guard.ts";
+import type { AnyResponse } from "../http/plain.ts";
 import { type Access, accessOfRoute, routeAccess } from "./access.ts";
 import { OwnedEngine } from "./owned-engine.ts";
 import { Quotas, quotaExceeded } from "./quota.ts";
@@ -15,9 +18,10 @@ const addressesMax = 10_000;
 const keysMax = 10_000;
 const streamRetryAfterMs = 1000;
 
-interface Closable {
-  once(event: "close", listener: () => void): unknown;
-}
+/** What carries a stream: the answer of a request, or the socket of a WebSocket. */
+type Carrier = AnyResponse | Duplex;
+
+const http2Cancel = 8;
 
 /**
  * Who a request comes from, and what they may do. The server asks once for each request, before anything else of it is looked at:
@@ -30,8 +34,8 @@ export class Auth {
   readonly #callers = new WeakMap<AnyRequest, ApiKey>();
   readonly #failures: TokenBuckets;
   readonly #requests: TokenBuckets;
-  /** Open streams by key; a key is in here only while it has some. */
-  readonly #streams = new Map<string, number>();
+  /** By key; a key is in here only while it has some. */
+  readonly #streams = new Map<string, Set<Carrier>>();
 
   constructor(engine: Engine, log: Log, nowMs: () => number = Date.now) {
     this.#engine = engine;
@@ -60,12 +64,12 @@ export class Auth {
   }
 
   /**
-   * Takes the place of a stream as well, until `closable` closes.
+   * Takes the place of a stream as well, until its carrier closes.
    *
    * @param op - what is asked for, as the error names it
    * @returns why the request is refused: forbidden or quota_exceeded
    */
-  authorise(request: AnyRequest, closable: Closable, access: Access, op: string): MitosError | undefined {
+  authorise(request: AnyRequest, carrier: Carrier, access: Access, op: string): MitosError | undefined {
     if (access.scope === "open") return undefined;
     const key = this.callerOf(request);
     if (access.scope !== "any" && !key.scopes.includes(access.scope) && !key.scopes.includes("admin")) {
@@ -75,7 +79,7 @@ export class Auth {
         context: { op },
       });
     }
-    return access.stream ? this.#takeStream(key, closable, op) : undefined;
+    return access.stream ? this.#takeStream(key, carrier, op) : undefined;
   }
 
   /** @throws when the request was not authenticated, which is a fault of the server */
@@ -87,6 +91,14 @@ export class Auth {
 
   engineFor(request: AnyRequest): Engine {
     return new OwnedEngine(this.#engine, this.callerOf(request), this.#quotas);
+  }
+
+  /** Ends what is open with a key that was revoked, as if its client had left. */
+  cutStreams(keyId: string): void {
+    for (const carrier of this.#streams.get(keyId) ?? []) {
+      if ("stream" in carrier && carrier.stream) carrier.stream.close(http2Cancel);
+      else (carrier as ServerResponse | Duplex).destroy();
+    }
   }
 
   #keyOf(request: AnyRequest): ApiKey | MitosError {
@@ -110,18 +122,17 @@ export class Auth {
     return waitMs > 0 ? rateLimited(waitMs, "too many requests from this address had no valid key") : error;
   }
 
-  #takeStream(key: ApiKey, closable: Closable, op: string): MitosError | undefined {
+  #takeStream(key: ApiKey, carrier: Carrier, op: string): MitosError | undefined {
     const { maxStreams } = key.limits;
-    const open = this.#streams.get(key.id) ?? 0;
-    if (open >= maxStreams) {
-      const { detail } = quotaExceeded(op, "streams", maxStreams, `the key has ${open} streams open, and may have ${maxStreams}`);
+    const open = this.#streams.get(key.id) ?? new Set();
+    if (open.size >= maxStreams) {
+      const { detail } = quotaExceeded(op, "streams", maxStreams, `the key has ${open.size} streams open, and may have ${maxStreams}`);
       return new MitosError("quota_exceeded", { ...detail, retryAfterMs: streamRetryAfterMs });
     }
-    this.#streams.set(key.id, open + 1);
-    closable.once("close", () => {
-      const left = this.#streams.get(key.id)! - 1;
-      if (left > 0) this.#streams.set(key.id, left);
-      else this.#streams.delete(key.id);
+    this.#streams.set(key.id, open.add(carrier));
+    carrier.once("close", () => {
+      open.delete(carrier);
+      if (open.size === 0 && this.#streams.get(key.id) === open) this.#streams.delete(key.id);
     });
     return undefined;
   }

@@ -59,9 +59,10 @@ export function keyRoutes(app: FastifyInstance, context: ServerContext): void {
   });
 
   app.delete("/v1/keys/:id", async (request) => {
-    requireAuth(context);
+    const auth = requireAuth(context);
     const { id } = check(params, request.params);
     await auditedKey(request, "revoke_key", `id=${id}`, async () => engine.keys.revoke(id));
+    auth.cutStreams(id);
     return { status: "revoked", id };
   });
 
