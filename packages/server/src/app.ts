@@ -6,7 +6,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
-import { type AnyResponse, retryAfter, sendPlain } from "./http/plain.ts";
+import { type AnyResponse, endLateBody, retryAfter, sendPlain } from "./http/plain.ts";
 import { fileRoutes } from "./routes/files.ts";
 import { forkRoutes } from "./routes/fork.ts";
 import { healthRoutes } from "./routes/health.ts";
@@ -22,9 +22,6 @@ declare module "fastify" {
     refusesMethod?: true;
   }
 }
-
-/** How long a client may go on sending a body whose request has been answered already. */
-const lateBodyMs = 30_000;
 
 const methods: readonly HTTPMethods[] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
@@ -51,7 +48,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
   app.addHook("onResponse", async (request, reply) => {
     const route = request.routeOptions.url ?? "unknown";
     const { method, id: requestId } = request;
-    if (!request.raw.complete) setTimeout(() => request.raw.complete || request.raw.destroy(), lateBodyMs).unref();
+    endLateBody(request.raw);
     const status = reply.raw.statusCode;
     context.metrics.requests.inc({ method, route, status });
     const sandbox = (request.params as { id?: string } | undefined)?.id;

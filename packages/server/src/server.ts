@@ -13,7 +13,7 @@ import { createConnectHandler, refuseRpc, servicePrefix } from "./connect/handle
 import type { ServerContext } from "./context.ts";
 import { toConnectError } from "./errors.ts";
 import { type AnyRequest, isLoopback, refusal } from "./http/guard.ts";
-import { type AnyResponse, sendConnectError, sendEnvelope } from "./http/plain.ts";
+import { type AnyResponse, endLateBody, sendConnectError, sendEnvelope } from "./http/plain.ts";
 import { createSharedPort } from "./http/shared-port.ts";
 import { createMetrics } from "./metrics.ts";
 import { StreamCap } from "./stream/cap.ts";
@@ -97,7 +97,10 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     const refused = guard(request);
     if (refused) return isConnect ? sendConnectError(response, toConnectError(refused)) : sendEnvelope(response, refused);
     const denied = auth?.authenticate(request);
-    if (denied) return isConnect ? refuseRpc(request, response, denied) : sendEnvelope(response, denied);
+    if (denied) {
+      endLateBody(request);
+      return isConnect ? refuseRpc(request, response, denied) : sendEnvelope(response, denied);
+    }
     if (isConnect) connect(request, response);
     else app.routing(request as never, response as never);
   };

@@ -4,8 +4,10 @@ import { connect as connectHttp2 } from "node:http2";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
+import type { AnyRequest } from "../http/guard.ts";
 import { bearer, get, makeKey, post, send, stream, streamAll, unary, useServer } from "../testing/harness.ts";
 import { accessOfRoute, routeAccess, rpcAccess } from "./access.ts";
+import { Auth } from "./auth.ts";
 
 const execPath = "/sandbox.v1.Sandbox/Exec?sandbox=sb-1";
 
@@ -121,6 +123,20 @@ describe("authentication", () => {
     expect(refused.json.error).toMatchObject({ code: "rate_limited", context: { retry_after_ms: expect.any(Number) } });
     expect(Number(refused.headers["retry-after"])).toBeGreaterThan(0);
     expect((await get(at, "/v1/sandboxes", at.admin)).status).toBe(200);
+  });
+
+  it("counts the failures of a whole /64 of IPv6 as those of one address, and each IPv4 address alone", () => {
+    const quietly = () => {};
+    const auth = new Auth(at.engine.asEngine(), { debug: quietly, info: quietly, warn: quietly, error: quietly }, () => 0);
+    const code = (remoteAddress: string) =>
+      auth.authenticate({ method: "GET", url: "/v1/sandboxes", headers: {}, socket: { remoteAddress } } as unknown as AnyRequest)?.code;
+    for (let n = 0; n < 20; n++) expect(code(`2001:db8:0:1::${n}`)).toBe("unauthorized");
+    expect(code("2001:db8::1:0:0:0:99")).toBe("rate_limited");
+    expect(code("2001:db8:0:1:ffff:1:2:3")).toBe("rate_limited");
+    expect(code("2001:db8:0:2::1")).toBe("unauthorized");
+    for (let n = 0; n < 20; n++) expect(code("::ffff:192.0.2.1")).toBe("unauthorized");
+    expect(code("::ffff:192.0.2.1")).toBe("rate_limited");
+    expect(code("::ffff:192.0.2.2")).toBe("unauthorized");
   });
 
   it("accepts any Host, since no web page can send a key, and no foreign Origin", async () => {

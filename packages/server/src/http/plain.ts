@@ -4,8 +4,16 @@ import type { ConnectError } from "@connectrpc/connect";
 import { codeToHttpStatus, endStreamFlag, endStreamToJson, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
 import type { MitosError } from "@mitos/protocol";
 import { retryAfterSeconds } from "../errors.ts";
+import type { AnyRequest } from "./guard.ts";
 
 export type AnyResponse = (ServerResponse & { readonly stream?: undefined }) | Http2ServerResponse;
+
+/** How long a client may go on sending a body whose request has been answered already. */
+const lateBodyMs = 30_000;
+
+export function endLateBody(request: AnyRequest): void {
+  if (!request.complete) setTimeout(() => request.complete || request.destroy(), lateBodyMs).unref();
+}
 
 export function sendPlain(response: AnyResponse, status: number, text: string, headers: Record<string, string> = {}): void {
   const body = `${text}\n`;
