@@ -3,6 +3,7 @@ import os from "node:os";
 import path from "node:path";
 import { version } from "./commands/version.ts";
 import { CommandError, exitCodes } from "./exit.ts";
+import { makeFirstKey, needsFirstKey } from "./first-key.ts";
 
 export const engines = ["auto", "gvisor", "mock"] as const;
 export type EngineName = (typeof engines)[number];
@@ -11,6 +12,8 @@ export interface LocalServer {
   readonly url: string;
   readonly driverName: string;
   readonly isolation: string;
+  /** A key that was made because there was none for an administrator. */
+  readonly firstKey: string | undefined;
   /** Idempotent. `keep` leaves the sandboxes running for the next server of the data directory. */
   close(sandboxes: "keep" | "end"): Promise<void>;
 }
@@ -20,13 +23,33 @@ export interface Address {
   readonly port: number;
 }
 
+export interface LocalServerOptions {
+  readonly auth?: boolean | undefined;
+  readonly auditLog?: string | undefined;
+  readonly maxStreamsPerSandbox?: number | undefined;
+  readonly maxExecTimeoutSeconds?: number | undefined;
+}
+
 /** Opens the engine of the data directory and serves it, in this process. The server's code is loaded only now. */
-export async function startLocalServer(address: Address, dataDir: string, engineName: EngineName): Promise<LocalServer> {
+export async function startLocalServer(
+  address: Address,
+  dataDir: string,
+  engineName: EngineName,
+  options: LocalServerOptions = {},
+): Promise<LocalServer> {
   const { openEngine } = await import("@mitos/engine");
   const { startServer } = await import("@mitos/server");
   await mkdir(dataDir, { recursive: true, mode: 0o700 });
   const engine = await openEngine({ dataDir, engine: engineName, log });
-  const server = await startServer({ ...address, engine, log, version: version() }).catch(async (error: unknown) => {
+  let firstKey: string | undefined;
+  const start = async () => {
+    const isNeeded = options.auth && needsFirstKey(engine.keys, dataDir);
+    const running = await startServer({ ...options, ...address, engine, log, version: version() });
+    // Not before: a key of a server that could not listen would never be shown.
+    if (isNeeded) firstKey = makeFirstKey(engine.keys);
+    return running;
+  };
+  const server = await start().catch(async (error: unknown) => {
     await engine.close({ sandboxes: "keep" });
     throw portError(error, address);
   });
@@ -39,6 +62,7 @@ export async function startLocalServer(address: Address, dataDir: string, engine
     url: server.url,
     driverName: engine.driverName,
     isolation: engine.isolation,
+    firstKey,
     close: (sandboxes) => (closing ??= close(sandboxes)),
   };
 }

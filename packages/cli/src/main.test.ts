@@ -1,40 +1,18 @@
-import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { createServer } from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { firstLine, start as spawnMitos } from "./testing.ts";
 
 // The command as users start it, against a server with the mock engine: it claims the life cycle and refuses the rest.
-const bin = path.resolve(import.meta.dirname, "../bin/mitos.js");
 const dir = mkdtempSync(path.join(os.tmpdir(), "mitos-cli-"));
 
-interface Ended {
-  code: number | null;
-  out: string;
-  err: string;
-}
-
-function start(args: readonly string[], env: Record<string, string> = {}) {
-  const child = spawn(process.execPath, [bin, ...args], {
-    env: { PATH: process.env.PATH, HOME: dir, ...env },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  const seen = { out: "", err: "" };
-  child.stdout.on("data", (data) => (seen.out += data));
-  child.stderr.on("data", (data) => (seen.err += data));
-  const ended = new Promise<Ended>((resolve) => child.on("close", (code) => resolve({ code, ...seen })));
-  return { child, seen, ended };
-}
+const start = (args: readonly string[], env: Record<string, string> = {}) => spawnMitos(args, { HOME: dir, ...env });
 
 let url: string;
 let server: ReturnType<typeof start>;
 const mitos = (...args: string[]) => start(args, { MITOS_BASE_URL: url }).ended;
-
-async function firstLine(process: ReturnType<typeof start>): Promise<string> {
-  await Promise.race([new Promise((resolve) => process.child.stdout.once("data", resolve)), process.ended]);
-  return process.seen.out.split("\n", 1)[0]!;
-}
 
 beforeAll(async () => {
   server = start(["serve", "--engine", "mock", "--addr", "127.0.0.1:0", "--data-dir", path.join(dir, "data"), "--ephemeral"]);

@@ -1,4 +1,5 @@
 import { Command, CommanderError } from "commander";
+import { authCommand } from "./commands/auth.ts";
 import { doctorCommand } from "./commands/doctor.ts";
 import { quickstartCommand } from "./commands/quickstart.ts";
 import { runCommand } from "./commands/run.ts";
@@ -60,6 +61,7 @@ function buildProgram(passThrough: PassThrough): Command {
     sandboxCommand(passThrough),
     forkCommand(),
     shellCommand(),
+    authCommand(),
     doctorCommand(),
     versionCommand(),
   ];

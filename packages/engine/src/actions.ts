@@ -7,6 +7,12 @@ import type { SandboxId, TemplateId } from "@mitos/protocol";
 import type { sandbox as pb } from "@mitos/protocol/proto";
 import type { Isolation, MachineResources, Metering } from "./driver.ts";
 
+/** Whose a thing is: both names together, as they stand on the key that it was made with. */
+export interface Owner {
+  readonly owner: string;
+  readonly organisation: string;
+}
+
 export interface NetworkPolicy {
   readonly block: boolean;
   readonly egress: "deny" | "allow";
@@ -27,6 +33,8 @@ export interface TemplateRequest {
   readonly network: NetworkPolicy;
   readonly workload?: Workload | undefined;
   readonly resources: MachineResources;
+  /** Who may redefine it; null or absent = made without a key. Not a part of the definition. */
+  readonly owner?: Owner | null | undefined;
 }
 
 export interface Template extends TemplateRequest {
@@ -54,6 +62,8 @@ export interface Sandbox {
   /** Why it ended or failed; null while it lives. */
   readonly endReason: string | null;
   readonly children: readonly SandboxId[];
+  /** Null = made without a key. Children have their parent's. */
+  readonly owner: Owner | null;
 }
 
 export interface CreateRequest {
@@ -68,6 +78,7 @@ export interface CreateRequest {
   readonly resources?: Partial<MachineResources> | undefined;
   /** How many children the sandbox may ask for from inside. Default 0. */
   readonly forkBudget?: number | undefined;
+  readonly owner?: Owner | undefined;
 }
 
 export interface ForkRequest {
@@ -210,11 +221,69 @@ export interface IdempotencyStore {
   release(kind: string, key: string): void;
 }
 
+export const scopes = ["read", "execute", "lifecycle", "admin"] as const;
+/** What a key allows. `admin` includes the others. */
+export type Scope = (typeof scopes)[number];
+
+/** Counted per owner, whichever of its keys made them; the limits of the key that asks for more apply. */
+export interface KeyLimits {
+  /** Sandboxes that have not ended, paused ones included. */
+  readonly maxSandboxes: number;
+  /** The sum of their memory limits. */
+  readonly maxMemoryMiB: number;
+  /** Streams open at once with this key. */
+  readonly maxStreams: number;
+  /** Of this key, on average; twice as many at once. */
+  readonly requestsPerSecond: number;
+}
+
+/** What is known of a key. The key itself is not. */
+export interface ApiKey extends Owner {
+  readonly id: string;
+  readonly name: string;
+  /** The first characters of the key, for people to tell keys apart. */
+  readonly prefix: string;
+  readonly scopes: readonly Scope[];
+  readonly limits: KeyLimits;
+  readonly createdAtMs: number;
+  /** Null = never. */
+  readonly expiresAtMs: number | null;
+  /** To the minute; null = never. */
+  readonly lastUsedAtMs: number | null;
+  readonly revokedAtMs: number | null;
+}
+
+export interface KeyRequest extends Owner {
+  readonly name: string;
+  readonly scopes: readonly Scope[];
+  /** 0 = it does not expire. */
+  readonly ttlSeconds: number;
+  readonly limits: { readonly [Name in keyof KeyLimits]?: number | undefined };
+}
+
+export type KeyStatus = "active" | "revoked" | "expired";
+
+export interface Keys {
+  /** The only moment in which the key is known. @throws invalid_input, quota_exceeded (more keys than a server keeps) */
+  create(request: KeyRequest): { readonly key: string; readonly record: ApiKey };
+  /** In the order of their creation, revoked and expired ones included. */
+  list(): readonly ApiKey[];
+  statusOf(record: ApiKey): KeyStatus;
+  /** Holds at once; a key that is revoked already stays so. @throws not_found */
+  revoke(id: string): ApiKey;
+  /** The key's record when it is known, also when it is not active. Takes as long for a wrong key as for a right one. */
+  find(key: string): ApiKey | undefined;
+  /** Notes that the key was used. */
+  touch(id: string): void;
+}
+
 export interface Engine {
   readonly isolation: Isolation;
   readonly driverName: "gvisor" | "microvm" | "mock";
   readonly idempotency: IdempotencyStore;
+  readonly keys: Keys;
 
+  /** @throws forbidden when the id has another definition, and another owner than the request */
   createTemplate(request: TemplateRequest): Promise<Template>;
   listTemplates(): readonly Template[];
   /** @throws not_found, conflict while a build runs */
@@ -226,6 +295,8 @@ export interface Engine {
   fork(request: ForkRequest): Promise<ForkResult>;
   /** Live, paused and lately ended ones. @throws not_found; idle_timeout or oom_killed for what has ended */
   get(id: SandboxId): Sandbox;
+  /** Also of one that has lately ended. @throws not_found */
+  ownerOf(id: SandboxId): Owner | null;
   /** Everything that is alive (running, paused, on its way), and what has failed and not been deleted. */
   list(filter?: ListFilter): readonly Sandbox[];
   tree(id: SandboxId): SandboxTree;

@@ -39,6 +39,7 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
     machineId: newMachineId(),
     snapshot: null,
     end: null,
+    owner: request.owner ?? null,
   });
   await entry.mutex.run(async () => {
     const startedMs = performance.now();

@@ -5,7 +5,9 @@ import type {
   EngineOptions,
   ForkRequest,
   IdempotencyStore,
+  Keys,
   ListFilter,
+  Owner,
   Runtime,
   Sandbox,
   TemplateRequest,
@@ -27,6 +29,7 @@ import { type Entry, Sandboxes } from "./sandboxes.ts";
 import { SnapshotPlaces } from "./snapshots.ts";
 import { openDatabase } from "./store/database.ts";
 import { createIdempotencyStore } from "./store/idempotency.ts";
+import { createKeys } from "./store/keys.ts";
 import { SandboxStore } from "./store/sandboxes.ts";
 import { TemplateStore } from "./store/templates.ts";
 import { createTemplate, deleteTemplate, listTemplates } from "./templates.ts";
@@ -75,7 +78,7 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
     await recover(core);
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
-    return new OpenEngine(core, deadlines, createIdempotencyStore(db, clock), () => db.close());
+    return new OpenEngine(core, deadlines, createIdempotencyStore(db, clock), createKeys(db, clock), () => db.close());
   } catch (error) {
     await driver?.close();
     db.close();
@@ -90,12 +93,14 @@ class OpenEngine implements Engine {
   readonly #underWay = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
   readonly idempotency: IdempotencyStore;
+  readonly keys: Keys;
 
-  constructor(core: Core, deadlines: Deadlines, idempotency: IdempotencyStore, closeDatabase: () => void) {
+  constructor(core: Core, deadlines: Deadlines, idempotency: IdempotencyStore, keys: Keys, closeDatabase: () => void) {
     this.#core = core;
     this.#deadlines = deadlines;
     this.#closeDatabase = closeDatabase;
     this.idempotency = idempotency;
+    this.keys = keys;
   }
 
   get isolation() {
@@ -128,6 +133,10 @@ class OpenEngine implements Engine {
 
   get(id: SandboxId): Sandbox {
     return this.#core.sandboxes.view(this.#core.sandboxes.require(id, "get"));
+  }
+
+  ownerOf(id: SandboxId): Owner | null {
+    return this.#core.sandboxes.find(id).record.owner ?? null;
   }
 
   list(filter: ListFilter = {}): readonly Sandbox[] {

@@ -137,6 +137,7 @@ function insertChild(core: Core, request: ForkRequest, { record }: Entry, id: Sa
     machineId: newMachineId(),
     snapshot: null,
     end: null,
+    owner: record.owner ?? null,
   });
 }
 

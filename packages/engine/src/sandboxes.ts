@@ -174,7 +174,7 @@ export class Sandboxes {
   /** In whatever state. @throws not_found */
   find(id: SandboxId): Entry {
     const entry = this.#byId.get(id);
-    if (!entry) throw new MitosError("not_found", { cause: `no sandbox has the id ${id}`, context: { sandbox: id } });
+    if (!entry) throw unknownSandbox(id);
     return entry;
   }
 
@@ -212,6 +212,8 @@ export class Sandboxes {
       children: this.childrenOf(entry)
         .filter((child) => child.record.state !== "ended")
         .map((child) => child.record.id),
+      // Records of a server without ownership have none.
+      owner: record.owner ?? null,
     };
   }
 
@@ -243,6 +245,11 @@ export class Sandboxes {
       if (endedAt(entry) <= oldest || index < tooMany) this.forget(entry);
     }
   }
+}
+
+/** Also the answer for a sandbox that the caller may not know of. */
+export function unknownSandbox(id: SandboxId): MitosError {
+  return new MitosError("not_found", { cause: `no sandbox has the id ${id}`, context: { sandbox: id } });
 }
 
 function endedAt(entry: Entry): number {

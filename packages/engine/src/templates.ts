@@ -1,5 +1,5 @@
 import { MitosError, type TemplateId } from "@mitos/protocol";
-import type { Template, TemplateRequest } from "./actions.ts";
+import type { Owner, Template, TemplateRequest } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
 import type { Machine, Snapshot } from "./driver.ts";
@@ -81,13 +81,18 @@ export async function useTemplate(core: Core, id: TemplateId): Promise<TemplateU
 function requireTemplate(core: Core, id: TemplateId): TemplateEntry {
   const entry = core.templates.get(id);
   if (!entry?.built && !entry?.building) {
-    throw new MitosError("not_found", { cause: `no template has the id ${id}`, remediation: "Create it with POST /v1/templates." });
+    throw unknownTemplate(id);
   }
   return entry;
 }
 
+/** Also the answer for a template that the caller may not know of. */
+export function unknownTemplate(id: TemplateId): MitosError {
+  return new MitosError("not_found", { cause: `no template has the id ${id}`, remediation: "Create it with POST /v1/templates." });
+}
+
 async function ensureBuilt(core: Core, request: TemplateRequest): Promise<Built> {
-  const definition = canonical(request);
+  const definition = definitionOf(request);
   for (;;) {
     const entry = core.templates.get(request.id) ?? { built: null, building: null };
     core.templates.set(request.id, entry);
@@ -98,10 +103,13 @@ async function ensureBuilt(core: Core, request: TemplateRequest): Promise<Built>
       continue;
     }
     const { built } = entry;
-    if (built && canonical(built.record.request) === definition && (await isValid(core, built))) return built;
+    const isSame = built !== null && definitionOf(built.record.request) === definition;
+    if (built && !isSame) requireOwner(built.record.request, request);
+    if (isSame && (await isValid(core, built))) return built;
     // The check above waited: somebody may have begun meanwhile, or deleted the entry.
     if (core.templates.get(request.id) !== entry || entry.building) continue;
-    const done = build(core, request).then((fresh) => {
+    // A rebuild of the same definition leaves it to whoever made it.
+    const done = build(core, isSame ? built.record.request : request).then((fresh) => {
       const { built: replaced } = entry;
       core.templateStore.put(fresh.record);
       entry.built = fresh;
@@ -116,6 +124,20 @@ async function ensureBuilt(core: Core, request: TemplateRequest): Promise<Built>
     done.then(forgetBuild, forgetBuild);
     return done;
   }
+}
+
+/** @throws forbidden */
+function requireOwner(existing: TemplateRequest, { id, owner }: TemplateRequest): void {
+  if (!owner || isSameOwner(owner, existing.owner ?? null)) return;
+  throw new MitosError("forbidden", {
+    cause: `template ${id} has another definition and belongs to another owner`,
+    remediation: "Choose another id for yours, or leave the definition out to use the one that exists.",
+    context: { op: "create_template" },
+  });
+}
+
+export function isSameOwner(a: Owner, b: Owner | null): boolean {
+  return b !== null && a.owner === b.owner && a.organisation === b.organisation;
 }
 
 async function isValid(core: Core, { record, snapshot }: Built): Promise<boolean> {
@@ -197,8 +219,8 @@ function publicTemplate({ record }: Built): Template {
 }
 
 /** The same text for the same definition, in whatever order its keys came. */
-function canonical(value: unknown): string {
-  return JSON.stringify(value, (_key, part: unknown) =>
+function definitionOf({ owner: _, ...definition }: TemplateRequest): string {
+  return JSON.stringify(definition, (_key, part: unknown) =>
     part !== null && typeof part === "object" && !Array.isArray(part)
       ? Object.fromEntries(Object.entries(part).sort(([a], [b]) => (a < b ? -1 : 1)))
       : part,

@@ -17,6 +17,8 @@ export const limits = {
   /** Children of one fork. */
   forkCountMax: 100,
   forwardsPerSandboxMax: 16,
+  /** Where requests bring a key. */
+  templatesPerOwnerMax: 100,
   envEntriesMax: 1024,
   envBytesMax: 128 * 1024,
   metadataEntriesMax: 64,

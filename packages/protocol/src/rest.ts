@@ -72,5 +72,25 @@ export interface ForkJson {
   snapshot_bytes: number;
 }
 
+/** What is known of a key; the key itself is shown once, when it is made. */
+export interface KeyJson {
+  id: string;
+  name: string;
+  /** The first characters of the key. */
+  prefix: string;
+  owner: string;
+  organisation: string;
+  scopes: readonly string[];
+  status: "active" | "revoked" | "expired";
+  created_at: string;
+  expires_at: string | null;
+  last_used_at: string | null;
+  limits: { max_sandboxes: number; max_memory_mib: number; max_streams: number; requests_per_second: number };
+}
+
+export interface NewKeyJson extends KeyJson {
+  key: string;
+}
+
 /** A shape as it arrives from elsewhere: the names are known, nothing else is. */
 export type Unchecked<Shape> = { readonly [Name in keyof Shape]?: unknown };

@@ -3,6 +3,7 @@ import os from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
 import { newIdempotencyKey, resolveBaseUrl, resolveToken, toBaseUrl, validSandboxId } from "./config.ts";
+import { HttpClient } from "./http.ts";
 
 let dir: string;
 beforeEach(() => {
@@ -30,8 +31,11 @@ describe("the base URL", () => {
   });
 
   it("is never somebody else's host because of a key", () => {
+    writeFileSync(path.join(dir, "credentials.json"), '{"token":"mitos_sk_y","default_org":"acme"}');
+    expect(resolveBaseUrl()).toBe("http://127.0.0.1:8080");
     vi.stubEnv("MITOS_API_KEY", "mitos_sk_x");
     expect(resolveBaseUrl()).toBe("http://127.0.0.1:8080");
+    expect(HttpClient.fromAuth()).toMatchObject({ baseUrl: "http://127.0.0.1:8080", token: "mitos_sk_x" });
   });
 
   it("takes host:port, and leaves a scheme", () => {

@@ -127,9 +127,10 @@ describe("an error", () => {
     const error = { code: "resource_exhausted", message: "16 streams are open" };
     const plain = await failure(read((_request, response) => stream(response, frame({ error }, 2))));
     expect(plain).toMatchObject({ code: "rate_limited", errorCause: "16 streams are open" });
-    const metadata = { "mitos-error-code": ["too_many_streams"] };
+    const metadata = { "mitos-error-code": ["too_many_streams"], "Retry-After": ["3"] };
     const exact = await failure(read((_request, response) => stream(response, frame({ error, metadata }, 2))));
     expect(exact).toMatchObject({ code: "too_many_streams", status: 429 });
+    expect(exact.context).toEqual({ connect_code: "resource_exhausted", retry_after_ms: 3000 });
   });
 
   it("that is no Connect error has the code of its status", async () => {

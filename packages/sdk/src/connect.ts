@@ -8,6 +8,7 @@ const headerBytes = 5;
 const frameBytesMax = limits.messageBytesMax;
 /** Tells the code of the catalogue where Connect's own is coarser. */
 const codeHeader = "mitos-error-code";
+const retryAfterHeader = "retry-after";
 
 export type Message = Record<string, unknown>;
 
@@ -53,9 +54,9 @@ export class ConnectClient {
     const text = await this.#text(method, response, signal);
     const failure = parseJson(text);
     if (isObject(failure) && typeof failure.code === "string") {
-      throw errorForConnect(failure, this.#http.token, response.headers.get(codeHeader));
+      throw errorForConnect(failure, this.#http.token, response.headers.get(codeHeader), response.headers.get(retryAfterHeader));
     }
-    throw AgentRunError.fromResponse(response.status, text, this.#http.token);
+    throw AgentRunError.fromResponse(response.status, text, this.#http.token, response.headers.get(retryAfterHeader));
   }
 
   async #text(method: string, response: Response, signal?: AbortSignal): Promise<string> {
@@ -105,7 +106,10 @@ export async function* decodeEnvelopes(body: ReadableStream<Uint8Array>, token?:
         if (flags & flagEndOfStream) {
           // Read to the end of the body: only then can the connection be used again.
           await reader.read();
-          if (isObject(message.error)) throw errorForConnect(message.error as ConnectFailure, token, codeInTrailer(message.metadata));
+          const { error, metadata } = message;
+          if (isObject(error)) {
+            throw errorForConnect(error as ConnectFailure, token, inTrailer(metadata, codeHeader), inTrailer(metadata, retryAfterHeader));
+          }
           return;
         }
         yield message;
@@ -160,9 +164,9 @@ class ChunkBuffer {
 }
 
 /** The trailer of a stream is a map from header name, in any case, to values. */
-function codeInTrailer(metadata: unknown): string | undefined {
+function inTrailer(metadata: unknown, wanted: string): string | undefined {
   if (!isObject(metadata)) return undefined;
-  const values = Object.entries(metadata).find(([name]) => name.toLowerCase() === codeHeader)?.[1];
+  const values = Object.entries(metadata).find(([name]) => name.toLowerCase() === wanted)?.[1];
   return Array.isArray(values) && typeof values[0] === "string" ? values[0] : undefined;
 }
 

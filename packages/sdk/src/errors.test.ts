@@ -54,6 +54,14 @@ describe("an answer of a /v1 route", () => {
     expect(AgentRunError.fromResponse(500, '{"error":"boom"}')).toMatchObject({ code: "internal_error", errorCause: "boom" });
   });
 
+  it("says when to try again, in the context, whoever of body and header knows it", () => {
+    const body = (context?: object) => JSON.stringify({ error: { code: "quota_exceeded", message: "m", remediation: "r", context } });
+    const limit = { op: "create", dimension: "sandboxes", limit: 2 };
+    expect(AgentRunError.fromResponse(429, body(limit), undefined, "2").context).toEqual({ ...limit, retry_after_ms: 2000 });
+    expect(AgentRunError.fromResponse(429, body({ retry_after_ms: 150 }), undefined, "1").context).toEqual({ retry_after_ms: 150 });
+    expect(AgentRunError.fromResponse(429, "busy", undefined, "Wed, 21 Oct 2026 07:28:00 GMT").context).toEqual({});
+  });
+
   it("never carries the key, wherever the server put it", () => {
     const envelope = { code: "internal", message: key, cause: `Bearer ${key}`, remediation: `use ${key}` };
     for (const body of [JSON.stringify({ error: envelope }), JSON.stringify({ error: key }), key]) {

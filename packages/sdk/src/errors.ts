@@ -43,8 +43,12 @@ export class AgentRunError extends Error {
     return parts.join(" | ");
   }
 
-  /** The error in a non-2xx answer of a `/v1` route: its envelope, or what the status alone tells. */
-  static fromResponse(status: number, bodyText: string, token?: string): AgentRunError {
+  /**
+   * The error in a non-2xx answer of a `/v1` route: its envelope, or what the status alone tells.
+   *
+   * @param retryAfter - the header, which becomes `retry_after_ms` of the context
+   */
+  static fromResponse(status: number, bodyText: string, token?: string, retryAfter?: string | null): AgentRunError {
     const fallback = fallbackForStatus(status);
     const body = redact(bodyText.trim(), token).slice(0, causeCharsMax);
     let code = fallback.code;
@@ -65,8 +69,20 @@ export class AgentRunError extends Error {
       if (isObject(error.context)) context = error.context;
     }
     message ??= `sandbox API request failed: HTTP ${status} (${code})`;
-    return errorForCode(message, { code, cause: cause || `HTTP ${status}`, remediation, context, status });
+    return errorForCode(message, {
+      code,
+      cause: cause || `HTTP ${status}`,
+      remediation,
+      context: withRetryAfter(context, retryAfter),
+      status,
+    });
   }
+}
+
+/** When to try again, where only the header says it: whole seconds, as our servers send it. */
+function withRetryAfter(context: Record<string, unknown>, retryAfter: string | null | undefined): Record<string, unknown> {
+  if (!retryAfter || !/^\d{1,9}$/.test(retryAfter) || "retry_after_ms" in context) return context;
+  return { ...context, retry_after_ms: Number(retryAfter) * 1000 };
 }
 
 /** The sandbox has ended: its time-out, its idle time-out, or a terminate. */
@@ -155,8 +171,14 @@ const ownCodes: Readonly<Record<string, string>> = {
  * The error that a Connect route reported.
  *
  * @param catalogueCode - the exact code, which our server sends beside Connect's coarser one; older servers do not
+ * @param retryAfter - the header, or what stands for it in the end of a stream
  */
-export function errorForConnect(failure: ConnectFailure, token?: string, catalogueCode?: string | null): AgentRunError {
+export function errorForConnect(
+  failure: ConnectFailure,
+  token?: string,
+  catalogueCode?: string | null,
+  retryAfter?: string | null,
+): AgentRunError {
   const connectCode = isText(failure.code) ? failure.code : "";
   const text = isText(failure.message) ? redact(failure.message, token) : "";
   const entry = isCatalogued(catalogueCode) ? catalogue[catalogueCode] : undefined;
@@ -165,7 +187,7 @@ export function errorForConnect(failure: ConnectFailure, token?: string, catalog
     code,
     cause: withoutPrefix(text, `${entry?.message}: `) || `connect error ${connectCode || "internal"}`,
     remediation: entry?.remediation ?? (isCatalogued(code) ? catalogue[code].remediation : connectRemediation),
-    context: { connect_code: connectCode || "internal" },
+    context: withRetryAfter({ connect_code: connectCode || "internal" }, retryAfter),
     status: entry?.status ?? connectStatus[connectCode] ?? 500,
   });
 }

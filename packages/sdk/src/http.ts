@@ -1,3 +1,4 @@
+import { type Connection, resolveBaseUrl, resolveToken } from "./config.ts";
 import { AgentRunError, canceledError, parseJson, redact, transportError } from "./errors.ts";
 import { patientDispatcher } from "./patience.ts";
 
@@ -12,6 +13,10 @@ export type RequestBody = string | Uint8Array<ArrayBuffer> | ReadableStream<Uint
 export class HttpClient {
   readonly baseUrl: string;
   readonly #token: string | undefined;
+
+  static fromAuth({ baseUrl, apiKey }: Connection = {}): HttpClient {
+    return new HttpClient(resolveBaseUrl(baseUrl), resolveToken(apiKey));
+  }
 
   constructor(baseUrl: string, token?: string) {
     this.baseUrl = baseUrl.replace(/\/+$/, "");
@@ -53,7 +58,8 @@ export class HttpClient {
   async send(method: string, path: string, body: RequestBody | undefined, options: RequestOptions = {}): Promise<Response> {
     const response = await this.fetch(method, path, body, options);
     if (response.ok) return response;
-    throw AgentRunError.fromResponse(response.status, await this.#text(method, path, response, options.signal), this.#token);
+    const text = await this.#text(method, path, response, options.signal);
+    throw AgentRunError.fromResponse(response.status, text, this.#token, response.headers.get("Retry-After"));
   }
 
   /** Any answer, whatever its status. */

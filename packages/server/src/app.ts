@@ -3,19 +3,25 @@
 import { randomUUID } from "node:crypto";
 import { MitosError } from "@mitos/protocol";
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, type HTTPMethods } from "fastify";
+import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
-import { type AnyResponse, retryAfter, sendPlain } from "./http/plain.ts";
+import { type AnyResponse, endLateBody, retryAfter, sendPlain } from "./http/plain.ts";
 import { fileRoutes } from "./routes/files.ts";
 import { forkRoutes } from "./routes/fork.ts";
 import { healthRoutes } from "./routes/health.ts";
+import { keyRoutes } from "./routes/keys.ts";
 import { lifecycleRoutes } from "./routes/lifecycle.ts";
 import { processRoutes } from "./routes/processes.ts";
 import { sandboxRoutes } from "./routes/sandboxes.ts";
 import { templateRoutes } from "./routes/templates.ts";
 
-/** How long a client may go on sending a body whose request has been answered already. */
-const lateBodyMs = 30_000;
+declare module "fastify" {
+  interface FastifyContextConfig {
+    /** Only says that a path has other methods. */
+    refusesMethod?: true;
+  }
+}
 
 const methods: readonly HTTPMethods[] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
@@ -32,6 +38,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
 
   app.addHook("onRequest", async (request, reply) => {
     reply.header("X-Request-Id", request.id);
+    authorise(context, request, reply);
     checkQueryEncoding(request.raw.url ?? "");
   });
   app.addHook("onSend", async (_request, reply, payload) => {
@@ -41,7 +48,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
   app.addHook("onResponse", async (request, reply) => {
     const route = request.routeOptions.url ?? "unknown";
     const { method, id: requestId } = request;
-    if (!request.raw.complete) setTimeout(() => request.raw.complete || request.raw.destroy(), lateBodyMs).unref();
+    endLateBody(request.raw);
     const status = reply.raw.statusCode;
     context.metrics.requests.inc({ method, route, status });
     const sandbox = (request.params as { id?: string } | undefined)?.id;
@@ -54,9 +61,13 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
   });
 
   const known = new Map<string, Set<string>>();
-  app.addHook("onRoute", ({ url, method }) => {
+  app.addHook("onRoute", ({ url, method, config }) => {
+    if (config?.refusesMethod) return;
     const allowed = known.get(url) ?? new Set();
-    for (const one of [method].flat()) allowed.add(one);
+    for (const one of [method].flat()) {
+      accessOfRoute(one, url);
+      allowed.add(one);
+    }
     known.set(url, allowed);
   });
   healthRoutes(app, context);
@@ -66,10 +77,20 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
   lifecycleRoutes(app, context);
   fileRoutes(app, context);
   processRoutes(app, context);
+  keyRoutes(app, context);
   for (const [url, allowed] of [...known]) refuseOtherMethods(app, url, [...allowed]);
 
   await app.ready();
   return app;
+}
+
+/** @throws forbidden, quota_exceeded */
+function authorise({ auth }: ServerContext, request: FastifyRequest, reply: FastifyReply): void {
+  const { url, config } = request.routeOptions;
+  // What does not exist, or not with this method, is answered so to everybody who has a key.
+  if (!auth || url === undefined || config.refusesMethod) return;
+  const refused = auth.authorise(request.raw, reply.raw as AnyResponse, accessOfRoute(request.method, url), `${request.method} ${url}`);
+  if (refused) throw refused;
 }
 
 /** Fastify would take what does not decode as it stands, and a file of that name would be written. @throws invalid_input */
@@ -90,6 +111,7 @@ function refuseOtherMethods(app: FastifyInstance, url: string, allowed: readonly
     url,
     method: refused,
     exposeHeadRoute: false,
+    config: { refusesMethod: true },
     handler: (_request, reply) => {
       reply.hijack();
       sendPlain(reply.raw as AnyResponse, 405, "405 method not allowed", { Allow: allow });

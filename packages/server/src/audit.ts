@@ -1,4 +1,6 @@
-import { createWriteStream, type WriteStream } from "node:fs";
+import { createWriteStream, openSync, type WriteStream } from "node:fs";
+import type { ApiKey } from "@mitos/engine";
+import { MitosError } from "@mitos/protocol";
 
 /** One line of the audit log. Never content, environment values, commands or keys. */
 export interface AuditEvent {
@@ -7,6 +9,10 @@ export interface AuditEvent {
   readonly detail?: string;
   readonly bytes?: number;
   readonly ok: boolean;
+  /** Who did it, on a server with keys. */
+  readonly key_id?: string;
+  readonly owner?: string;
+  readonly organisation?: string;
 }
 
 export interface Audit {
@@ -14,11 +20,14 @@ export interface Audit {
   close(): Promise<void>;
 }
 
-/** @param target - a file path (appended to), `-` or `stderr`; undefined = no audit log */
+/**
+ * @param target - a file path (appended to), `-` or `stderr`; undefined = no audit log
+ * @throws invalid_input when the file cannot be opened
+ */
 export function openAudit(target: string | undefined): Audit {
   if (!target) return { record: () => {}, close: async () => {} };
   const isFile = target !== "-" && target !== "stderr";
-  const stream: WriteStream | NodeJS.WriteStream = isFile ? createWriteStream(target, { flags: "a", mode: 0o600 }) : process.stderr;
+  const stream: WriteStream | NodeJS.WriteStream = isFile ? createWriteStream(target, { fd: openFile(target) }) : process.stderr;
   let failed: Error | undefined;
   if (isFile) {
     stream.on("error", (error) => {
@@ -26,11 +35,53 @@ export function openAudit(target: string | undefined): Audit {
     });
   }
   return {
-    record({ sandbox_id, op, detail, bytes, ok }) {
+    record({ sandbox_id, op, detail, bytes, ok, ...caller }) {
       if (failed) throw failed;
-      const line = { sandbox_id, op, ...(detail ? { detail } : {}), ...(bytes ? { bytes } : {}), unix: Math.floor(Date.now() / 1000), ok };
+      const line = {
+        sandbox_id,
+        op,
+        ...(detail ? { detail } : {}),
+        ...(bytes ? { bytes } : {}),
+        unix: Math.floor(Date.now() / 1000),
+        ok,
+        ...caller,
+      };
       stream.write(`${JSON.stringify(line)}\n`);
     },
     close: () => (isFile && !failed ? new Promise((resolve) => stream.end(() => resolve())) : Promise.resolve()),
   };
+}
+
+function openFile(target: string): number {
+  try {
+    return openSync(target, "a", 0o600);
+  } catch (error) {
+    throw new MitosError("invalid_input", {
+      message: "the audit log cannot be written",
+      cause: error instanceof Error ? error.message : target,
+      remediation: "Name a file in a directory that exists and may be written to.",
+      reason: error,
+    });
+  }
+}
+
+/** Writes the caller on each line. */
+export function auditOf(audit: Audit, { id, owner, organisation }: ApiKey): Pick<Audit, "record"> {
+  return { record: (event) => audit.record({ ...event, key_id: id, owner, organisation }) };
+}
+
+/** One line about an action, whatever becomes of it. */
+export async function audited<T>(
+  audit: Pick<Audit, "record">,
+  event: Pick<AuditEvent, "sandbox_id" | "op" | "detail">,
+  action: () => Promise<T>,
+): Promise<T> {
+  let ok = false;
+  try {
+    const result = await action();
+    ok = true;
+    return result;
+  } finally {
+    audit.record({ ...event, ok });
+  }
 }

@@ -1,12 +1,16 @@
 import type { Engine, Log } from "@mitos/engine";
 import type { Audit } from "./audit.ts";
+import type { Auth } from "./auth/auth.ts";
 import type { AnyRequest } from "./http/guard.ts";
 import type { Metrics } from "./metrics.ts";
 import type { StreamCap } from "./stream/cap.ts";
 
 /** What every route has at hand. */
 export interface ServerContext {
+  /** Whoever asks: for the server itself. What is done for a request goes through `engineFor`. */
   readonly engine: Engine;
+  /** Undefined on a server without keys. */
+  readonly auth: Auth | undefined;
   /** The engine as the caller of a request may see and use it: what routes work with. */
   engineFor(request: AnyRequest): Engine;
   readonly log: Log;
@@ -15,6 +19,8 @@ export interface ServerContext {
   readonly maxExecTimeoutSeconds: number;
   readonly streams: StreamCap;
   readonly audit: Audit;
+  /** The audit log with the caller of a request on each line. */
+  auditFor(request: AnyRequest): Pick<Audit, "record">;
   readonly metrics: Metrics;
   /** Aborted when the server goes down and the time for streams to finish is over. */
   readonly shutdown: AbortSignal;

@@ -114,6 +114,8 @@ describe("the audit log", () => {
       .split("\n")
       .map((line) => JSON.parse(line));
     expect(lines).toEqual([
+      { sandbox_id: "", op: "create_template", detail: "template=python", unix: expect.any(Number), ok: true },
+      { sandbox_id: "sb-1", op: "create", detail: "template=python", unix: expect.any(Number), ok: true },
       { sandbox_id: "sb-1", op: "exec", unix: expect.any(Number), ok: true },
       { sandbox_id: "sb-1", op: "stat", unix: expect.any(Number), ok: false },
       { sandbox_id: "sb-1", op: "set_timeout", detail: "timeout_s=60", unix: expect.any(Number), ok: true },

@@ -6,12 +6,14 @@ import type { AddressInfo, Socket } from "node:net";
 import type { Engine, Log } from "@mitos/engine";
 import { limits, MitosError } from "@mitos/protocol";
 import { createApp } from "./app.ts";
-import { openAudit } from "./audit.ts";
-import { createConnectHandler, servicePrefix } from "./connect/handler.ts";
+import { auditOf, openAudit } from "./audit.ts";
+import { webSocketAccess } from "./auth/access.ts";
+import { Auth } from "./auth/auth.ts";
+import { createConnectHandler, refuseRpc, servicePrefix } from "./connect/handler.ts";
 import type { ServerContext } from "./context.ts";
 import { toConnectError } from "./errors.ts";
 import { type AnyRequest, isLoopback, refusal } from "./http/guard.ts";
-import { type AnyResponse, sendConnectError, sendEnvelope } from "./http/plain.ts";
+import { type AnyResponse, endLateBody, sendConnectError, sendEnvelope } from "./http/plain.ts";
 import { createSharedPort } from "./http/shared-port.ts";
 import { createMetrics } from "./metrics.ts";
 import { StreamCap } from "./stream/cap.ts";
@@ -19,12 +21,14 @@ import { createWebSocketExec, refuseUpgrade, webSocketPath } from "./websocket/e
 
 export interface ServerOptions {
   readonly engine: Engine;
-  /** A loopback name or address: there are no keys yet. */
+  /** A loopback name or address; with `auth` any. */
   readonly host: string;
   /** 0 = any that is free */
   readonly port: number;
   readonly log: Log;
   readonly version: string;
+  /** Every request but the probes needs a key of the engine's store. Default: keys are ignored. */
+  readonly auth?: boolean | undefined;
   /** 0 = unlimited */
   readonly maxStreamsPerSandbox?: number | undefined;
   /** 0 = no ceiling */
@@ -51,28 +55,32 @@ const silenceMsDefault = 10_000;
 const http1Timeouts = { headersTimeout: 20_000, keepAliveTimeout: 65_000, requestTimeout: 0 } as const;
 const http2StreamsMax = 256;
 
-/** @throws invalid_input for a host that is not loopback; the system's error when the address is taken */
+/** @throws invalid_input for a host that is not loopback on a server without keys; the system's error when the address is taken */
 export async function startServer(options: ServerOptions): Promise<RunningServer> {
   const { engine, host, log } = options;
-  if (!isLoopback(host)) {
+  if (!options.auth && !isLoopback(host)) {
     throw new MitosError("invalid_input", {
-      message: "the server has no keys, so it listens on loopback only",
+      message: "a server without keys listens on loopback only",
       cause: `${host} is not a loopback address`,
-      remediation: "Listen on 127.0.0.1, [::1] or localhost.",
+      remediation: "Listen on 127.0.0.1, [::1] or localhost, or switch keys on.",
     });
   }
   const boundHost = host.replace(/^\[(.*)\]$/, "$1");
   const shutdown = new AbortController();
   let closing = false;
   const streams = new StreamCap(options.maxStreamsPerSandbox ?? limits.streamsPerSandboxMax);
+  const auth = options.auth ? new Auth(engine, log) : undefined;
+  const audit = openAudit(options.auditLog);
   const context: ServerContext = {
     engine,
-    engineFor: () => engine,
+    auth,
+    engineFor: (request) => auth?.engineFor(request) ?? engine,
     log,
     version: options.version,
     maxExecTimeoutSeconds: options.maxExecTimeoutSeconds ?? limits.timeoutSecondsMax,
     streams,
-    audit: openAudit(options.auditLog),
+    audit,
+    auditFor: (request) => (auth ? auditOf(audit, auth.callerOf(request)) : audit),
     metrics: createMetrics(engine, streams),
     shutdown: shutdown.signal,
     isClosing: () => closing,
@@ -81,11 +89,18 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const app = await createApp(context);
   const connect = createConnectHandler(context);
   const webSocket = createWebSocketExec(context);
+  // A key travels in a header that no web page can set across origins, so with keys any name of the server will do.
+  const guard = (request: AnyRequest) => refusal(request, auth ? undefined : boundHost);
   const dispatch = (request: AnyRequest, response: AnyResponse) => {
     request.on("error", () => {}); // whoever reads the body sees it
     const isConnect = request.url?.startsWith(servicePrefix);
-    const refused = refusal(request, boundHost);
+    const refused = guard(request);
     if (refused) return isConnect ? sendConnectError(response, toConnectError(refused)) : sendEnvelope(response, refused);
+    const denied = auth?.authenticate(request);
+    if (denied) {
+      endLateBody(request);
+      return isConnect ? refuseRpc(request, response, denied) : sendEnvelope(response, denied);
+    }
     if (isConnect) connect(request, response);
     else app.routing(request as never, response as never);
   };
@@ -95,7 +110,8 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   // Other offers to upgrade (such as h2c) are ignored, as RFC 9110 allows.
   const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: isWebSocket }, dispatch);
   http1.on("upgrade", (request, socket, head) => {
-    const refused = refusal(request, boundHost);
+    const refused =
+      guard(request) ?? auth?.authenticate(request) ?? auth?.authorise(request, socket, webSocketAccess, "Exec over a WebSocket");
     if (refused) refuseUpgrade(socket, refused);
     else webSocket.upgrade(request, socket, head);
   });

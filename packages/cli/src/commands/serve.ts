@@ -2,6 +2,7 @@ import { once } from "node:events";
 import { isIP } from "node:net";
 import path from "node:path";
 import { Command, Option } from "commander";
+import { wholeNumber } from "../context.ts";
 import { UsageError } from "../exit.ts";
 import { type Address, defaultDataDir, type EngineName, engines, startLocalServer } from "../local-server.ts";
 import { print } from "../output.ts";
@@ -13,46 +14,72 @@ interface ServeOptions {
   dataDir?: string;
   engine: EngineName;
   ephemeral?: boolean;
+  auth?: boolean;
+  auditLog?: string;
+  maxStreamsPerSandbox?: number;
+  maxExecTimeoutSeconds?: number;
 }
 
 export function serveCommand(): Command {
   return new Command("serve")
     .description("run a server on this machine")
-    .option("--addr <host:port>", "where to listen; loopback only, port 0 takes any free one", "127.0.0.1:8080")
+    .option("--addr <host:port>", "where to listen; loopback only unless --auth, port 0 takes any free one", "127.0.0.1:8080")
     .option("--data-dir <dir>", "where its state lies (default: $XDG_DATA_HOME/mitos, else ~/.local/share/mitos)")
     .addOption(new Option("--engine <name>", "how sandboxes run; mock runs nothing").choices(engines).default("auto"))
     .option("--ephemeral", "end all sandboxes when the server stops; otherwise they run on and the next server finds them")
+    .option("--auth", "ask every request for a key (`mitos auth keys`)")
+    .option("--audit-log <file>", "append a line of JSON for each action; - for standard error")
+    .option(
+      "--max-streams-per-sandbox <n>",
+      "exec streams open at once on one sandbox (default: 16; 0: any number)",
+      wholeNumber("--max-streams-per-sandbox", 0),
+    )
+    .option(
+      "--max-exec-timeout-seconds <n>",
+      "ceiling of every requested time-out (default: 86400; 0: none)",
+      wholeNumber("--max-exec-timeout-seconds", 0),
+    )
     .action(serve);
 }
 
-async function serve({ addr, dataDir, engine, ephemeral }: ServeOptions): Promise<void> {
-  const address = parseLoopback(addr);
+async function serve({ addr, dataDir, engine, ephemeral, auth = false, ...settings }: ServeOptions): Promise<void> {
+  const address = parseAddress(addr, auth);
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
-  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine));
+  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine, { auth, ...settings }));
   print(
     [
       `Mitos listens on ${server.url}`,
       `  engine     ${server.driverName}`,
       `  isolation  ${server.isolation}${server.isolation === "mock" ? " (nothing runs in its sandboxes)" : ""}`,
       `  data       ${dir}`,
+      ...(auth ? ["  keys       required"] : []),
+      ...(isLoopback(address.host)
+        ? []
+        : ["  note       this is plain HTTP: put a reverse proxy with TLS in front, or keys travel in the clear"]),
     ].join("\n"),
   );
+  if (server.firstKey) {
+    print(
+      `\nThe first key, with the scope admin. It is shown only now:\n\n  ${server.firstKey}\n\nKeep it with: mitos auth login --token <key>`,
+    );
+  }
   if (!interrupt.signal.aborted) await once(interrupt.signal, "abort");
   process.stderr.write(ephemeral ? "stopping, and ending all sandboxes\n" : "stopping; sandboxes run on\n");
   await withProgress("stopping", server.close(ephemeral ? "end" : "keep"));
 }
 
 /** @throws UsageError (exit code 2): without keys only this machine may reach the server */
-export function parseLoopback(addr: string): Address {
+function parseAddress(addr: string, auth: boolean): Address {
   const match = /^(?:\[([^\]]*)\]|([^:]*)):(\d{1,5})$/.exec(addr);
   const host = match?.[1] ?? match?.[2] ?? "";
   const port = Number(match?.[3]);
   if (!match || port > 65_535) throw new UsageError(`--addr ${addr} is not valid`, "Give host:port, for example 127.0.0.1:8080.");
+  if (auth) return { host: host || "0.0.0.0", port };
   if (isLoopback(host)) return { host, port };
   throw new UsageError(
     `--addr ${addr} would be reachable from other machines, and this server has no keys`,
-    "Listen on 127.0.0.1, [::1] or localhost; from elsewhere, use an SSH tunnel.",
+    "Listen on 127.0.0.1, [::1] or localhost and use an SSH tunnel from elsewhere, or ask for keys with --auth.",
   );
 }
 

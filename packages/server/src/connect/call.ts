@@ -1,11 +1,15 @@
 /** What is the same for every RPC: whose sandbox, when it ends, its errors, its line in the audit log. */
 
-import { Code, ConnectError, type HandlerContext } from "@connectrpc/connect";
+import { Code, ConnectError, createContextKey, type HandlerContext } from "@connectrpc/connect";
 import type { Runtime } from "@mitos/engine";
 import { isId, MitosError, type SandboxId } from "@mitos/protocol";
 import type { ServerContext } from "../context.ts";
 import { isOurFault, toConnectError, toMitosError } from "../errors.ts";
+import type { AnyRequest } from "../http/guard.ts";
 import { clientSignal, type EndSignals } from "../stream/follow.ts";
+
+/** The request that an RPC came with. */
+export const rawRequest = createContextKey<AnyRequest | undefined>(undefined);
 
 export interface Call {
   readonly context: ServerContext;
@@ -57,9 +61,15 @@ function toCall(context: ServerContext, handler: HandlerContext): Call {
   return {
     context,
     sandbox,
-    runtime: () => context.engine.runtime(sandbox),
+    runtime: () => context.engineFor(requestOf(handler)).runtime(sandbox),
     signals: { client: clientSignal(handler.signal, context.shutdown), shutdown: context.shutdown },
   };
+}
+
+function requestOf(handler: HandlerContext): AnyRequest {
+  const request = handler.values.get(rawRequest);
+  if (!request) throw new Error("broken invariant: an RPC without its request");
+  return request;
 }
 
 function sandboxOf(handler: HandlerContext): SandboxId {
@@ -68,7 +78,8 @@ function sandboxOf(handler: HandlerContext): SandboxId {
   return id as SandboxId;
 }
 
-function recorder({ audit }: ServerContext, op: string, handler: HandlerContext): (ok: boolean) => void {
+function recorder(context: ServerContext, op: string, handler: HandlerContext): (ok: boolean) => void {
+  const audit = context.auditFor(requestOf(handler));
   const id = handler.requestHeader.get("X-Sandbox-Id");
   return (ok) => audit.record({ sandbox_id: isId(id) ? id : "", op, ok });
 }

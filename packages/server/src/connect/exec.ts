@@ -14,16 +14,18 @@ import { type Call, firstMessage, notOpen } from "./call.ts";
 
 export async function* execStream(request: pb.ExecStreamRequest, call: Call): AsyncGenerator<pb.ExecResponse> {
   const start = toProcessStart(request, call.context.maxExecTimeoutSeconds, call.sandbox);
+  const runtime = call.runtime();
   using _place = call.context.streams.take(call.sandbox);
-  yield* execFrames(call.runtime().exec(start, call.signals.client), call.signals);
+  yield* execFrames(runtime.exec(start, call.signals.client), call.signals);
 }
 
 export async function* exec(requests: AsyncIterable<pb.ExecRequest>, call: Call): AsyncGenerator<pb.ExecResponse> {
   const { first, rest } = await firstMessage(requests);
   if (first.msg.case !== "open") throw notOpen();
   const start = { ...toProcessStart(first.msg.value, call.context.maxExecTimeoutSeconds, call.sandbox), stdin: true };
+  const runtime = call.runtime();
   using _place = call.context.streams.take(call.sandbox);
-  const attachment = call.runtime().exec(start, call.signals.client);
+  const attachment = runtime.exec(start, call.signals.client);
   const input = deliverInput(rest, attachment);
   // A client that breaks off shows in the output's signals; what the process no longer reads is not an error.
   input.catch(() => {});

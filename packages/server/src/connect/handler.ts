@@ -1,7 +1,7 @@
 /** The Connect service on Node's requests, HTTP/1.1 and HTTP/2. */
 
 import type { ServerResponse } from "node:http";
-import { ConnectError, createConnectRouter } from "@connectrpc/connect";
+import { ConnectError, createConnectRouter, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import {
   contentTypeStreamJson,
@@ -10,13 +10,16 @@ import {
   contentTypeUnaryProto,
 } from "@connectrpc/connect/protocol-connect";
 import { compressionGzip, universalRequestFromNodeRequest } from "@connectrpc/connect-node";
-import { limits } from "@mitos/protocol";
+import { limits, type MitosError } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
+import { rpcAccess } from "../auth/access.ts";
 import type { ServerContext } from "../context.ts";
+import { toConnectError } from "../errors.ts";
 import type { AnyRequest } from "../http/guard.ts";
-import { type AnyResponse, sendPlain } from "../http/plain.ts";
+import { type AnyResponse, sendConnectError, sendEndStream, sendPlain } from "../http/plain.ts";
 import { writeTo } from "../stream/write.ts";
 import { withExecAliases } from "./aliases.ts";
+import { rawRequest } from "./call.ts";
 import { sandboxService } from "./service.ts";
 
 export const servicePrefix = `/${pb.Sandbox.typeName}/`;
@@ -45,6 +48,9 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     if (!handler.supportedContentType(request.headers["content-type"] ?? "")) {
       return sendPlain(response, 415, "unsupported media type", { "Accept-Post": acceptPost(handler) });
     }
+    const { name, localName } = method;
+    const denied = context.auth?.authorise(request, response, rpcAccess[localName as keyof typeof rpcAccess], name);
+    if (denied) return refuseRpc(request, response, denied);
     serve(handler, request, response).catch((error: unknown) => {
       context.log.debug({ rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
       request.destroy();
@@ -52,8 +58,17 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
   };
 }
 
+/** Before anything of the body is read. A Connect stream carries its errors in its end, everything else in its status. */
+export function refuseRpc(request: AnyRequest, response: AnyResponse, error: MitosError): void {
+  const contentType = request.headers["content-type"] ?? "";
+  const connect = toConnectError(error);
+  if (contentType.startsWith("application/connect+")) sendEndStream(response, contentType, connect);
+  else sendConnectError(response, connect);
+}
+
 async function serve(handler: UniversalHandler, request: AnyRequest, response: AnyResponse): Promise<void> {
-  const universal = universalRequestFromNodeRequest(request, response, undefined, undefined);
+  const contextValues = createContextValues().set(rawRequest, request);
+  const universal = universalRequestFromNodeRequest(request, response, undefined, contextValues);
   const answer = await handler({ ...universal, body: bodyOf(handler, request) });
   await sendAnswer(answer, response);
 }

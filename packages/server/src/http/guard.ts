@@ -1,5 +1,5 @@
 /**
- * What keeps web pages away from a server without keys: a page can make a browser send requests to this machine, under a name of its own
+ * What keeps web pages away, above all from a server without keys: a page can make a browser send requests to this machine, under a name of its own
  * that resolves to it (DNS rebinding) or from its own origin. Both show in the headers `Host` and `Origin`.
  */
 
@@ -24,15 +24,19 @@ export function authorityOf(request: AnyRequest): string | undefined {
   return authority || request.headers.host || undefined;
 }
 
-/** @returns why the request is refused, or undefined */
-export function refusal(request: AnyRequest, boundHost: string): MitosError | undefined {
+/**
+ * @param boundHost - the name that the server listens on, which `Host` must be; undefined = any, where requests bring a key
+ * @returns why the request is refused, or undefined
+ */
+export function refusal(request: AnyRequest, boundHost: string | undefined): MitosError | undefined {
   const authority = authorityOf(request);
   const { origin } = request.headers;
   // HTTP/1.0 without Host: no browser does that.
   if (authority === undefined) return origin === undefined ? undefined : refused("a request with Origin needs Host");
   const host = parseAuthority(authority);
   if (!host) return refused("the Host header is malformed");
-  if (!isLoopback(host.name) && host.name !== boundHost.toLowerCase()) return refused(`the Host ${host.name} is not this server's`);
+  if (boundHost !== undefined && !isLoopback(host.name) && host.name !== boundHost.toLowerCase())
+    return refused(`the Host ${host.name} is not this server's`);
   if (origin !== undefined && !isSameOrigin(origin, host)) return refused("the Origin is not this server's");
   return undefined;
 }

@@ -1,11 +1,19 @@
 import type { ServerResponse } from "node:http";
 import type { Http2ServerResponse } from "node:http2";
 import type { ConnectError } from "@connectrpc/connect";
-import { codeToHttpStatus, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
+import { codeToHttpStatus, endStreamFlag, endStreamToJson, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
 import type { MitosError } from "@mitos/protocol";
 import { retryAfterSeconds } from "../errors.ts";
+import type { AnyRequest } from "./guard.ts";
 
 export type AnyResponse = (ServerResponse & { readonly stream?: undefined }) | Http2ServerResponse;
+
+/** How long a client may go on sending a body whose request has been answered already. */
+const lateBodyMs = 30_000;
+
+export function endLateBody(request: AnyRequest): void {
+  if (!request.complete) setTimeout(() => request.complete || request.destroy(), lateBodyMs).unref();
+}
 
 export function sendPlain(response: AnyResponse, status: number, text: string, headers: Record<string, string> = {}): void {
   const body = `${text}\n`;
@@ -23,9 +31,15 @@ export function sendEnvelope(response: AnyResponse, error: MitosError): void {
   (response as ServerResponse).writeHead(error.entry.status, {
     "content-type": "application/json",
     "content-length": String(Buffer.byteLength(body)),
+    ...challenge(error.entry.status),
     ...retryAfter(error),
   });
   response.end(body);
+}
+
+/** Which 401 has to carry (RFC 9110). */
+function challenge(status: number): Record<string, string> {
+  return status === 401 ? { "www-authenticate": "Bearer" } : {};
 }
 
 export function retryAfter(error: MitosError): Record<string, string> {
@@ -36,9 +50,25 @@ export function retryAfter(error: MitosError): Record<string, string> {
 /** The error of a unary RPC, outside the Connect handler. */
 export function sendConnectError(response: AnyResponse, error: ConnectError): void {
   const body = errorToJsonBytes(error, undefined);
-  (response as ServerResponse).writeHead(codeToHttpStatus(error.code), {
+  const status = codeToHttpStatus(error.code);
+  (response as ServerResponse).writeHead(status, {
     "content-type": "application/json",
     "content-length": String(body.byteLength),
+    ...challenge(status),
+    ...Object.fromEntries(error.metadata),
   });
   response.end(body);
+}
+
+/** The error of a Connect stream that does not begin, outside the Connect handler. */
+export function sendEndStream(response: AnyResponse, contentType: string, error: ConnectError): void {
+  const payload = Buffer.from(JSON.stringify(endStreamToJson(new Headers(), error, undefined)));
+  const head = Buffer.alloc(5);
+  head[0] = endStreamFlag;
+  head.writeUInt32BE(payload.length, 1);
+  (response as ServerResponse).writeHead(200, {
+    "content-type": contentType,
+    "content-length": String(head.length + payload.length),
+  });
+  response.end(Buffer.concat([head, payload]));
 }

@@ -25,12 +25,10 @@ const writeQuery = z.object({
 const uploadSilenceMs = 120_000;
 
 export function fileRoutes(app: FastifyInstance, context: ServerContext): void {
-  const { engine, audit } = context;
-
   app.head("/v1/sandboxes/:id/files", async (request, reply) => {
     const { id } = check(params, request.params);
     const query = check(readQuery, request.query);
-    const info = await engine.runtime(id).stat(query.path);
+    const info = await context.engineFor(request.raw).runtime(id).stat(query.path);
     if (info.isDir) throw isDirectory(query.path);
     reply.raw.writeHead(200, { ...fileHeaders(info.modifiedAtUnix), "content-length": String(info.size) }).end();
     return reply.hijack();
@@ -42,7 +40,7 @@ export function fileRoutes(app: FastifyInstance, context: ServerContext): void {
     let ok = false;
     let sent = 0;
     try {
-      const runtime = engine.runtime(id);
+      const runtime = context.engineFor(request.raw).runtime(id);
       using client = requestSignal(request, reply, context.shutdown);
       const range = parseRange(request.headers.range, async () => Number((await runtime.stat(query.path)).size));
       const { offset, length, partial } = await range;
@@ -72,7 +70,7 @@ export function fileRoutes(app: FastifyInstance, context: ServerContext): void {
       );
       ok = true;
     } finally {
-      audit.record({ sandbox_id: id, op: "read_file", bytes: sent, ok });
+      context.auditFor(request.raw).record({ sandbox_id: id, op: "read_file", bytes: sent, ok });
     }
     return reply;
   });
@@ -84,10 +82,13 @@ export function fileRoutes(app: FastifyInstance, context: ServerContext): void {
     let ok = false;
     try {
       using client = requestSignal(request, reply, context.shutdown);
-      bytes = await engine.runtime(id).writeFile(query.path, Number.parseInt(query.mode, 8), bodyOf(request), client.signal);
+      bytes = await context
+        .engineFor(request.raw)
+        .runtime(id)
+        .writeFile(query.path, Number.parseInt(query.mode, 8), bodyOf(request), client.signal);
       ok = true;
     } finally {
-      audit.record({ sandbox_id: id, op: "write_file", bytes, ok });
+      context.auditFor(request.raw).record({ sandbox_id: id, op: "write_file", bytes, ok });
     }
     return { bytes_written: bytes };
   });

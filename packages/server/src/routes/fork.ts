@@ -1,9 +1,10 @@
 /** `POST /v1/fork` makes a sandbox from a template, `POST /v1/sandboxes/{id}/fork` forks a running one. */
 
-import type { Sandbox } from "@mitos/engine";
+import type { Engine, Sandbox } from "@mitos/engine";
 import { type ForkJson, limits, MitosError, newSandboxId, type SandboxId, type TemplateId, toSandboxId } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
+import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
 import { idempotencyKey, once } from "../idempotency.ts";
@@ -50,9 +51,11 @@ const forkBody = z
 const forkParams = z.object({ id: sandboxId });
 
 export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
-  const { engine, maxExecTimeoutSeconds, metrics } = context;
+  const { maxExecTimeoutSeconds, metrics } = context;
 
   app.post("/v1/fork", async (request) => {
+    const engine = context.engineFor(request.raw);
+    const audit = context.auditFor(request.raw);
     const body = await readJson(request, createBody);
     const from = parseTemplate(body.template);
     checkCeiling(body.timeout_seconds, maxExecTimeoutSeconds, body.id);
@@ -64,22 +67,26 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
       engine.idempotency,
       "fork",
       idempotencyKey(request),
-      findAll(context, (found) => answer(found[0]!)),
+      findAll(engine, (found) => answer(found[0]!)),
       async () => {
         const done = metrics.forkSeconds.startTimer({ kind: from.kind });
         const sandbox =
           from.kind === "live"
-            ? await forkOne(context, from.source, body.id, body.env ?? {}, body.timeout_seconds ?? undefined)
-            : await engine.create({
-                template: from.template,
-                id: body.id,
-                env: body.env ?? {},
-                secrets: body.secrets ?? {},
-                timeoutSeconds: body.timeout_seconds ?? null,
-                idleTimeoutSeconds: body.idle_timeout_seconds ?? null,
-                metadata: body.metadata ?? {},
-                ...(body.resources ? { resources: body.resources } : {}),
-              });
+            ? await audited(audit, forkEvent(from.source, [body.id]), () =>
+                forkOne(engine, from.source, body.id, body.env ?? {}, body.timeout_seconds ?? undefined),
+              )
+            : await audited(audit, { sandbox_id: body.id, op: "create", detail: `template=${from.template}` }, () =>
+                engine.create({
+                  template: from.template,
+                  id: body.id,
+                  env: body.env ?? {},
+                  secrets: body.secrets ?? {},
+                  timeoutSeconds: body.timeout_seconds ?? null,
+                  idleTimeoutSeconds: body.idle_timeout_seconds ?? null,
+                  metadata: body.metadata ?? {},
+                  ...(body.resources ? { resources: body.resources } : {}),
+                }),
+              );
         done();
         return { resource: sandbox.id, answer: answer(sandbox) };
       },
@@ -87,27 +94,30 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
   });
 
   app.post("/v1/sandboxes/:id/fork", async (request) => {
+    const engine = context.engineFor(request.raw);
     const { id: source } = check(forkParams, request.params);
     const body = await readJson(request, forkBody);
     checkCeiling(body.timeout_seconds, maxExecTimeoutSeconds, source);
-    const ids = body.ids ?? (body.id ? [body.id] : freshIds(context, body.count ?? 1));
+    const ids = body.ids ?? (body.id ? [body.id] : freshIds(engine, body.count ?? 1));
     const endpoint = endpointOf(request);
     const single = body.count === undefined && body.ids === undefined;
     const children = (sandboxes: readonly Sandbox[]) => sandboxes.map((child) => sandboxJson(child, endpoint));
 
     // A repetition knows the children, not what the first fork took.
-    const repeat = findAll(context, (found) =>
+    const repeat = findAll(engine, (found) =>
       single ? children(found)[0]! : ({ children: children(found), paused_ms: 0, snapshot_bytes: 0 } satisfies ForkJson),
     );
     return once(engine.idempotency, "fork", idempotencyKey(request), repeat, async () => {
       const done = metrics.forkSeconds.startTimer({ kind: "live" });
-      const result = await engine.fork({
-        source,
-        ids,
-        inheritSecrets: body.inherit_secrets,
-        timeoutSeconds: body.timeout_seconds,
-        env: body.env ?? {},
-      });
+      const result = await audited(context.auditFor(request.raw), forkEvent(source, ids), () =>
+        engine.fork({
+          source,
+          ids,
+          inheritSecrets: body.inherit_secrets,
+          timeoutSeconds: body.timeout_seconds,
+          env: body.env ?? {},
+        }),
+      );
       done();
       return {
         resource: result.children.map(({ id }) => id).join(","),
@@ -126,8 +136,12 @@ function parseTemplate(text: string): CreateSource {
   return { kind: "create", template: check(z.object({ template: templateId }), { template: text }).template };
 }
 
+function forkEvent(source: SandboxId, children: readonly SandboxId[]) {
+  return { sandbox_id: source, op: "fork", detail: `children=${children.join(",")}` };
+}
+
 async function forkOne(
-  { engine }: ServerContext,
+  engine: Engine,
   source: SandboxId,
   id: SandboxId,
   childEnv: Record<string, string>,
@@ -140,7 +154,7 @@ async function forkOne(
 }
 
 /** Looks up the sandboxes of an earlier request; undefined when one of them is gone. */
-function findAll({ engine }: ServerContext, answer: (found: readonly Sandbox[]) => object): (resource: string) => object | undefined {
+function findAll(engine: Engine, answer: (found: readonly Sandbox[]) => object): (resource: string) => object | undefined {
   return (resource) => {
     const ids = resource.split(",");
     const living = new Map(engine.list().map((sandbox) => [sandbox.id as string, sandbox]));
@@ -149,7 +163,7 @@ function findAll({ engine }: ServerContext, answer: (found: readonly Sandbox[]) 
   };
 }
 
-function freshIds({ engine }: ServerContext, count: number): SandboxId[] {
+function freshIds(engine: Engine, count: number): SandboxId[] {
   const taken = new Set(engine.list().map(({ id }) => id));
   const ids: SandboxId[] = [];
   while (ids.length < count) {

@@ -2,18 +2,22 @@ import type { FastifyInstance } from "fastify";
 import type { ServerContext } from "../context.ts";
 
 export function healthRoutes(app: FastifyInstance, context: ServerContext): void {
-  const { engine, version, metrics } = context;
+  const { version, metrics } = context;
+  const { isolation } = context.engine;
 
-  app.get("/v1/health", async () => ({
-    status: "ok",
-    mock: engine.isolation === "mock",
-    templates: engine.listTemplates().length,
-    sandboxes: engine.list().length,
-    isolation: engine.isolation,
-    version,
-  }));
+  app.get("/v1/health", async (request) => {
+    const engine = context.engineFor(request.raw);
+    return {
+      status: "ok",
+      mock: isolation === "mock",
+      templates: engine.listTemplates().length,
+      sandboxes: engine.list().length,
+      isolation,
+      version,
+    };
+  });
 
-  app.get("/healthz", async (_request, reply) => reply.type("text/plain").send(`ok (${engine.isolation})\n`));
+  app.get("/healthz", async (_request, reply) => reply.type("text/plain").send(`ok (${isolation})\n`));
 
   app.get("/readyz", async (_request, reply) =>
     context.isClosing() ? reply.code(503).type("text/plain").send("the server is going down\n") : reply.type("text/plain").send("ready\n"),

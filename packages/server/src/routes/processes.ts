@@ -45,11 +45,11 @@ const signalBody = z.object({ signal: z.int().min(1).max(64), group: z.boolean()
 const resizeBody = z.object({ cols: terminalSide, rows: terminalSide });
 
 export function processRoutes(app: FastifyInstance, context: ServerContext): void {
-  const { engine, audit, streams, shutdown } = context;
+  const { streams, shutdown } = context;
 
   app.get("/v1/sandboxes/:id/processes", async (request) => {
     const { id } = check(params, request.params);
-    return (await engine.runtime(id).listProcesses()).map(rowJson);
+    return (await context.engineFor(request.raw).runtime(id).listProcesses()).map(rowJson);
   });
 
   app.post("/v1/sandboxes/:id/processes", async (request) => {
@@ -58,30 +58,38 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
     checkCeiling(body.timeout_seconds, context.maxExecTimeoutSeconds, id);
     let ok = false;
     try {
-      const started = await engine.runtime(id).start({
-        argv: body.args,
-        shellCommand: body.command,
-        cwd: body.cwd,
-        env: body.env ?? {},
-        user: body.user,
-        stdin: body.stdin,
-        pty: body.pty ?? undefined,
-        timeoutMs: (body.timeout_seconds ?? 0) * 1000,
-      });
+      const started = await context
+        .engineFor(request.raw)
+        .runtime(id)
+        .start({
+          argv: body.args,
+          shellCommand: body.command,
+          cwd: body.cwd,
+          env: body.env ?? {},
+          user: body.user,
+          stdin: body.stdin,
+          pty: body.pty ?? undefined,
+          timeoutMs: (body.timeout_seconds ?? 0) * 1000,
+        });
       ok = true;
       return { pid: started.pid, started_unix: Math.floor(started.startedUnixMs / 1000) };
     } finally {
-      audit.record({ sandbox_id: id, op: "process_start", detail: `pty=${Boolean(body.pty)}`, ok });
+      context.auditFor(request.raw).record({ sandbox_id: id, op: "process_start", detail: `pty=${Boolean(body.pty)}`, ok });
     }
   });
 
   app.get("/v1/sandboxes/:id/processes/:pid/output", { exposeHeadRoute: false }, async (request, reply) => {
     const target = check(processParams, request.params);
     const query = check(outputQuery, request.query);
+    // Before the count of its streams, which would tell that it exists.
+    const runtime = context.engineFor(request.raw).runtime(target.id);
     using _place = streams.take(target.id);
     using client = requestSignal(request, reply, shutdown);
     const options = { stdoutFrom: query.stdout_from, stderrFrom: query.stderr_from, follow: query.follow === "true" };
-    const events = follow(engine.runtime(target.id).attach(target.pid, options, client.signal), { client: client.signal, shutdown });
+    const events = follow(runtime.attach(target.pid, options, client.signal), {
+      client: client.signal,
+      shutdown,
+    });
 
     // An unknown pid must be answered as an error, so the answer begins with the first event.
     let event = await events.next();
@@ -106,7 +114,7 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
   app.post("/v1/sandboxes/:id/processes/:pid/stdin", async (request) => {
     const target = check(processParams, request.params);
     const body = await readJson(request, stdinBody);
-    await engine.runtime(target.id).writeStdin(target.pid, Buffer.from(body.data, "base64"), body.close);
+    await context.engineFor(request.raw).runtime(target.id).writeStdin(target.pid, Buffer.from(body.data, "base64"), body.close);
     return { status: "ok" };
   });
 
@@ -115,10 +123,10 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
     const body = await readJson(request, signalBody);
     let ok = false;
     try {
-      await engine.runtime(target.id).signalProcess(target.pid, body.signal, body.group);
+      await context.engineFor(request.raw).runtime(target.id).signalProcess(target.pid, body.signal, body.group);
       ok = true;
     } finally {
-      audit.record({ sandbox_id: target.id, op: "signal", ok });
+      context.auditFor(request.raw).record({ sandbox_id: target.id, op: "signal", ok });
     }
     return { status: "ok" };
   });
@@ -126,7 +134,7 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
   app.post("/v1/sandboxes/:id/processes/:pid/resize", async (request) => {
     const target = check(processParams, request.params);
     const body = await readJson(request, resizeBody);
-    await engine.runtime(target.id).resizeTerminal(target.pid, body.cols, body.rows);
+    await context.engineFor(request.raw).runtime(target.id).resizeTerminal(target.pid, body.cols, body.rows);
     return { status: "ok" };
   });
 }

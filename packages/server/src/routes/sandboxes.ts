@@ -1,6 +1,7 @@
 import type { Sandbox } from "@mitos/engine";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
+import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { check } from "../http/json.ts";
 import { sandboxId } from "../schemas.ts";
@@ -16,11 +17,14 @@ const listQuery = z.looseObject({
 const params = z.object({ id: sandboxId });
 const deleteQuery = z.object({ subtree: z.enum(["true", "false"]).default("false") });
 
-export function sandboxRoutes(app: FastifyInstance, { engine }: ServerContext): void {
+export function sandboxRoutes(app: FastifyInstance, context: ServerContext): void {
   app.get("/v1/sandboxes", async (request, reply) => {
     const query = check(listQuery, request.query);
     const { state, parent, limit } = query;
-    const rows = engine.list({ state, parent, metadata: metadataFilter(query) }).toSorted(byCreation);
+    const rows = context
+      .engineFor(request.raw)
+      .list({ state, parent, metadata: metadataFilter(query) })
+      .toSorted(byCreation);
     const after = query.cursor === undefined ? undefined : parseCursor(query.cursor);
     const rest = after ? rows.filter((row) => byCreation(row, after) > 0) : rows;
     const page = limit === undefined ? rest : rest.slice(0, limit);
@@ -32,18 +36,21 @@ export function sandboxRoutes(app: FastifyInstance, { engine }: ServerContext): 
 
   app.get("/v1/sandboxes/:id", async (request) => {
     const { id } = check(params, request.params);
-    return sandboxDetailJson(engine.get(id), endpointOf(request));
+    return sandboxDetailJson(context.engineFor(request.raw).get(id), endpointOf(request));
   });
 
   app.get("/v1/sandboxes/:id/tree", async (request) => {
     const { id } = check(params, request.params);
-    return treeJson(engine.tree(id), endpointOf(request));
+    return treeJson(context.engineFor(request.raw).tree(id), endpointOf(request));
   });
 
   app.delete("/v1/sandboxes/:id", async (request) => {
     const { id } = check(params, request.params);
     const { subtree } = check(deleteQuery, request.query);
-    await engine.terminate(id, { subtree: subtree === "true" });
+    const event = { sandbox_id: id, op: "terminate", detail: `subtree=${subtree}` };
+    await audited(context.auditFor(request.raw), event, () =>
+      context.engineFor(request.raw).terminate(id, { subtree: subtree === "true" }),
+    );
     return { status: "terminated", id };
   });
 }

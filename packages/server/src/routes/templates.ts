@@ -2,6 +2,7 @@ import { isIP } from "node:net";
 import { MitosError, resourceDefaults } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
+import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
 import { idempotencyKey, once } from "../idempotency.ts";
@@ -43,8 +44,9 @@ const templateBody = z.object({
 
 const templateParams = z.object({ id: templateId });
 
-export function templateRoutes(app: FastifyInstance, { engine }: ServerContext): void {
+export function templateRoutes(app: FastifyInstance, context: ServerContext): void {
   app.post("/v1/templates", async (request) => {
+    const engine = context.engineFor(request.raw);
     const body = await readJson(request, z.looseObject(templateBody.shape));
     const policy = checkNetwork(body.network);
     const find = (id: string) => {
@@ -52,21 +54,25 @@ export function templateRoutes(app: FastifyInstance, { engine }: ServerContext):
       return template && templateJson(template);
     };
     return once(engine.idempotency, "template", idempotencyKey(request), find, async () => {
-      const template = await engine.createTemplate({
-        id: body.id,
-        network: policy,
-        workload: toWorkload(body.workload),
-        resources: { ...resourceDefaults, ...body.resources },
-      });
+      const event = { sandbox_id: "", op: "create_template", detail: `template=${body.id}` };
+      const template = await audited(context.auditFor(request.raw), event, () =>
+        engine.createTemplate({
+          id: body.id,
+          network: policy,
+          workload: toWorkload(body.workload),
+          resources: { ...resourceDefaults, ...body.resources },
+        }),
+      );
       return { resource: template.id, answer: templateJson(template) };
     });
   });
 
-  app.get("/v1/templates", async () => engine.listTemplates().map(templateJson));
+  app.get("/v1/templates", async (request) => context.engineFor(request.raw).listTemplates().map(templateJson));
 
   app.delete("/v1/templates/:id", async (request) => {
     const { id } = check(templateParams, request.params);
-    await engine.deleteTemplate(id);
+    const event = { sandbox_id: "", op: "delete_template", detail: `template=${id}` };
+    await audited(context.auditFor(request.raw), event, () => context.engineFor(request.raw).deleteTemplate(id));
     return { status: "deleted", id };
   });
 }

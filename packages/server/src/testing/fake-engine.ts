@@ -3,20 +3,27 @@
  * what it was asked for. It claims no other part of an engine's behaviour.
  */
 
+import { randomUUID } from "node:crypto";
+import { existsSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
 import { create } from "@bufbuild/protobuf";
-import type {
-  Attachment,
-  CreateRequest,
-  Engine,
-  ForkRequest,
-  IdempotencyStore,
-  ProcessEvent,
-  ProcessStart,
-  RunCodeRequest,
-  Runtime,
-  Sandbox,
-  SandboxState,
-  Template,
+import {
+  type Attachment,
+  type CreateRequest,
+  type Engine,
+  type ForkRequest,
+  type IdempotencyStore,
+  type Keys,
+  openKeys,
+  type ProcessEvent,
+  type ProcessStart,
+  type RunCodeRequest,
+  type Runtime,
+  type Sandbox,
+  type SandboxState,
+  type Template,
+  unknownSandbox,
 } from "@mitos/engine";
 import { MitosError, resourceDefaults, type SandboxId } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
@@ -343,6 +350,21 @@ export class FakeEngine {
     } satisfies IdempotencyStore;
   })();
 
+  #keys: (Keys & Disposable) | undefined;
+  // In memory where there is such a place: a test must not wait for a disk.
+  readonly #keysDir = path.join(existsSync("/dev/shm") ? "/dev/shm" : tmpdir(), `mitos-fake-engine-${randomUUID()}`);
+
+  /** A real store, opened when a test first uses it. */
+  get keys(): Keys {
+    this.#keys ??= openKeys(this.#keysDir);
+    return this.#keys;
+  }
+
+  [Symbol.dispose]() {
+    this.#keys?.[Symbol.dispose]();
+    rmSync(this.#keysDir, { recursive: true, force: true });
+  }
+
   async createTemplate(request: Omit<Template, "ready" | "createdAtMs" | "creationTimeMs">) {
     const template: Template = { ...request, ready: true, createdAtMs: this.#clock++, creationTimeMs: 1.5 };
     this.templates.set(request.id, template);
@@ -378,7 +400,7 @@ export class FakeEngine {
       parentId,
       state: "running",
       isolation: "mock",
-      resources: resourceDefaults,
+      resources: { ...resourceDefaults, ...template.resources, ...request?.resources },
       network: template.network,
       metadata: request?.metadata ?? {},
       createdAtMs: this.#clock++,
@@ -387,15 +409,19 @@ export class FakeEngine {
       idleTimeoutSeconds: null,
       endReason: null,
       children: [],
+      owner: parentId === null ? (request?.owner ?? null) : this.get(parentId).owner,
     };
     this.sandboxes.set(id, sandbox);
     this.runtimes.set(id, new FakeRuntime());
     return sandbox;
   }
 
+  ownerOf(id: string) {
+    return this.get(id).owner;
+  }
   get(id: string): Sandbox {
     const sandbox = this.sandboxes.get(id);
-    if (!sandbox) throw new MitosError("not_found", { cause: `sandbox ${id}`, context: { sandbox: id } });
+    if (!sandbox) throw unknownSandbox(id as SandboxId);
     const children = [...this.sandboxes.values()].filter((other) => other.parentId === id).map((other) => other.id);
     return { ...sandbox, children };
   }

@@ -1,4 +1,5 @@
 import { request as httpRequest, type IncomingHttpHeaders } from "node:http";
+import type { KeyRequest } from "@mitos/engine";
 import { afterEach, beforeEach, expect } from "vitest";
 import { type RunningServer, type ServerOptions, startServer } from "../index.ts";
 import { FakeEngine, type FakeRuntime } from "./fake-engine.ts";
@@ -10,6 +11,8 @@ export interface Harness {
   logLines: string[];
   /** A running sandbox `sb-1` of the template `python`. */
   runtime: FakeRuntime;
+  /** With `auth`: the headers of an admin's key, by which `python` and `sb-1` were made. Empty otherwise. */
+  admin: Record<string, string>;
 }
 
 /** A server on a free port around a fresh engine for every test; afterwards it must leave no socket behind. */
@@ -24,15 +27,27 @@ export function useServer(options: Partial<ServerOptions> = {}): Harness {
     const log = { debug: write, info: write, warn: write, error: write };
     harness.server = await startServer({ engine: harness.engine.asEngine(), host: "127.0.0.1", port: 0, log, version: "test", ...options });
     harness.url = harness.server.url;
-    await post(harness, "/v1/templates", { id: "python" });
-    await post(harness, "/v1/fork", { id: "sb-1", template: "python" });
+    harness.admin = options.auth ? bearer(makeKey(harness, { owner: "root", scopes: ["admin"] })) : {};
+    await post(harness, "/v1/templates", { id: "python" }, harness.admin);
+    await post(harness, "/v1/fork", { id: "sb-1", template: "python" }, harness.admin);
     harness.runtime = harness.engine.runtimes.get("sb-1")!;
   });
   afterEach(async () => {
     await harness.server.close();
+    harness.engine[Symbol.dispose]();
     await expect.poll(openSockets, { timeout: 3000 }).toEqual(before);
   });
   return harness;
+}
+
+/** A key with all scopes but admin, unless said otherwise. */
+export function makeKey({ engine }: Pick<Harness, "engine">, request: Partial<KeyRequest> = {}): string {
+  const all = { name: "test", owner: "alice", organisation: "acme", scopes: ["read", "execute", "lifecycle"], ttlSeconds: 0, limits: {} };
+  return engine.keys.create({ ...(all as KeyRequest), ...request }).key;
+}
+
+export function bearer(key: string): Record<string, string> {
+  return { Authorization: `Bearer ${key}` };
 }
 
 /** Listening and accepted sockets and open pipes; what `fetch` keeps to itself does not survive the server. */

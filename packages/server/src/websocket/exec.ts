@@ -10,6 +10,7 @@ import type { Attachment, Runtime } from "@mitos/engine";
 import { isId, limits, MitosError, type SandboxId } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { type RawData, type WebSocket, WebSocketServer } from "ws";
+import type { Audit } from "../audit.ts";
 import { notOpen } from "../connect/call.ts";
 import { execFrames, toProcessStart } from "../connect/exec.ts";
 import type { ServerContext } from "../context.ts";
@@ -46,13 +47,13 @@ export function createWebSocketExec(context: ServerContext): WebSocketExec {
       let runtime: Runtime;
       try {
         sandbox = sandboxOf(request);
-        runtime = context.engine.runtime(sandbox);
+        runtime = context.engineFor(request).runtime(sandbox);
       } catch (error) {
         refuseUpgrade(socket, toMitosError(error));
         return;
       }
       server.handleUpgrade(request, socket, head, (webSocket) => {
-        session(context, webSocket, sandbox, runtime).catch((error: unknown) => {
+        session(context, context.auditFor(request), webSocket, sandbox, runtime).catch((error: unknown) => {
           context.log.error({ err: error, sandbox }, "a WebSocket session failed");
           webSocket.terminate();
         });
@@ -84,6 +85,7 @@ export function refuseUpgrade(socket: Duplex, error: MitosError): void {
       `HTTP/1.1 ${error.entry.status} ${error.code}`,
       "Content-Type: application/json",
       `Content-Length: ${Buffer.byteLength(body)}`,
+      ...(error.entry.status === 401 ? ["WWW-Authenticate: Bearer"] : []),
       ...(retryAfter ? [`Retry-After: ${retryAfter}`] : []),
       "Connection: close",
       "",
@@ -92,7 +94,13 @@ export function refuseUpgrade(socket: Duplex, error: MitosError): void {
   );
 }
 
-async function session(context: ServerContext, webSocket: WebSocket, sandbox: SandboxId, runtime: Runtime): Promise<void> {
+async function session(
+  context: ServerContext,
+  audit: Pick<Audit, "record">,
+  webSocket: WebSocket,
+  sandbox: SandboxId,
+  runtime: Runtime,
+): Promise<void> {
   const gone = new AbortController();
   const signals: EndSignals = { client: gone.signal, shutdown: context.shutdown };
   webSocket.on("close", () => {
@@ -123,7 +131,7 @@ async function session(context: ServerContext, webSocket: WebSocket, sandbox: Sa
   } catch (error) {
     await fail(context, webSocket, gone.signal.aborted ? gone.signal.reason : error);
   } finally {
-    context.audit.record({ sandbox_id: sandbox, op: "exec_ws", detail: `pty=${pty}`, ok });
+    audit.record({ sandbox_id: sandbox, op: "exec_ws", detail: `pty=${pty}`, ok });
   }
 }
 
