@@ -239,6 +239,15 @@ export interface Engine {
   /** @throws not_found, idle_timeout, oom_killed, sandbox_not_running; not_supported on the mock engine */
   runtime(id: SandboxId): Runtime;
 
+  /**
+   * Told once for each sandbox that ends or fails from now on, whatever ended it; a pause is no end.
+   *
+   * @returns what stops it
+   */
+  onEnd(listener: (id: SandboxId) => void): () => void;
+  /** The random bytes that this data directory keeps under a name: made when they are first asked for, the same ever after. */
+  storedSecret(name: string, bytes: number): Uint8Array;
+
   /** Leaves machines running for the next server (`keep`), or ends them all. */
   close(options: { sandboxes: "keep" | "end" }): Promise<void>;
 }

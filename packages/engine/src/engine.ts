@@ -28,6 +28,7 @@ import { SnapshotPlaces } from "./snapshots.ts";
 import { openDatabase } from "./store/database.ts";
 import { createIdempotencyStore } from "./store/idempotency.ts";
 import { SandboxStore } from "./store/sandboxes.ts";
+import { SettingsStore } from "./store/settings.ts";
 import { TemplateStore } from "./store/templates.ts";
 import { createTemplate, deleteTemplate, listTemplates } from "./templates.ts";
 import { tree } from "./tree.ts";
@@ -75,7 +76,7 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
     await recover(core);
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
-    return new OpenEngine(core, deadlines, createIdempotencyStore(db, clock), () => db.close());
+    return new OpenEngine(core, deadlines, { idempotency: createIdempotencyStore(db, clock), settings: new SettingsStore(db) }, () => db.close());
   } catch (error) {
     await driver?.close();
     db.close();
@@ -89,13 +90,20 @@ class OpenEngine implements Engine {
   readonly #closeDatabase: () => void;
   readonly #underWay = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
+  readonly #stored: SettingsStore;
   readonly idempotency: IdempotencyStore;
 
-  constructor(core: Core, deadlines: Deadlines, idempotency: IdempotencyStore, closeDatabase: () => void) {
+  constructor(
+    core: Core,
+    deadlines: Deadlines,
+    stores: { idempotency: IdempotencyStore; settings: SettingsStore },
+    closeDatabase: () => void,
+  ) {
     this.#core = core;
     this.#deadlines = deadlines;
     this.#closeDatabase = closeDatabase;
-    this.idempotency = idempotency;
+    this.idempotency = stores.idempotency;
+    this.#stored = stores.settings;
   }
 
   get isolation() {
@@ -168,6 +176,14 @@ class OpenEngine implements Engine {
     if (this.#core.driver.name === "mock")
       throw new MitosError("not_supported", { cause: "the mock engine runs nothing inside a sandbox" });
     return runtime;
+  }
+
+  onEnd(listener: (id: SandboxId) => void): () => void {
+    return this.#core.sandboxes.onEnd(listener);
+  }
+
+  storedSecret(name: string, bytes: number): Uint8Array {
+    return this.#stored.secret(name, bytes);
   }
 
   close(options: { sandboxes: "keep" | "end" }): Promise<void> {
