@@ -76,7 +76,9 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
     await recover(core);
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
-    return new OpenEngine(core, deadlines, { idempotency: createIdempotencyStore(db, clock), settings: new SettingsStore(db) }, () => db.close());
+    return new OpenEngine(core, deadlines, { idempotency: createIdempotencyStore(db, clock), settings: new SettingsStore(db) }, () =>
+      db.close(),
+    );
   } catch (error) {
     await driver?.close();
     db.close();

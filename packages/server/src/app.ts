@@ -10,6 +10,7 @@ import { fileRoutes } from "./routes/files.ts";
 import { forkRoutes } from "./routes/fork.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { lifecycleRoutes } from "./routes/lifecycle.ts";
+import { type PortRoutesOptions, portRoutes } from "./routes/ports.ts";
 import { processRoutes } from "./routes/processes.ts";
 import { sandboxRoutes } from "./routes/sandboxes.ts";
 import { templateRoutes } from "./routes/templates.ts";
@@ -19,7 +20,7 @@ const lateBodyMs = 30_000;
 
 const methods: readonly HTTPMethods[] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
-export async function createApp(context: ServerContext): Promise<FastifyInstance> {
+export async function createApp(context: ServerContext, ports: PortRoutesOptions): Promise<FastifyInstance> {
   const app = Fastify({
     genReqId: () => randomUUID(),
     routerOptions: { maxParamLength: 512 },
@@ -66,6 +67,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
   lifecycleRoutes(app, context);
   fileRoutes(app, context);
   processRoutes(app, context);
+  portRoutes(app, context, ports);
   for (const [url, allowed] of [...known]) refuseOtherMethods(app, url, [...allowed]);
 
   await app.ready();
