@@ -236,13 +236,14 @@ describe("a browser", () => {
 });
 
 describe("a token", () => {
-  it.each([
+  const refused: [string, () => string, number, RegExp][] = [
     ["is missing", () => "", 401, /has none/],
     ["is not ours", () => "not-a-token", 401, /not one of this server's/],
     ["has expired", () => token(program.port, "sb-1", inAnHour() - 3601), 401, /expired/],
     ["is for another port", () => token(1), 403, /another sandbox or port/],
     ["is for another sandbox", () => token(program.port, "sb-2"), 403, /another sandbox or port/],
-  ] as const)("that %s is refused in JSON in both forms", async (_what, make, status, cause) => {
+  ];
+  it.each(refused)("that %s is refused in JSON in both forms", async (_what, make, status, cause) => {
     for (const answer of await Promise.all([get(at, `/?token=${make()}`, onHost()), get(at, `${pathOf()}/?token=${make()}`)])) {
       expect([answer.status, answer.headers["content-type"]]).toEqual([status, "application/json"]);
       expect(answer.json.error.cause).toMatch(cause);
