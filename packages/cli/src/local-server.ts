@@ -1,6 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
+import type { ServerOptions } from "@mitos/server";
 import { version } from "./commands/version.ts";
 import { CommandError, exitCodes } from "./exit.ts";
 
@@ -20,13 +21,20 @@ export interface Address {
   readonly port: number;
 }
 
+export type PreviewSettings = Pick<ServerOptions, "previews" | "previewDomain" | "previewTtlSeconds" | "previewSecret">;
+
 /** Opens the engine of the data directory and serves it, in this process. The server's code is loaded only now. */
-export async function startLocalServer(address: Address, dataDir: string, engineName: EngineName): Promise<LocalServer> {
+export async function startLocalServer(
+  address: Address,
+  dataDir: string,
+  engineName: EngineName,
+  previews: PreviewSettings = {},
+): Promise<LocalServer> {
   const { openEngine } = await import("@mitos/engine");
   const { startServer } = await import("@mitos/server");
   await mkdir(dataDir, { recursive: true, mode: 0o700 });
   const engine = await openEngine({ dataDir, engine: engineName, log });
-  const server = await startServer({ ...address, engine, log, version: version() }).catch(async (error: unknown) => {
+  const server = await startServer({ ...address, ...previews, engine, log, version: version() }).catch(async (error: unknown) => {
     await engine.close({ sandboxes: "keep" });
     throw portError(error, address);
   });

@@ -74,6 +74,9 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
       remediation: "Listen on 127.0.0.1, [::1] or localhost.",
     });
   }
+  const signer =
+    options.previews === false ? undefined : new PreviewSigner(options.previewSecret ?? engine.storedSecret("preview", previewSecretBytes));
+  const domain = options.previewDomain === undefined ? undefined : parseDomain(options.previewDomain);
   const boundHost = host.replace(/^\[(.*)\]$/, "$1");
   const shutdown = new AbortController();
   let closing = false;
@@ -91,9 +94,6 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     isClosing: () => closing,
   };
 
-  const signer =
-    options.previews === false ? undefined : new PreviewSigner(options.previewSecret ?? engine.storedSecret("preview", previewSecretBytes));
-  const domain = options.previewDomain === undefined ? undefined : parseDomain(options.previewDomain);
   const upgraded = upgradedPlaces();
   const previews = createPreviewProxy(context, { signer, domain }, upgraded);
   const expose = createExpose(context, upgraded);

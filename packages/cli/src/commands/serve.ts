@@ -2,8 +2,9 @@ import { once } from "node:events";
 import { isIP } from "node:net";
 import path from "node:path";
 import { Command, Option } from "commander";
+import { wholeNumber } from "../context.ts";
 import { UsageError } from "../exit.ts";
-import { type Address, defaultDataDir, type EngineName, engines, startLocalServer } from "../local-server.ts";
+import { type Address, defaultDataDir, type EngineName, engines, type PreviewSettings, startLocalServer } from "../local-server.ts";
 import { print } from "../output.ts";
 import { withProgress } from "../progress.ts";
 import { interruptible } from "../signals.ts";
@@ -13,6 +14,9 @@ interface ServeOptions {
   dataDir?: string;
   engine: EngineName;
   ephemeral?: boolean;
+  previewDomain?: string;
+  previewTtlSeconds?: number;
+  previews: boolean;
 }
 
 export function serveCommand(): Command {
@@ -22,14 +26,20 @@ export function serveCommand(): Command {
     .option("--data-dir <dir>", "where its state lies (default: $XDG_DATA_HOME/mitos, else ~/.local/share/mitos)")
     .addOption(new Option("--engine <name>", "how sandboxes run; mock runs nothing").choices(engines).default("auto"))
     .option("--ephemeral", "end all sandboxes when the server stops; otherwise they run on and the next server finds them")
+    .option(
+      "--preview-domain <domain>",
+      "previews are https://<label>.<domain>/ (default: below localhost and below this server's address)",
+    )
+    .option("--preview-ttl-seconds <n>", "how long the URL of a preview is valid (default: 3600)", wholeNumber("--preview-ttl-seconds", 1))
+    .option("--no-previews", "answer 501 to whoever asks for a preview")
     .action(serve);
 }
 
-async function serve({ addr, dataDir, engine, ephemeral }: ServeOptions): Promise<void> {
+async function serve({ addr, dataDir, engine, ephemeral, ...options }: ServeOptions): Promise<void> {
   const address = parseLoopback(addr);
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
-  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine));
+  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine, previewsOf(options)));
   print(
     [
       `Mitos listens on ${server.url}`,
@@ -41,6 +51,17 @@ async function serve({ addr, dataDir, engine, ephemeral }: ServeOptions): Promis
   if (!interrupt.signal.aborted) await once(interrupt.signal, "abort");
   process.stderr.write(ephemeral ? "stopping, and ending all sandboxes\n" : "stopping; sandboxes run on\n");
   await withProgress("stopping", server.close(ephemeral ? "end" : "keep"));
+}
+
+/** The secret comes by the environment only: a command line is everybody's to read. */
+function previewsOf({ previews, previewDomain, previewTtlSeconds }: Omit<ServeOptions, "addr" | "engine">): PreviewSettings {
+  const secret = process.env.MITOS_PREVIEW_SECRET;
+  return {
+    previews,
+    previewDomain,
+    previewTtlSeconds,
+    previewSecret: secret === undefined ? undefined : Buffer.from(secret),
+  };
 }
 
 /** @throws UsageError (exit code 2): without keys only this machine may reach the server */
