@@ -1,4 +1,7 @@
-import { describe, expect, it } from "vitest";
+import { readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
 import { startServer } from "../index.ts";
 import { FakeEngine } from "../testing/fake-engine.ts";
 import { get, post, useServer } from "../testing/harness.ts";
@@ -41,6 +44,25 @@ describe("with previews switched off", () => {
     expect((await post(at, "/v1/preview", { sandbox: "none", port: 0 })).status).toBe(501);
     expect((await get(at, "/v1/preview/p80-sb-1/")).status).toBe(501);
     expect((await get(at, "/v1/health", { Host: `p80-sb-1.localhost:${new URL(at.url).port}` })).status).toBe(403);
+  });
+});
+
+describe("the audit log", () => {
+  const file = path.join(tmpdir(), `mitos-preview-audit-${process.pid}.log`);
+  const at = useServer({ auditLog: file });
+  afterAll(() => rm(file));
+
+  it("has a line for each preview and forward, and no token", async () => {
+    at.engine.driverName = "gvisor";
+    const { url } = (await post(at, "/v1/preview", { sandbox: "sb-1", port: 8080 })).json;
+    await post(at, "/v1/sandboxes/sb-1/forward", { guest_port: 5432 });
+    await get(at, url.slice(at.url.length));
+    await at.server.close();
+    const lines = (await readFile(file, "utf8")).trim().split("\n");
+    expect(lines.map((line) => JSON.parse(line))).toEqual([
+      { sandbox_id: "sb-1", op: "preview", detail: "port=8080", unix: expect.any(Number), ok: true },
+      { sandbox_id: "sb-1", op: "forward", detail: "port=5432", unix: expect.any(Number), ok: true },
+    ]);
   });
 });
 

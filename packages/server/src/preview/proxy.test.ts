@@ -446,6 +446,19 @@ describe("what travels", () => {
   });
 });
 
+describe("the end of the server", () => {
+  it("ends what is open, and the client sees that it is not complete", async () => {
+    program.answer = (_request, response) => void response.write("begun");
+    const response = await fetch(`${at.url}${pathOf()}/?token=${token()}`);
+    const socket = new WebSocket(`${at.url.replace("http", "ws")}/ws`, { headers: onHost(cookie()) });
+    await once(socket, "open");
+    const closed = once(socket, "close");
+    const read = expect(response.text()).rejects.toThrow();
+    await at.server.close();
+    await Promise.all([closed, read]);
+  }, 10_000);
+});
+
 describe("a WebSocket", () => {
   const dial = (path: string, headers: Record<string, string> = {}) => new WebSocket(`${at.url.replace("http", "ws")}${path}`, { headers });
   const echoes = async (socket: WebSocket) => {

@@ -124,13 +124,12 @@ function ask(socket: Duplex, { method, target, headers }: Question, framing: rea
 
 /** How the length of the body is told to the program: as the client told it. */
 function bodyHeaders(request: AnyRequest): Header[] {
-  const expect = request.headers.expect;
-  const close: Header[] = [["Connection", "close"]];
-  const continued: Header[] = expect ? [["Expect", expect]] : [];
-  if (request.headers["content-length"] !== undefined) return [...close, ...continued];
+  const close: Header = ["Connection", "close"];
+  // Among the headers that go on already.
+  if (request.headers["content-length"] !== undefined) return [close];
   const hasBody = "stream" in request ? !request.stream.endAfterHeaders : request.headers["transfer-encoding"] !== undefined;
-  if (hasBody) return [...close, ...continued, ["Transfer-Encoding", "chunked"]];
-  return request.method === "GET" || request.method === "HEAD" ? close : [...close, ["Content-Length", "0"]];
+  if (hasBody) return [close, ["Transfer-Encoding", "chunked"]];
+  return request.method === "GET" || request.method === "HEAD" ? [close] : [close, ["Content-Length", "0"]];
 }
 
 type Answer = IncomingMessage & { readonly head: Buffer };

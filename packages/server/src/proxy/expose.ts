@@ -66,7 +66,7 @@ export function createExpose(context: ServerContext, upgraded: Places): Expose {
 
 /** A page that is shown here would be of the API's own origin. @throws forbidden */
 function refuseBrowsers({ request }: Visit): void {
-  if (!isBrowser(request) && request.headers.origin === undefined) return;
+  if (!isBrowser(request)) return;
   throw new MitosError("forbidden", {
     cause: "a page from a sandbox must not share the address of the API",
     remediation: "Open the port in a browser by its preview: POST /v1/preview.",

@@ -48,7 +48,8 @@ export function withForwarded(
   const add = (name: string, value: string | undefined) => {
     if (value && !has(name.toLowerCase())) added.push([name, value]);
   };
-  add("Host", authority);
+  // HTTP/1.0 may go without; HTTP/1.1, which the program is spoken to in, may not.
+  add("Host", authority ?? "localhost");
   add("X-Forwarded-Host", authority);
   add("X-Forwarded-Proto", scheme);
   add("X-Forwarded-Prefix", prefix);
