@@ -164,6 +164,18 @@ describe("routes", () => {
     expect(await (await fetch(`${live.url}/v1/health`)).json()).toMatchObject({ status: "ok", mock: true });
   });
 
+  it.each([
+    [{ sandbox: "", port: 8080 }, 400],
+    [{ sandbox: "sb-1", port: 0 }, 400],
+    [{ sandbox: "unknown", port: 8080 }, 404],
+  ])("preview %j: %i", async (body, status) => {
+    expect((await post("/v1/preview", body)).status).toBe(status);
+  });
+
+  it("forward in mock mode: 501, before anything is looked at", async () => {
+    expect((await post("/v1/sandboxes/unknown/forward", "not JSON")).status).toBe(501);
+  });
+
   it("what needs a guest is refused by the mock engine with a typed error, never pretended", async () => {
     const answer = await fetch(`${live.url}/sandbox.v1.Sandbox/List`, {
       method: "POST",

@@ -1,6 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
+import type { ServerOptions } from "@mitos/server";
 import { version } from "./commands/version.ts";
 import { CommandError, exitCodes } from "./exit.ts";
 import { makeFirstKey, needsFirstKey } from "./first-key.ts";
@@ -23,12 +24,8 @@ export interface Address {
   readonly port: number;
 }
 
-export interface LocalServerOptions {
-  readonly auth?: boolean | undefined;
-  readonly auditLog?: string | undefined;
-  readonly maxStreamsPerSandbox?: number | undefined;
-  readonly maxExecTimeoutSeconds?: number | undefined;
-}
+/** Everything of a server that its user may choose. */
+export type LocalServerOptions = Omit<ServerOptions, "engine" | "host" | "port" | "log" | "version">;
 
 /** Opens the engine of the data directory and serves it, in this process. The server's code is loaded only now. */
 export async function startLocalServer(

@@ -15,7 +15,18 @@ let server: ReturnType<typeof start>;
 const mitos = (...args: string[]) => start(args, { MITOS_BASE_URL: url }).ended;
 
 beforeAll(async () => {
-  server = start(["serve", "--engine", "mock", "--addr", "127.0.0.1:0", "--data-dir", path.join(dir, "data"), "--ephemeral"]);
+  server = start([
+    "serve",
+    "--engine",
+    "mock",
+    "--addr",
+    "127.0.0.1:0",
+    "--data-dir",
+    path.join(dir, "data"),
+    "--ephemeral",
+    "--preview-ttl-seconds",
+    "7200",
+  ]);
   url = (await firstLine(server)).replace("Mitos listens on ", "");
   expect(url, server.seen.err).toMatch(/^http:\/\/127\.0\.0\.1:\d+$/);
 });
@@ -89,6 +100,21 @@ describe("sandboxes", () => {
     expect(await mitos("sandbox", "ls")).toMatchObject({ code: 0, out: "No sandboxes found.\n" });
   });
 
+  it("show their ports under URLs that are valid for as long as serve was told", async () => {
+    const id = (await mitos("sandbox", "create")).out.trim();
+    const { code, out } = await mitos("sandbox", "preview", id, "8080");
+    expect([code, out]).toEqual([
+      0,
+      expect.stringMatching(new RegExp(`^http://p8080-${id}\\.localhost:${new URL(url).port}/\\?token=\\S+\n$`)),
+    ]);
+    const payload = new URL(out).searchParams.get("token")!.split(".")[0]!;
+    const { e } = JSON.parse(Buffer.from(payload, "base64url").toString()) as { e: number };
+    expect(Math.abs(e - Date.now() / 1000 - 7200)).toBeLessThan(120);
+    expect(await mitos("sandbox", "preview", id, "0")).toMatchObject({ code: 2 });
+    expect(await mitos("sandbox", "forward", id, "8080")).toMatchObject({ code: 1, err: expect.stringContaining("mock engine") });
+    await mitos("sandbox", "terminate", id);
+  });
+
   it("take flags before and after the other words", async () => {
     for (const args of [
       ["--pool", "node", "sandbox", "create"],
@@ -126,6 +152,20 @@ describe("serve", () => {
   it("says that a data directory is in use", async () => {
     const second = start(["serve", "--engine", "mock", "--addr", "127.0.0.1:0", "--data-dir", path.join(dir, "data")]);
     expect(await second.ended).toMatchObject({ code: 1, err: expect.stringContaining("another server uses this data directory") });
+  });
+
+  it("does not start with a preview secret that can be guessed, and answers 501 without previews", async () => {
+    const args = ["serve", "--engine", "mock", "--addr", "127.0.0.1:0", "--data-dir", path.join(dir, "guessed")];
+    const refused = await start(args, { MITOS_PREVIEW_SECRET: "fifteen bytes .".slice(0, 15) }).ended;
+    expect(refused).toMatchObject({ code: 1, err: expect.stringContaining("the preview secret is too short") });
+    expect(refused.err).not.toContain("fifteen");
+
+    const off = start([...args, "--no-previews"]);
+    const address = (await firstLine(off)).replace("Mitos listens on ", "");
+    const body = JSON.stringify({ sandbox: "a", port: 1 });
+    const { status } = await fetch(`${address}/v1/preview`, { method: "POST", body, headers: { Connection: "close" } });
+    off.child.kill("SIGTERM");
+    expect([status, (await off.ended).code]).toEqual([501, 0]);
   });
 
   it("puts its state where XDG says, and goes down at SIGINT, even when it arrives twice at once", async () => {

@@ -277,11 +277,11 @@ export interface Keys {
   touch(id: string): void;
 }
 
-export interface Engine {
+/** What can be done on behalf of a request. The server narrows it to what belongs to the caller. */
+export interface Actions {
   readonly isolation: Isolation;
   readonly driverName: "gvisor" | "microvm" | "mock";
   readonly idempotency: IdempotencyStore;
-  readonly keys: Keys;
 
   /** @throws forbidden when the id has another definition, and another owner than the request */
   createTemplate(request: TemplateRequest): Promise<Template>;
@@ -309,6 +309,20 @@ export interface Engine {
 
   /** @throws not_found, idle_timeout, oom_killed, sandbox_not_running; not_supported on the mock engine */
   runtime(id: SandboxId): Runtime;
+}
+
+/** All of it: for whoever opened the engine. */
+export interface Engine extends Actions {
+  readonly keys: Keys;
+
+  /**
+   * Told once for each sandbox that ends or fails from now on, whatever ended it; a pause is no end.
+   *
+   * @returns what stops it
+   */
+  onEnd(listener: (id: SandboxId) => void): () => void;
+  /** The random bytes that this data directory keeps under a name: made when they are first asked for, the same ever after. */
+  storedSecret(name: string, bytes: number): Uint8Array;
 
   /** Leaves machines running for the next server (`keep`), or ends them all. */
   close(options: { sandboxes: "keep" | "end" }): Promise<void>;

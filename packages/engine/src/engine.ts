@@ -31,6 +31,7 @@ import { openDatabase } from "./store/database.ts";
 import { createIdempotencyStore } from "./store/idempotency.ts";
 import { createKeys } from "./store/keys.ts";
 import { SandboxStore } from "./store/sandboxes.ts";
+import { SettingsStore } from "./store/settings.ts";
 import { TemplateStore } from "./store/templates.ts";
 import { createTemplate, deleteTemplate, listTemplates } from "./templates.ts";
 import { tree } from "./tree.ts";
@@ -78,12 +79,20 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
     await recover(core);
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
-    return new OpenEngine(core, deadlines, createIdempotencyStore(db, clock), createKeys(db, clock), () => db.close());
+    const stores = { idempotency: createIdempotencyStore(db, clock), keys: createKeys(db, clock), settings: new SettingsStore(db) };
+    return new OpenEngine(core, deadlines, stores, () => db.close());
   } catch (error) {
     await driver?.close();
     db.close();
     throw error;
   }
+}
+
+/** What of the database the engine itself has no hand in. */
+interface Stores {
+  readonly idempotency: IdempotencyStore;
+  readonly keys: Keys;
+  readonly settings: SettingsStore;
 }
 
 class OpenEngine implements Engine {
@@ -92,15 +101,17 @@ class OpenEngine implements Engine {
   readonly #closeDatabase: () => void;
   readonly #underWay = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
+  readonly #settings: SettingsStore;
   readonly idempotency: IdempotencyStore;
   readonly keys: Keys;
 
-  constructor(core: Core, deadlines: Deadlines, idempotency: IdempotencyStore, keys: Keys, closeDatabase: () => void) {
+  constructor(core: Core, deadlines: Deadlines, { idempotency, keys, settings }: Stores, closeDatabase: () => void) {
     this.#core = core;
     this.#deadlines = deadlines;
     this.#closeDatabase = closeDatabase;
     this.idempotency = idempotency;
     this.keys = keys;
+    this.#settings = settings;
   }
 
   get isolation() {
@@ -177,6 +188,14 @@ class OpenEngine implements Engine {
     if (this.#core.driver.name === "mock")
       throw new MitosError("not_supported", { cause: "the mock engine runs nothing inside a sandbox" });
     return runtime;
+  }
+
+  onEnd(listener: (id: SandboxId) => void): () => void {
+    return this.#core.sandboxes.onEnd(listener);
+  }
+
+  storedSecret(name: string, bytes: number): Uint8Array {
+    return this.#settings.secret(name, bytes);
   }
 
   close(options: { sandboxes: "keep" | "end" }): Promise<void> {

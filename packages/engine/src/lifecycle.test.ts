@@ -84,6 +84,31 @@ describe("create", () => {
   });
 });
 
+describe("the end of a sandbox", () => {
+  it("is told once to whoever asked, whatever ended it, and not for a pause", async () => {
+    const [b, c] = ids("b", "c") as [SandboxId, SandboxId];
+    const ended: SandboxId[] = [];
+    const stop = bench.engine.onEnd((id) => ended.push(id));
+    for (const id of ["a", "c"]) await bench.engine.create(sandbox(id));
+    const others = new Set(bench.driver.machines.keys());
+    await bench.engine.create(sandbox("b"));
+    const machine = [...bench.driver.machines].find(([id]) => !others.has(id))![1];
+    await bench.engine.pause(a);
+    await bench.engine.resume(a);
+    expect(ended).toEqual([]);
+    await bench.engine.terminate(a);
+    await bench.engine.terminate(a);
+    expect(ended).toEqual([a]);
+    await machine.end("by somebody else");
+    await until(() => ended.length === 2);
+    await bench.engine.terminate(b);
+    expect(ended).toEqual([a, b]);
+    stop();
+    await bench.engine.terminate(c);
+    expect(ended).toEqual([a, b]);
+  });
+});
+
 describe("pause and resume", () => {
   it("end the machine and bring it back, five times, and leave no snapshot behind", async () => {
     await bench.engine.create(sandbox("a"));

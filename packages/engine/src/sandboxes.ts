@@ -81,12 +81,19 @@ export class Sandboxes {
   #ended = 0;
   /** Told after each change of a record. */
   onChange: (entry: Entry) => void = () => {};
+  readonly #onEnd = new Set<(id: SandboxId) => void>();
 
   constructor(store: SandboxStore, clock: Clock) {
     this.#store = store;
     this.#clock = clock;
     for (const record of store.all()) this.#add(record);
     this.#buryOld();
+  }
+
+  /** Told after a sandbox has ended or failed, once. @returns what stops it */
+  onEnd(listener: (id: SandboxId) => void): () => void {
+    this.#onEnd.add(listener);
+    return () => void this.#onEnd.delete(listener);
   }
 
   /** Takes the id. @throws conflict when a sandbox that has not ended has it */
@@ -138,12 +145,15 @@ export class Sandboxes {
 
   /** Records an end; who ends it cleans up afterwards. False when it had ended before. */
   end(entry: Entry, to: "ended" | "failed", cause: EndCause, detail = ""): boolean {
-    if (entry.record.state === "ended" || entry.record.state === to) return false;
+    const from = entry.record.state;
+    if (from === "ended" || from === to) return false;
     this.move(entry, to, {
       end: entry.record.state === "failed" && entry.record.end ? entry.record.end : { cause, detail, atMs: this.#clock.nowMs() },
       machineId: null,
       snapshot: null,
     });
+    // A failed one that is deleted now has told its end before.
+    if (from !== "failed") for (const listener of this.#onEnd) listener(entry.record.id);
     return true;
   }
 

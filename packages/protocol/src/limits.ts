@@ -19,6 +19,16 @@ export const limits = {
   forwardsPerSandboxMax: 16,
   /** Where requests bring a key. */
   templatesPerOwnerMax: 100,
+  /** Connections open at once over all forwards of one sandbox. */
+  forwardedConnectionsPerSandboxMax: 64,
+  /** Requests under way at once through `expose`; one more is refused. */
+  exposedRequestsPerSandboxMax: 16,
+  /** Requests under way at once through previews of one sandbox; more of them wait, so that a page with many parts loads. */
+  previewRequestsPerSandboxMax: 64,
+  previewRequestsWaitingMax: 256,
+  /** WebSockets open at once through previews and `expose` of one sandbox. */
+  upgradedSocketsPerSandboxMax: 64,
+  previewTtlSecondsDefault: 3600,
   envEntriesMax: 1024,
   envBytesMax: 128 * 1024,
   metadataEntriesMax: 64,

@@ -92,5 +92,22 @@ export interface NewKeyJson extends KeyJson {
   key: string;
 }
 
+/** The answer to a preview request. */
+export interface PreviewJson {
+  /** Opens from any program on this machine; a browser that opens it is led to `browser_url`. */
+  url: string;
+  expires_unix: number;
+  /** The same port below this server's own address: for programs whose resolver knows no `*.localhost`. */
+  path_url: string;
+  /** The same port as an origin of its own. Missing when neither a preview domain nor a loopback address makes one. */
+  browser_url?: string;
+}
+
+export interface ForwardJson {
+  /** `127.0.0.1:<port>` on the server's host. */
+  host: string;
+  guest_port: number;
+}
+
 /** A shape as it arrives from elsewhere: the names are known, nothing else is. */
 export type Unchecked<Shape> = { readonly [Name in keyof Shape]?: unknown };

@@ -42,4 +42,4 @@ export {
   type TerminateOptions,
 } from "./sandbox.ts";
 export { type CreateTemplateOptions, type ForkTemplateOptions, type ListOptions, SandboxServer } from "./server.ts";
-export type { Health, Isolation, Network, Resources, SandboxTree, ServerSandbox, Template, Workload } from "./types.ts";
+export type { Health, Isolation, Network, Preview, Resources, SandboxTree, ServerSandbox, Template, Workload } from "./types.ts";

@@ -254,7 +254,9 @@ describe("the life cycle", () => {
   it("uses the published routes", async () => {
     const respond: Respond = (request, response) => {
       if (request.path === "/v1/set_timeout") return json(response, 200, { deadline_unix: 1_700_000_600 });
-      if (request.path === "/v1/preview") return json(response, 200, { url: "http://p/?token=t", expires_unix: 1 });
+      if (request.path === "/v1/preview")
+        return json(response, 200, { url: "http://p/?token=t", expires_unix: 1, browser_url: "http://b/" });
+      if (request.path.endsWith("/forward")) return json(response, 200, { host: "127.0.0.1:4", guest_port: 5432 });
       return json(response, 200, {});
     };
     await withSandbox(respond, async (sandbox, server) => {
@@ -262,12 +264,16 @@ describe("the life cycle", () => {
       await sandbox.pause();
       await sandbox.resume();
       expect(await sandbox.getHost(8080)).toBe("http://p/?token=t");
+      expect(await sandbox.preview(8080)).toEqual({ url: "http://p/?token=t", browserUrl: "http://b/", expiresUnix: 1 });
+      expect(await sandbox.forward(5432)).toBe("127.0.0.1:4");
       await sandbox.terminate({ subtree: true });
       expect(server.requests.map(({ method, path }) => `${method} ${path}`)).toEqual([
         "POST /v1/set_timeout",
         "POST /v1/pause",
         "POST /v1/resume",
         "POST /v1/preview",
+        "POST /v1/preview",
+        "POST /v1/sandboxes/sb-conn/forward",
         "DELETE /v1/sandboxes/sb-conn?subtree=true",
       ]);
       expect(server.requests[0]?.json()).toEqual({ sandbox: "sb-conn", timeout_seconds: 600 });
@@ -279,6 +285,7 @@ describe("the life cycle", () => {
       () => undefined,
       async (sandbox, server) => {
         await expect(sandbox.getHost(port)).rejects.toMatchObject({ code: "invalid_input" });
+        await expect(sandbox.forward(port)).rejects.toMatchObject({ code: "invalid_input" });
         expect(server.requests).toEqual([]);
       },
     );

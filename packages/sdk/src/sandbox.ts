@@ -1,4 +1,4 @@
-import { limits, newSandboxId } from "@mitos/protocol";
+import { type ForwardJson, limits, newSandboxId, type PreviewJson, type Unchecked } from "@mitos/protocol";
 import { type Connection, newIdempotencyKey, requireSandboxId, resolveBaseUrl, resolveToken, toBaseUrl } from "./config.ts";
 import { ConnectClient } from "./connect.ts";
 import { type CreateOptions, create } from "./create.ts";
@@ -10,7 +10,7 @@ import { BackgroundProcess, ProcessClient, type ProcessInfo, type ProcessOptions
 import { type ConnectPtyOptions, type CreatePtyOptions, createPty, Pty } from "./pty.ts";
 import { type Execution, parseRunCodeConnect, type RunCodeCallbacks } from "./run-code.ts";
 import { SandboxServer } from "./server.ts";
-import { type SandboxTree, type ServerSandbox, sandboxFromWire } from "./types.ts";
+import { type Preview, previewFromWire, type SandboxTree, type ServerSandbox, sandboxFromWire } from "./types.ts";
 
 export interface SandboxOptions {
   id: string;
@@ -217,17 +217,27 @@ export class Sandbox {
     await this.#http.post("/v1/resume", { sandbox: this.id });
   }
 
-  /** The URL under which a port inside answers from outside. */
+  /** The URL under which a port inside answers from outside, for an hour unless the server was told otherwise. The token in it is the key. */
   async getHost(port = 80): Promise<string> {
-    if (!Number.isInteger(port) || port < 1 || port > 65_535) {
-      throw new AgentRunError("the port is not valid", {
-        code: "invalid_input",
-        cause: `${port} is not a whole number from 1 to 65535`,
-        remediation: "Pass the port on which the program in the sandbox listens.",
-      });
-    }
-    const answer = await this.#http.post("/v1/preview", { sandbox: this.id, port });
-    return String((answer as { url?: unknown }).url);
+    return (await this.preview(port)).url;
+  }
+
+  /** The same with all that the server says of it. */
+  async preview(port = 80): Promise<Preview> {
+    requirePort(port);
+    return previewFromWire((await this.#http.post("/v1/preview", { sandbox: this.id, port })) as Unchecked<PreviewJson>);
+  }
+
+  /**
+   * Opens a listener on the loopback of the server's host for a port inside: for protocols that are not HTTP. It outlives a pause and ends
+   * with the sandbox.
+   *
+   * @returns `127.0.0.1:<port>`
+   */
+  async forward(port: number): Promise<string> {
+    requirePort(port);
+    const answer = (await this.#http.post(`/v1/sandboxes/${this.id}/forward`, { guest_port: port })) as Unchecked<ForwardJson>;
+    return String(answer.host);
   }
 
   /** Ends it for good, with everything in it. */
@@ -310,6 +320,15 @@ export class Sandbox {
     const { id, templateId, forkTimeMs } = sandboxFromWire(row);
     return new Sandbox({ id, endpoint: this.endpoint, http: this.#http, template: templateId || this.template, forkTimeMs });
   }
+}
+
+function requirePort(port: number): void {
+  if (Number.isInteger(port) && port >= 1 && port <= 65_535) return;
+  throw new AgentRunError("the port is not valid", {
+    code: "invalid_input",
+    cause: `${port} is not a whole number from 1 to 65535`,
+    remediation: "Pass the port on which the program in the sandbox listens.",
+  });
 }
 
 function childIds(count: number, id: string | undefined): string[] {

@@ -1,4 +1,4 @@
-import type { ResourcesJson, SandboxDetailJson, TemplateJson, Unchecked } from "@mitos/protocol";
+import type { PreviewJson, ResourcesJson, SandboxDetailJson, TemplateJson, Unchecked } from "@mitos/protocol";
 
 /** What a sandbox may reach and be reached by. Default: nothing. */
 export interface Network {
@@ -117,4 +117,18 @@ export function sandboxFromWire(row: Unchecked<SandboxDetailJson>): ServerSandbo
     ...(row.metadata === undefined ? {} : { metadata: row.metadata as Record<string, string> }),
     ...(resources ? { resources: { vcpuCount: resources.vcpu_count, memSizeMiB: resources.mem_size_mib } } : {}),
   };
+}
+
+/** How a port of a sandbox is reached from outside. Every URL has a token in it that opens this port until `expiresUnix`. */
+export interface Preview {
+  /** For programs; a browser that opens it is led to `browserUrl`. */
+  url: string;
+  /** An origin of its own, for browsers; undefined where the server has no name for one. */
+  browserUrl?: string | undefined;
+  expiresUnix: number;
+}
+
+export function previewFromWire(wire: Unchecked<PreviewJson>): Preview {
+  const browserUrl = typeof wire.browser_url === "string" ? wire.browser_url : undefined;
+  return { url: String(wire.url), browserUrl, expiresUnix: Number(wire.expires_unix) };
 }

@@ -12,6 +12,7 @@ import { forkRoutes } from "./routes/fork.ts";
 import { healthRoutes } from "./routes/health.ts";
 import { keyRoutes } from "./routes/keys.ts";
 import { lifecycleRoutes } from "./routes/lifecycle.ts";
+import { type PortRoutesOptions, portRoutes } from "./routes/ports.ts";
 import { processRoutes } from "./routes/processes.ts";
 import { sandboxRoutes } from "./routes/sandboxes.ts";
 import { templateRoutes } from "./routes/templates.ts";
@@ -25,7 +26,7 @@ declare module "fastify" {
 
 const methods: readonly HTTPMethods[] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
-export async function createApp(context: ServerContext): Promise<FastifyInstance> {
+export async function createApp(context: ServerContext, ports: PortRoutesOptions): Promise<FastifyInstance> {
   const app = Fastify({
     genReqId: () => randomUUID(),
     routerOptions: { maxParamLength: 512 },
@@ -78,6 +79,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
   fileRoutes(app, context);
   processRoutes(app, context);
   keyRoutes(app, context);
+  portRoutes(app, context, ports);
   for (const [url, allowed] of [...known]) refuseOtherMethods(app, url, [...allowed]);
 
   await app.ready();

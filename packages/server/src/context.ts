@@ -1,4 +1,4 @@
-import type { Engine, Log } from "@mitos/engine";
+import type { Actions, Engine, Log } from "@mitos/engine";
 import type { Audit } from "./audit.ts";
 import type { Auth } from "./auth/auth.ts";
 import type { AnyRequest } from "./http/guard.ts";
@@ -12,7 +12,7 @@ export interface ServerContext {
   /** Undefined on a server without keys. */
   readonly auth: Auth | undefined;
   /** The engine as the caller of a request may see and use it: what routes work with. */
-  engineFor(request: AnyRequest): Engine;
+  engineFor(request: AnyRequest): Actions;
   readonly log: Log;
   readonly version: string;
   /** Ceiling for every requested time-out; 0 = none. */

@@ -16,6 +16,11 @@ import { type AnyRequest, isLoopback, refusal } from "./http/guard.ts";
 import { type AnyResponse, endLateBody, sendConnectError, sendEnvelope } from "./http/plain.ts";
 import { createSharedPort } from "./http/shared-port.ts";
 import { createMetrics } from "./metrics.ts";
+import { createPreviewProxy } from "./preview/proxy.ts";
+import { PreviewSigner } from "./preview/token.ts";
+import { createExpose } from "./proxy/expose.ts";
+import { Forwards } from "./proxy/forwards.ts";
+import { type UpgradeVisit, upgradedPlaces, type Visit } from "./proxy/ports.ts";
 import { StreamCap } from "./stream/cap.ts";
 import { createWebSocketExec, refuseUpgrade, webSocketPath } from "./websocket/exec.ts";
 
@@ -35,6 +40,13 @@ export interface ServerOptions {
   readonly maxExecTimeoutSeconds?: number | undefined;
   /** A file path, or `-` / `stderr` */
   readonly auditLog?: string | undefined;
+  /** False switches previews off: asking for one is 501 then. Default: on. */
+  readonly previews?: boolean | undefined;
+  /** Previews are `https://<label>.<domain>/`; something in front ends TLS. Default: below `localhost` and below this server's address. */
+  readonly previewDomain?: string | undefined;
+  readonly previewTtlSeconds?: number | undefined;
+  /** At least 16 bytes. Default: random, kept in the data directory. */
+  readonly previewSecret?: Uint8Array | undefined;
   /** A connection that sends nothing is closed after this. */
   readonly silenceMs?: number | undefined;
 }
@@ -54,6 +66,7 @@ const lastWordsMs = 500;
 const silenceMsDefault = 10_000;
 const http1Timeouts = { headersTimeout: 20_000, keepAliveTimeout: 65_000, requestTimeout: 0 } as const;
 const http2StreamsMax = 256;
+const previewSecretBytes = 32;
 
 /** @throws invalid_input for a host that is not loopback on a server without keys; the system's error when the address is taken */
 export async function startServer(options: ServerOptions): Promise<RunningServer> {
@@ -65,6 +78,9 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
       remediation: "Listen on 127.0.0.1, [::1] or localhost, or switch keys on.",
     });
   }
+  const signer =
+    options.previews === false ? undefined : new PreviewSigner(options.previewSecret ?? engine.storedSecret("preview", previewSecretBytes));
+  const domain = options.previewDomain === undefined ? undefined : parseDomain(options.previewDomain);
   const boundHost = host.replace(/^\[(.*)\]$/, "$1");
   const shutdown = new AbortController();
   let closing = false;
@@ -86,17 +102,28 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     isClosing: () => closing,
   };
 
-  const app = await createApp(context);
+  const upgraded = upgradedPlaces();
+  const previews = createPreviewProxy(context, { signer, domain }, upgraded);
+  const expose = createExpose(context, upgraded);
+  const forwards = new Forwards(engine, log);
+  const ttlSeconds = options.previewTtlSeconds ?? limits.previewTtlSecondsDefault;
+
+  const app = await createApp(context, { signer, domain, ttlSeconds, forwards });
   const connect = createConnectHandler(context);
   const webSocket = createWebSocketExec(context);
   // A key travels in a header that no web page can set across origins, so with keys any name of the server will do.
   const guard = (request: AnyRequest) => refusal(request, auth ? undefined : boundHost);
   const dispatch = (request: AnyRequest, response: AnyResponse) => {
     request.on("error", () => {}); // whoever reads the body sees it
+    const visit: Visit = { kind: "request", request, response };
+    if (previews.isPreviewHost(request)) return void previews.serve(visit);
     const isConnect = request.url?.startsWith(servicePrefix);
     const refused = guard(request);
     if (refused) return isConnect ? sendConnectError(response, toConnectError(refused)) : sendEnvelope(response, refused);
+    if (previews.isPreviewPath(request)) return void previews.serve(visit);
+    if (request.headers.expect && !expose.accepts(request.url ?? "")) response.writeContinue();
     const denied = auth?.authenticate(request);
+    if (expose.accepts(request.url ?? "")) return void expose.serve(visit, denied);
     if (denied) {
       endLateBody(request);
       return isConnect ? refuseRpc(request, response, denied) : sendEnvelope(response, denied);
@@ -105,18 +132,31 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     else app.routing(request as never, response as never);
   };
 
+  const isWebSocketExec = (request: AnyRequest) => request.url?.split("?", 1)[0] === webSocketPath;
   const isWebSocket = (request: AnyRequest) =>
-    request.method === "GET" && request.headers.upgrade?.toLowerCase() === "websocket" && request.url?.split("?", 1)[0] === webSocketPath;
+    request.method === "GET" &&
+    request.headers.upgrade?.toLowerCase() === "websocket" &&
+    (previews.isPreviewHost(request) || previews.isPreviewPath(request) || expose.accepts(request.url ?? "") || isWebSocketExec(request));
   // Other offers to upgrade (such as h2c) are ignored, as RFC 9110 allows.
   const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: isWebSocket }, dispatch);
+  http1.on("checkContinue", dispatch);
   http1.on("upgrade", (request, socket, head) => {
-    const refused =
-      guard(request) ?? auth?.authenticate(request) ?? auth?.authorise(request, socket, webSocketAccess, "Exec over a WebSocket");
+    socket.on("error", () => {}); // "close" follows
+    const visit: UpgradeVisit = { kind: "upgrade", request, socket, head };
+    if (previews.isPreviewHost(request)) return void previews.serve(visit);
+    const refused = guard(request);
     if (refused) refuseUpgrade(socket, refused);
-    else webSocket.upgrade(request, socket, head);
+    else if (previews.isPreviewPath(request)) void previews.serve(visit);
+    else if (expose.accepts(request.url ?? "")) void expose.serve(visit, auth?.authenticate(request));
+    else {
+      const denied = auth?.authenticate(request) ?? auth?.authorise(request, socket, webSocketAccess, "Exec over a WebSocket");
+      if (denied) refuseUpgrade(socket, denied);
+      else webSocket.upgrade(request, socket, head);
+    }
   });
   const sessions = new Set<ServerHttp2Session>();
   const http2 = createHttp2({ settings: { maxConcurrentStreams: http2StreamsMax } }, dispatch);
+  http2.on("checkContinue", dispatch);
   http2.on("session", (session) => {
     sessions.add(session);
     session.on("close", () => sessions.delete(session));
@@ -145,6 +185,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     closing = true;
     const allGone = new Promise<void>((resolve) => port.close(() => resolve()));
     endSilent();
+    forwards.close();
     http1.close();
     for (const session of sessions) session.close();
     // A connection that is busy now is idle later.
@@ -163,4 +204,15 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     await context.audit.close();
   };
   return { url, close: () => (closed ??= close()) };
+}
+
+/** @throws invalid_input */
+function parseDomain(text: string): string {
+  const domain = text.toLowerCase();
+  const label = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?";
+  if (new RegExp(`^${label}(?:\\.${label})*$`).test(domain) && domain !== "localhost" && domain.length <= 189) return domain;
+  throw new MitosError("invalid_input", {
+    cause: `${text} is not a domain for previews`,
+    remediation: "Give a DNS name whose subdomains lead to this server, for example preview.example.com.",
+  });
 }

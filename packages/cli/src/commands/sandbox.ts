@@ -14,6 +14,8 @@ export function sandboxCommand(passThrough: PassThrough): Command {
     .addCommand(listCommand())
     .addCommand(execCommand(passThrough))
     .addCommand(forkCommand())
+    .addCommand(previewCommand())
+    .addCommand(forwardCommand())
     .addCommand(terminateCommand());
 }
 
@@ -80,6 +82,29 @@ export function forkCommand(): Command {
         return parent.fork({ count: options.count || options.replicas, signal });
       });
       for (const child of children) print(child.id);
+    });
+}
+
+function previewCommand(): Command {
+  return new Command("preview")
+    .description("print the URL of a port of a sandbox; whoever has it can open the port until it expires")
+    .argument("<id>", "the sandbox")
+    .argument("<port>", "where a program in it listens", positiveInteger("<port>"))
+    .action(async (id: string, port: number, _options: object, command: Command) => {
+      const sandbox = await Sandbox.connect(id, connectionOf(command));
+      const { url, browserUrl } = await sandbox.preview(port);
+      print(browserUrl ?? url);
+    });
+}
+
+function forwardCommand(): Command {
+  return new Command("forward")
+    .description("listen on the server's loopback for a port of a sandbox, and print where; it ends with the sandbox")
+    .argument("<id>", "the sandbox")
+    .argument("<port>", "where a program in it listens", positiveInteger("<port>"))
+    .action(async (id: string, port: number, _options: object, command: Command) => {
+      const sandbox = await Sandbox.connect(id, connectionOf(command));
+      print(await sandbox.forward(port));
     });
 }
 

@@ -18,6 +18,9 @@ interface ServeOptions {
   auditLog?: string;
   maxStreamsPerSandbox?: number;
   maxExecTimeoutSeconds?: number;
+  previewDomain?: string;
+  previewTtlSeconds?: number;
+  previews: boolean;
 }
 
 export function serveCommand(): Command {
@@ -39,6 +42,12 @@ export function serveCommand(): Command {
       "ceiling of every requested time-out (default: 86400; 0: none)",
       wholeNumber("--max-exec-timeout-seconds", 0),
     )
+    .option(
+      "--preview-domain <domain>",
+      "previews are https://<label>.<domain>/ (default: below localhost and below this server's address)",
+    )
+    .option("--preview-ttl-seconds <n>", "how long the URL of a preview is valid (default: 3600)", wholeNumber("--preview-ttl-seconds", 1))
+    .option("--no-previews", "answer 501 to whoever asks for a preview")
     .action(serve);
 }
 
@@ -46,7 +55,8 @@ async function serve({ addr, dataDir, engine, ephemeral, auth = false, ...settin
   const address = parseAddress(addr, auth);
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
-  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine, { auth, ...settings }));
+  const options = { auth, ...settings, previewSecret: previewSecret() };
+  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine, options));
   print(
     [
       `Mitos listens on ${server.url}`,
@@ -67,6 +77,12 @@ async function serve({ addr, dataDir, engine, ephemeral, auth = false, ...settin
   if (!interrupt.signal.aborted) await once(interrupt.signal, "abort");
   process.stderr.write(ephemeral ? "stopping, and ending all sandboxes\n" : "stopping; sandboxes run on\n");
   await withProgress("stopping", server.close(ephemeral ? "end" : "keep"));
+}
+
+/** It comes by the environment only: a command line is everybody's to read. */
+function previewSecret(): Buffer | undefined {
+  const secret = process.env.MITOS_PREVIEW_SECRET;
+  return secret === undefined ? undefined : Buffer.from(secret);
 }
 
 /** @throws UsageError (exit code 2): without keys only this machine may reach the server */

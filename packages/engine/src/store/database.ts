@@ -10,6 +10,7 @@ const migrations: readonly string[] = [
    CREATE TABLE idempotency (key TEXT PRIMARY KEY, kind TEXT NOT NULL, resource TEXT, at_ms INTEGER NOT NULL) STRICT;
    CREATE INDEX idempotency_at ON idempotency (at_ms);`,
   `CREATE TABLE keys (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, record TEXT NOT NULL) STRICT;`,
+  `CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;`,
 ];
 
 /**

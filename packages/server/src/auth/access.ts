@@ -48,6 +48,9 @@ export const routeAccess: Readonly<Record<string, Access>> = {
   "POST /v1/sandboxes/:id/processes/:pid/signal": execute,
   "POST /v1/sandboxes/:id/processes/:pid/resize": execute,
 
+  "POST /v1/preview": execute,
+  "POST /v1/sandboxes/:id/forward": execute,
+
   "POST /v1/keys": admin,
   "GET /v1/keys": admin,
   "DELETE /v1/keys/:id": admin,
@@ -80,6 +83,9 @@ export const rpcAccess = {
 
 /** Exec over a WebSocket. */
 export const webSocketAccess: Access = executeStream;
+
+/** A port of a sandbox below the API's own address. */
+export const exposeAccess: Access = executeStream;
 
 /** @throws when the table has no row: a route that nobody has thought about is not served */
 export function accessOfRoute(method: string, url: string): Access {

@@ -1,7 +1,7 @@
 import type { ServerResponse } from "node:http";
 import { isIPv6 } from "node:net";
 import type { Duplex } from "node:stream";
-import type { ApiKey, Engine, Log } from "@mitos/engine";
+import type { Actions, ApiKey, Engine, Log } from "@mitos/engine";
 import { MitosError } from "@mitos/protocol";
 import type { AnyRequest } from "../http/guard.ts";
 import type { AnyResponse } from "../http/plain.ts";
@@ -89,7 +89,7 @@ export class Auth {
     return key;
   }
 
-  engineFor(request: AnyRequest): Engine {
+  engineFor(request: AnyRequest): Actions {
     return new OwnedEngine(this.#engine, this.callerOf(request), this.#quotas);
   }
 

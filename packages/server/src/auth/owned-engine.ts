@@ -1,7 +1,7 @@
 import {
+  type Actions,
   type ApiKey,
   type CreateRequest,
-  type Engine,
   type ForkRequest,
   type ForkResult,
   type IdempotencyStore,
@@ -24,14 +24,14 @@ import type { Quotas } from "./quota.ts";
  *
  * A key with the scope `admin` sees everything; what it makes is its own owner's, and what it forks stays with the owner of the parent.
  */
-export class OwnedEngine implements Engine {
-  readonly #engine: Engine;
+export class OwnedEngine implements Actions {
+  readonly #engine: Actions;
   readonly #key: ApiKey;
   readonly #quotas: Quotas;
   readonly #isAdmin: boolean;
   readonly idempotency: IdempotencyStore;
 
-  constructor(engine: Engine, key: ApiKey, quotas: Quotas) {
+  constructor(engine: Actions, key: ApiKey, quotas: Quotas) {
     this.#engine = engine;
     this.#key = key;
     this.#quotas = quotas;
@@ -45,10 +45,6 @@ export class OwnedEngine implements Engine {
 
   get driverName() {
     return this.#engine.driverName;
-  }
-
-  get keys() {
-    return this.#engine.keys;
   }
 
   // ---------------------------------------------------------------- templates
@@ -154,12 +150,8 @@ export class OwnedEngine implements Engine {
     return this.#own(id).runtime(id);
   }
 
-  async close(): Promise<void> {
-    throw new Error("broken invariant: the engine is closed by who opened it");
-  }
-
   /** @throws not_found */
-  #own(id: SandboxId): Engine {
+  #own(id: SandboxId): Actions {
     if (!this.#isMine(this.#engine.ownerOf(id))) throw unknownSandbox(id);
     return this.#engine;
   }

@@ -35,23 +35,29 @@ export function refusal(request: AnyRequest, boundHost: string | undefined): Mit
   if (authority === undefined) return origin === undefined ? undefined : refused("a request with Origin needs Host");
   const host = parseAuthority(authority);
   if (!host) return refused("the Host header is malformed");
-  if (boundHost !== undefined && !isLoopback(host.name) && host.name !== boundHost.toLowerCase())
-    return refused(`the Host ${host.name} is not this server's`);
+  if (!isOwnName(host.name, boundHost)) return refused(`the Host ${host.name} is not this server's`);
   if (origin !== undefined && !isSameOrigin(origin, host)) return refused("the Origin is not this server's");
   return undefined;
 }
 
-interface Authority {
+/** Names below `localhost` belong to previews, which reach no route of this server. */
+function isOwnName(name: string, boundHost: string | undefined): boolean {
+  if (name === boundHost?.toLowerCase()) return true;
+  return !name.endsWith(".localhost") && (boundHost === undefined || isLoopback(name));
+}
+
+export interface Authority {
   readonly name: string;
   readonly port: string;
 }
 
-function parseAuthority(authority: string): Authority | undefined {
+export function parseAuthority(authority: string): Authority | undefined {
   const match = /^(\[[0-9a-fA-F:.]+\]|[a-zA-Z0-9._-]+)(?::(\d{1,5}))?$/.exec(authority);
   return match?.[1] ? { name: match[1].toLowerCase(), port: match[2] ?? "" } : undefined;
 }
 
-function isSameOrigin(origin: string, host: Authority): boolean {
+/** Whether a page of this origin asks its own host. */
+export function isSameOrigin(origin: string, host: Authority): boolean {
   const match = /^(https?):\/\/(.+)$/.exec(origin);
   const parsed = match?.[2] ? parseAuthority(match[2]) : undefined;
   if (!match || !parsed) return false;

@@ -1,6 +1,6 @@
 /** `POST /v1/fork` makes a sandbox from a template, `POST /v1/sandboxes/{id}/fork` forks a running one. */
 
-import type { Engine, Sandbox } from "@mitos/engine";
+import type { Actions, Sandbox } from "@mitos/engine";
 import { type ForkJson, limits, MitosError, newSandboxId, type SandboxId, type TemplateId, toSandboxId } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
@@ -141,7 +141,7 @@ function forkEvent(source: SandboxId, children: readonly SandboxId[]) {
 }
 
 async function forkOne(
-  engine: Engine,
+  engine: Actions,
   source: SandboxId,
   id: SandboxId,
   childEnv: Record<string, string>,
@@ -154,7 +154,7 @@ async function forkOne(
 }
 
 /** Looks up the sandboxes of an earlier request; undefined when one of them is gone. */
-function findAll(engine: Engine, answer: (found: readonly Sandbox[]) => object): (resource: string) => object | undefined {
+function findAll(engine: Actions, answer: (found: readonly Sandbox[]) => object): (resource: string) => object | undefined {
   return (resource) => {
     const ids = resource.split(",");
     const living = new Map(engine.list().map((sandbox) => [sandbox.id as string, sandbox]));
@@ -163,7 +163,7 @@ function findAll(engine: Engine, answer: (found: readonly Sandbox[]) => object):
   };
 }
 
-function freshIds(engine: Engine, count: number): SandboxId[] {
+function freshIds(engine: Actions, count: number): SandboxId[] {
   const taken = new Set(engine.list().map(({ id }) => id));
   const ids: SandboxId[] = [];
   while (ids.length < count) {

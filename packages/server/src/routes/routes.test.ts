@@ -351,7 +351,7 @@ describe("a server without keys", () => {
     },
   );
 
-  it.each(["localhost", "localhost:9", "127.0.0.1:1", "127.9.9.9", "[::1]:80", "box.localhost"])("accepts the Host %s", async (host) => {
+  it.each(["localhost", "localhost:9", "127.0.0.1:1", "127.9.9.9", "[::1]:80"])("accepts the Host %s", async (host) => {
     expect((await get(at, "/v1/health", { Host: host })).status).toBe(200);
   });
 

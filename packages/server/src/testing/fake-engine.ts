@@ -327,12 +327,13 @@ class FakeAttachment implements Attachment {
 
 export class FakeEngine {
   readonly isolation = "mock" as const;
-  readonly driverName = "mock" as const;
+  driverName: Engine["driverName"] = "mock";
   readonly templates = new Map<string, Template>();
   readonly sandboxes = new Map<string, Sandbox>();
   readonly runtimes = new Map<string, FakeRuntime>();
   readonly creates: CreateRequest[] = [];
   readonly forks: ForkRequest[] = [];
+  readonly #onEnd = new Set<(id: SandboxId) => void>();
   #clock = 1_750_000_000_000;
 
   readonly idempotency: IdempotencyStore = (() => {
@@ -440,7 +441,15 @@ export class FakeEngine {
   async terminate(id: string, options?: { subtree?: boolean }) {
     const { children } = this.get(id);
     this.sandboxes.delete(id);
+    for (const listener of this.#onEnd) listener(id as SandboxId);
     if (options?.subtree) for (const child of children) await this.terminate(child, options);
+  }
+  onEnd(listener: (id: SandboxId) => void) {
+    this.#onEnd.add(listener);
+    return () => void this.#onEnd.delete(listener);
+  }
+  storedSecret(_name: string, count: number) {
+    return new Uint8Array(count).fill(7);
   }
   async pause(id: string) {
     this.sandboxes.set(id, { ...this.get(id), state: "paused" });
