@@ -142,6 +142,8 @@ describe("authentication", () => {
   it("accepts any Host, since no web page can send a key, and no foreign Origin", async () => {
     expect((await get(at, "/v1/sandboxes", { ...at.admin, Host: "mitos.example" })).status).toBe(200);
     expect((await get(at, "/v1/sandboxes", { ...at.admin, Host: "mitos.example", Origin: "https://mitos.example" })).status).toBe(200);
+    const behindProxy = { ...at.admin, Host: "mitos.example", "X-Forwarded-Proto": "https" };
+    expect((await get(at, "/v1/sandboxes", behindProxy)).json).toMatchObject([{ endpoint: "https://mitos.example" }]);
     const foreign = await get(at, "/v1/sandboxes", { ...at.admin, Origin: "https://evil.example" });
     expect(foreign).toMatchObject({ status: 403, json: { error: { code: "forbidden" } } });
     expect(foreign.headers["access-control-allow-origin"]).toBeUndefined();
