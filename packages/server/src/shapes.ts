@@ -13,10 +13,11 @@ import type {
 import type { FastifyRequest } from "fastify";
 import { authorityOf } from "./http/guard.ts";
 
-/** The URL under which the client reached this server. */
+/** The URL under which the client reached this server. Behind a proxy with TLS it must say so: clients send their key to it. */
 export function endpointOf(request: FastifyRequest): string {
   const { localAddress, localPort } = request.raw.socket;
-  return `http://${authorityOf(request.raw) ?? `${localAddress}:${localPort}`}`;
+  const scheme = request.headers["x-forwarded-proto"] === "https" ? "https" : "http";
+  return `${scheme}://${authorityOf(request.raw) ?? `${localAddress}:${localPort}`}`;
 }
 
 export function templateJson(template: Template): TemplateJson {
