@@ -15,7 +15,7 @@ import { type AnyRequest, authorityOf, isSameOrigin, parseAuthority } from "../h
 import { type AnyResponse, sendEnvelope } from "../http/plain.ts";
 import { endToEnd, type Header, headersOf, withForwarded } from "../proxy/headers.ts";
 import { Places } from "../proxy/places.ts";
-import { isBrowser, responseOf, sandboxed, type Visit, visit } from "../proxy/ports.ts";
+import { countVisit, isBrowser, responseOf, sandboxed, type Visit, visit } from "../proxy/ports.ts";
 import { addressOfHost, addressOfPath, hostFor, type PreviewAddress } from "./address.ts";
 import { type Candidate, candidatesOf, withoutCredentials, withoutToken, withToken } from "./credentials.ts";
 import { labelOf, nameOf } from "./label.ts";
@@ -63,7 +63,7 @@ export function createPreviewProxy(context: ServerContext, { signer, domain }: P
       const { request } = from;
       const address = hostAddress(request) ?? addressOfPath(request.url ?? "/");
       const status = await pass(from, address).catch((error: unknown) => fail(from, address, toMitosError(error)));
-      context.metrics.requests.inc({ method: request.method ?? "", route: "preview", status });
+      countVisit(context, "preview", from, status);
       context.log.debug({ route: "preview", form: address?.form, label: address?.labelText, method: request.method, status }, "answered");
     },
   };

@@ -10,7 +10,7 @@ import { endLateBody, retryAfter, sendPlain } from "../http/plain.ts";
 import { isPort } from "../preview/token.ts";
 import { endToEnd, headersOf, withForwarded } from "./headers.ts";
 import { Places } from "./places.ts";
-import { isBrowser, responseOf, sandboxed, type Visit, visit } from "./ports.ts";
+import { countVisit, isBrowser, responseOf, sandboxed, type Visit, visit } from "./ports.ts";
 
 const pattern = /^(\/v1\/sandboxes\/([^/?#]+)\/expose\/([^/?#]+))(.*)$/s;
 
@@ -55,13 +55,13 @@ export function createExpose(context: ServerContext, upgraded: Places): Expose {
           { requests, upgraded },
           context.shutdown,
         );
-        context.metrics.requests.inc({ method: request.method ?? "", route: "expose", status });
+        countVisit(context, "expose", from, status);
       } catch (error) {
         const mitos = toMitosError(error);
         if (isOurFault(mitos)) context.log.error({ sandbox: id, err: mitos.detail.reason ?? mitos }, "a request to a port failed");
         // As published: what a gateway says of a program that it does not reach.
         const status = mitos.code === "unavailable" ? 502 : mitos.entry.status;
-        context.metrics.requests.inc({ method: request.method ?? "", route: "expose", status });
+        countVisit(context, "expose", from, status);
         endLateBody(request);
         const response = responseOf(from);
         if (!response.headersSent) sendPlain(response, status, plainText(mitos), retryAfter(mitos));

@@ -1,7 +1,8 @@
-import type { IncomingMessage } from "node:http";
+import { type IncomingMessage, METHODS } from "node:http";
 import type { Duplex } from "node:stream";
 import type { Runtime } from "@mitos/engine";
 import { limits, MitosError, type SandboxId } from "@mitos/protocol";
+import type { ServerContext } from "../context.ts";
 import type { AnyRequest } from "../http/guard.ts";
 import type { AnyResponse } from "../http/plain.ts";
 import { exchange, exchangeUpgrade, type Question, responseOn } from "./exchange.ts";
@@ -41,6 +42,12 @@ export interface Destination extends Question {
 /** WebSockets of a sandbox, whichever way they came in. */
 export function upgradedPlaces(): Places {
   return new Places({ what: "WebSockets to its ports", perSandboxMax: limits.upgradedSocketsPerSandboxMax });
+}
+
+/** Methods of HTTP/2 may be any text, which must not become as many counters. */
+export function countVisit({ metrics }: ServerContext, route: "preview" | "expose", { request }: Visit, status: number): void {
+  const { method = "" } = request;
+  metrics.requests.inc({ method: METHODS.includes(method) ? method : "other", route, status });
 }
 
 /** A browser says on each request where it comes from, which no page can change; programs do not. */
