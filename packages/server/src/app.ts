@@ -6,6 +6,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
 import { type AnyResponse, retryAfter, sendPlain } from "./http/plain.ts";
+import { legacyRoutes } from "./legacy/index.ts";
 import { fileRoutes } from "./routes/files.ts";
 import { forkRoutes } from "./routes/fork.ts";
 import { healthRoutes } from "./routes/health.ts";
@@ -66,6 +67,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
   lifecycleRoutes(app, context);
   fileRoutes(app, context);
   processRoutes(app, context);
+  legacyRoutes(app, context);
   for (const [url, allowed] of [...known]) refuseOtherMethods(app, url, [...allowed]);
 
   await app.ready();

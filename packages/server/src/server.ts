@@ -15,7 +15,9 @@ import { type AnyResponse, sendConnectError, sendEnvelope } from "./http/plain.t
 import { createSharedPort } from "./http/shared-port.ts";
 import { createMetrics } from "./metrics.ts";
 import { StreamCap } from "./stream/cap.ts";
-import { createWebSocketExec, refuseUpgrade, webSocketPath } from "./websocket/exec.ts";
+import { execFraming } from "./websocket/exec.ts";
+import { ptyFraming } from "./websocket/pty.ts";
+import { createSessions, refuseUpgrade } from "./websocket/session.ts";
 
 export interface ServerOptions {
   readonly engine: Engine;
@@ -80,7 +82,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
 
   const app = await createApp(context);
   const connect = createConnectHandler(context);
-  const webSocket = createWebSocketExec(context);
+  const webSockets = [execFraming, ptyFraming].map((framing) => createSessions(context, framing));
   const dispatch = (request: AnyRequest, response: AnyResponse) => {
     request.on("error", () => {}); // whoever reads the body sees it
     const isConnect = request.url?.startsWith(servicePrefix);
@@ -90,14 +92,16 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     else app.routing(request as never, response as never);
   };
 
-  const isWebSocket = (request: AnyRequest) =>
-    request.method === "GET" && request.headers.upgrade?.toLowerCase() === "websocket" && request.url?.split("?", 1)[0] === webSocketPath;
+  const webSocketFor = (request: AnyRequest) => {
+    if (request.method !== "GET" || request.headers.upgrade?.toLowerCase() !== "websocket") return undefined;
+    return webSockets.find(({ path }) => path === request.url?.split("?", 1)[0]);
+  };
   // Other offers to upgrade (such as h2c) are ignored, as RFC 9110 allows.
-  const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: isWebSocket }, dispatch);
+  const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: (request) => webSocketFor(request) !== undefined }, dispatch);
   http1.on("upgrade", (request, socket, head) => {
     const refused = refusal(request, boundHost);
     if (refused) refuseUpgrade(socket, refused);
-    else webSocket.upgrade(request, socket, head);
+    else webSocketFor(request)?.upgrade(request, socket, head);
   });
   const sessions = new Set<ServerHttp2Session>();
   const http2 = createHttp2({ settings: { maxConcurrentStreams: http2StreamsMax } }, dispatch);
@@ -142,7 +146,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     clearTimeout(cut);
     clearTimeout(end);
     for (const session of sessions) session.destroy();
-    webSocket.close();
+    for (const webSocket of webSockets) webSocket.close();
     await app.close();
     await context.audit.close();
   };
