@@ -163,8 +163,11 @@ describe("POST /v1/files/*", () => {
     await call("write", { content: "00FFfe0a", binary: true });
     expect(at.runtime.files.get("/w/a")).toEqual(Buffer.from([0, 255, 254, 10]));
     expect((await call("read", { binary: true })).json).toEqual({ content: "00fffe0a", size: 4 });
+    expect((await call("write", { content: "ab".repeat(10_000_000), binary: true })).status).toBe(200);
+    expect(at.runtime.files.get("/w/a")).toHaveLength(10_000_000);
+    for (const content of ["abc", "xy", "0x"]) expect((await call("write", { content, binary: true })).status).toBe(400);
     const { status, json } = await call("write", { content: "abc", binary: true });
-    expect([status, json.error.cause]).toEqual([400, "content: must be hexadecimal digits"]);
+    expect([status, json.error.cause]).toEqual([400, "content: must be pairs of hexadecimal digits"]);
   });
 
   it("list names, kinds, sizes and times as numbers", async () => {
