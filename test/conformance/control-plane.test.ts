@@ -1,3 +1,4 @@
+import { readdirSync } from "node:fs";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 
@@ -38,6 +39,21 @@ describe("unsafe ids are refused", () => {
     expect((await post(`/v1/sandboxes/${encodeURIComponent("../escape")}/fork`, { id: "child" })).status).toBe(400);
     expect((await post("/v1/sandboxes/nope/fork", { id: "../escape" })).status).toBe(400);
   });
+});
+
+describe("an image reference as template id", () => {
+  it.each(["python:3.12", `registry.example/x/y@sha256:${"0a".repeat(32)}`])(
+    "%s: created, forked, listed, deleted; nowhere a path",
+    async (id) => {
+      expect((await post("/v1/templates", { id })).body).toMatchObject({ id, ready: true });
+      expect((await post("/v1/fork", { template: id, id: "of-an-image" })).status).toBe(200);
+      const files = readdirSync(live.dataDir, { recursive: true }) as string[];
+      expect(files.filter((file) => /registry|python:|3\.12/.test(file))).toEqual([]);
+      await fetch(`${live.url}/v1/sandboxes/of-an-image`, { method: "DELETE" });
+      const deleted = await fetch(`${live.url}/v1/templates/${encodeURIComponent(id)}`, { method: "DELETE" });
+      expect(await deleted.json()).toEqual({ status: "deleted", id });
+    },
+  );
 });
 
 describe("fork", () => {

@@ -22,15 +22,13 @@ const sets = {
  * Debian's own interpreter often has no pip; whichever pip there is on PATH fetches wheels for the version that counts.
  */
 export async function pythonPackages(set: keyof typeof sets): Promise<string> {
-  const { stdout } = await run(sandboxPython, ["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]);
-  const version = stdout.trim();
+  const version = await sandboxPythonVersion();
   const tar = path.join(cache, `${set}-${version}.tar.gz`);
   if (existsSync(tar)) return tar;
   mkdirSync(cache, { recursive: true });
   // A name of this process's own: two suites may fetch the same set at once.
   const folder = `${tar}.${process.pid}`;
-  const options = ["--python-version", version, "--only-binary=:all:", "--target", folder, "--no-compile", "--quiet"];
-  await pip(["install", "--disable-pip-version-check", ...options, ...sets[set]]);
+  await install(folder, version, sets[set]);
   // Whole or not at all: a run that is broken off leaves nothing that a later one would take for complete.
   await run("tar", ["-czf", `${folder}.tar`, "--exclude=tests", "--exclude=__pycache__", "-C", folder, "."]);
   renameSync(`${folder}.tar`, tar);
@@ -47,7 +45,7 @@ export async function unpackedPackages(...wanted: (keyof typeof sets)[]): Promis
   const partial = `${folder}.${process.pid}`;
   mkdirSync(partial);
   for (const tar of tars) await run("tar", ["-xzf", tar, "-C", partial]);
-  renameSync(partial, folder);
+  becomeFolder(partial, folder);
   return folder;
 }
 
@@ -60,6 +58,48 @@ export async function installPackages(sandbox: Sandbox, set: keyof typeof sets):
   const { exitCode, stderr } = await sandbox.exec(unpack, { timeoutSeconds: 120 });
   if (exitCode !== 0) throw new Error(`unpacking ${set} ended with ${exitCode}: ${stderr}`);
   return folder;
+}
+
+/** Sets for programs on the host, by the interpreter of the sandboxes. What they were tested with is what is pinned. */
+const hostSets = {
+  "mitos-run-0.1.0": ["mitos-run==0.1.0", "websockets>=12,<18"],
+  "mitos-run-0.1.1": ["mitos-run==0.1.1", "websockets>=12,<18"],
+  // Later releases of claude-agent-sdk carry a program of 400 MB that nothing here starts.
+  frameworks: ["deepagents>=0.6,<1", "openai-agents>=0.1,<0.6", "claude-agent-sdk==0.1.6", "mcp>=1.10,<2"],
+} as const;
+
+export type HostSet = keyof typeof hostSets;
+
+/** PyPI packages for a program on the host, fetched once and kept in the checkout's cache folder. @returns a folder for PYTHONPATH */
+export async function hostPackages(set: HostSet): Promise<string> {
+  const version = await sandboxPythonVersion();
+  const folder = path.join(cache, `${set}-${version}-host`);
+  if (existsSync(folder)) return folder;
+  mkdirSync(cache, { recursive: true });
+  const partial = `${folder}.${process.pid}`;
+  await install(partial, version, hostSets[set]);
+  becomeFolder(partial, folder);
+  return folder;
+}
+
+/** Whole or not at all; when another process was faster, its folder is as good. */
+function becomeFolder(partial: string, folder: string): void {
+  try {
+    renameSync(partial, folder);
+  } catch (error) {
+    if (!existsSync(folder)) throw error;
+    rmSync(partial, { recursive: true, force: true });
+  }
+}
+
+async function sandboxPythonVersion(): Promise<string> {
+  const { stdout } = await run(sandboxPython, ["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]);
+  return stdout.trim();
+}
+
+function install(folder: string, version: string, requirements: readonly string[]): Promise<void> {
+  const options = ["--python-version", version, "--only-binary=:all:", "--target", folder, "--no-compile", "--quiet"];
+  return pip(["install", "--disable-pip-version-check", ...options, ...requirements]);
 }
 
 /** With the first interpreter on PATH, or the sandboxes' own, that has pip. */

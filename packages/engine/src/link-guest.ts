@@ -4,6 +4,7 @@ import { guest as pb } from "@mitos/protocol/proto";
 
 import type { Machine } from "./driver.ts";
 import type { Adoption, Guest, GuestHooks } from "./guest.ts";
+import { hostNameOf } from "./host-name.ts";
 import { LinkClient } from "./link/client.ts";
 import { createRuntime } from "./runtime.ts";
 
@@ -55,7 +56,7 @@ function identityOf(adoption: Adoption) {
     generation: BigInt(adoption.generation),
     entropy: randomBytes(entropyBytes),
     wallClockUnixNanos: BigInt(Date.now()) * 1_000_000n,
-    hostName: adoption.sandboxId,
+    hostName: hostNameOf(adoption.sandboxId),
     machineId: randomBytes(16).toString("hex"),
     env: { ...adoption.env },
     secrets: { ...adoption.secrets },

@@ -3,6 +3,7 @@ import type { Core } from "./core.ts";
 import type { Machine, Snapshot } from "./driver.ts";
 import { forkSelf } from "./fork.ts";
 import type { Adoption } from "./guest.ts";
+import { hostNameOf } from "./host-name.ts";
 import { linkLost } from "./lifecycle.ts";
 import type { Entry, Live } from "./sandboxes.ts";
 import { requireAlive } from "./states.ts";
@@ -17,7 +18,12 @@ export type Delivery = Pick<Adoption, "env" | "secrets" | "forgetSecrets">;
 export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snapshot, delivery: Delivery): Promise<Live> {
   const { record } = entry;
   if (!record.machineId) throw new Error(`broken invariant: ${record.id} starts without a machine id`);
-  const spec = { machineId: record.machineId, root: { kind: "host" }, resources: record.resources, hostName: record.id } as const;
+  const spec = {
+    machineId: record.machineId,
+    root: { kind: "host" },
+    resources: record.resources,
+    hostName: hostNameOf(record.id),
+  } as const;
   const machine = await core.starts.run(() => {
     // A sandbox can be terminated, or run out of time, while its machine is still being started.
     requireAlive(entry.record);

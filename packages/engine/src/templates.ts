@@ -1,9 +1,10 @@
-import { MitosError, type TemplateId } from "@mitos/protocol";
+import { isImageReference, MitosError, type TemplateId } from "@mitos/protocol";
 import type { Owner, Template, TemplateRequest } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
 import type { Machine, Snapshot } from "./driver.ts";
 import type { Guest } from "./guest.ts";
+import { hostNameOf } from "./host-name.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import type { TemplateRecord } from "./store/templates.ts";
 import { runWorkload } from "./workload.ts";
@@ -36,11 +37,19 @@ export interface TemplateUse extends Disposable {
  * Makes a template ready. An id that exists with the same definition is answered from its snapshot while that is still valid; a changed
  * definition is built and takes its place, and sandboxes of the old one run on. Equal builds at the same time are one.
  *
- * @throws build_failed, quota_exceeded, not_supported (a workload on the mock engine)
+ * @throws build_failed, quota_exceeded, not_supported (an image; a workload on the mock engine)
  */
 export async function createTemplate(core: Core, request: TemplateRequest): Promise<Template> {
   if (request.workload && core.driver.name === "mock") {
     throw new MitosError("not_supported", { cause: "the mock engine starts no workload" });
+  }
+  // Under the name of an image there must never be the host's files.
+  if (isImageReference(request.id) && core.driver.name !== "mock") {
+    throw new MitosError("not_supported", {
+      message: "images are not built yet",
+      cause: `${request.id} names an image`,
+      remediation: "Use the template python, node or base.",
+    });
   }
   return publicTemplate(await ensureBuilt(core, request));
 }
@@ -157,7 +166,12 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
     "template",
     Math.min(bootBytes, request.resources.memSizeMiB * 1024 * 1024) + 2 * machineOverheadBytes,
   );
-  const spec = { machineId: newMachineId(), root: { kind: "host" }, resources: request.resources, hostName: request.id } as const;
+  const spec = {
+    machineId: newMachineId(),
+    root: { kind: "host" },
+    resources: request.resources,
+    hostName: hostNameOf(request.id),
+  } as const;
   let machine: Machine | undefined;
   let guest: Guest | undefined;
   try {

@@ -7,6 +7,7 @@ import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
 import { type AnyResponse, endLateBody, retryAfter, sendPlain } from "./http/plain.ts";
+import { legacyRoutes } from "./legacy/index.ts";
 import { fileRoutes } from "./routes/files.ts";
 import { forkRoutes } from "./routes/fork.ts";
 import { healthRoutes } from "./routes/health.ts";
@@ -80,6 +81,7 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
   processRoutes(app, context);
   keyRoutes(app, context);
   portRoutes(app, context, ports);
+  legacyRoutes(app, context);
   for (const [url, allowed] of [...known]) refuseOtherMethods(app, url, [...allowed]);
 
   await app.ready();

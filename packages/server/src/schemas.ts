@@ -1,12 +1,14 @@
 /** The pieces that request bodies of several routes are made of. Unknown members are ignored everywhere. */
 
-import { isId, limits, MitosError, resourceBounds, type SandboxId, type TemplateId } from "@mitos/protocol";
+import { isId, isTemplateId, limits, MitosError, resourceBounds, type SandboxId, type TemplateId } from "@mitos/protocol";
 import { z } from "zod";
 
 const idRule = "must be 1 to 64 letters, digits, '_' or '-', and begin with a letter or digit";
 
 export const sandboxId = z.string().refine(isId, idRule) as unknown as z.ZodType<SandboxId>;
-export const templateId = z.string().refine(isId, idRule) as unknown as z.ZodType<TemplateId>;
+export const templateId = z
+  .string()
+  .refine(isTemplateId, `${idRule}; or be an image reference such as python:3.12`) as unknown as z.ZodType<TemplateId>;
 
 const noNul = (text: string) => !text.includes("\0");
 

@@ -22,7 +22,9 @@ import { createExpose } from "./proxy/expose.ts";
 import { Forwards } from "./proxy/forwards.ts";
 import { type UpgradeVisit, upgradedPlaces, type Visit } from "./proxy/ports.ts";
 import { StreamCap } from "./stream/cap.ts";
-import { createWebSocketExec, refuseUpgrade, webSocketPath } from "./websocket/exec.ts";
+import { execFraming } from "./websocket/exec.ts";
+import { ptyFraming } from "./websocket/pty.ts";
+import { createSessions, refuseUpgrade } from "./websocket/session.ts";
 
 export interface ServerOptions {
   readonly engine: Engine;
@@ -110,7 +112,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
 
   const app = await createApp(context, { signer, domain, ttlSeconds, forwards });
   const connect = createConnectHandler(context);
-  const webSocket = createWebSocketExec(context);
+  const webSockets = [execFraming, ptyFraming].map((framing) => createSessions(context, framing));
   // A key travels in a header that no web page can set across origins, so with keys any name of the server will do.
   const guard = (request: AnyRequest) => refusal(request, auth ? undefined : boundHost);
   const dispatch = (request: AnyRequest, response: AnyResponse) => {
@@ -132,11 +134,14 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     else app.routing(request as never, response as never);
   };
 
-  const isWebSocketExec = (request: AnyRequest) => request.url?.split("?", 1)[0] === webSocketPath;
+  const sessionsFor = (request: AnyRequest) => webSockets.find(({ path }) => path === request.url?.split("?", 1)[0]);
   const isWebSocket = (request: AnyRequest) =>
     request.method === "GET" &&
     request.headers.upgrade?.toLowerCase() === "websocket" &&
-    (previews.isPreviewHost(request) || previews.isPreviewPath(request) || expose.accepts(request.url ?? "") || isWebSocketExec(request));
+    (previews.isPreviewHost(request) ||
+      previews.isPreviewPath(request) ||
+      expose.accepts(request.url ?? "") ||
+      sessionsFor(request) !== undefined);
   // Other offers to upgrade (such as h2c) are ignored, as RFC 9110 allows.
   const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: isWebSocket }, dispatch);
   http1.on("checkContinue", dispatch);
@@ -149,9 +154,9 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     else if (previews.isPreviewPath(request)) void previews.serve(visit);
     else if (expose.accepts(request.url ?? "")) void expose.serve(visit, auth?.authenticate(request));
     else {
-      const denied = auth?.authenticate(request) ?? auth?.authorise(request, socket, webSocketAccess, "Exec over a WebSocket");
+      const denied = auth?.authenticate(request) ?? auth?.authorise(request, socket, webSocketAccess, "a program over a WebSocket");
       if (denied) refuseUpgrade(socket, denied);
-      else webSocket.upgrade(request, socket, head);
+      else sessionsFor(request)?.upgrade(request, socket, head);
     }
   });
   const sessions = new Set<ServerHttp2Session>();
@@ -199,7 +204,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     clearTimeout(cut);
     clearTimeout(end);
     for (const session of sessions) session.destroy();
-    webSocket.close();
+    for (const webSocket of webSockets) webSocket.close();
     await app.close();
     await context.audit.close();
   };

@@ -47,6 +47,15 @@ describe("idempotency", () => {
     expect(() => store.begin("fork", "key")).toThrow(expect.objectContaining({ code: "conflict" }));
   });
 
+  it("answers a repetition with the first resource after a restart", () => {
+    const store = createIdempotencyStore(db, new ManualClock());
+    store.begin("fork", "key");
+    store.complete("fork", "key", "a");
+    db.close();
+    db = openDatabase(dataDir);
+    expect(createIdempotencyStore(db, new ManualClock()).begin("fork", "key")).toEqual({ first: false, resource: "a" });
+  });
+
   it("lets what a killed server had under way run again", () => {
     createIdempotencyStore(db, new ManualClock()).begin("fork", "key");
     expect(createIdempotencyStore(db, new ManualClock()).begin("fork", "key")).toEqual({ first: true });

@@ -48,6 +48,16 @@ export const routeAccess: Readonly<Record<string, Access>> = {
   "POST /v1/sandboxes/:id/processes/:pid/signal": execute,
   "POST /v1/sandboxes/:id/processes/:pid/resize": execute,
 
+  "POST /v1/exec": executeStream,
+  "POST /v1/exec/stream": executeStream,
+  "POST /v1/run_code/stream": executeStream,
+  "POST /v1/files/read": execute,
+  "POST /v1/files/write": execute,
+  "POST /v1/files/list": execute,
+  "POST /v1/files/mkdir": execute,
+  "POST /v1/files/remove": execute,
+  "POST /v1/vitals": execute,
+
   "POST /v1/preview": execute,
   "POST /v1/sandboxes/:id/forward": execute,
 
@@ -81,7 +91,7 @@ export const rpcAccess = {
   budget: read,
 } as const satisfies Readonly<Record<keyof typeof pb.Sandbox.method, Access>>;
 
-/** Exec over a WebSocket. */
+/** A program over a WebSocket, whichever generation of clients asks for it. */
 export const webSocketAccess: Access = executeStream;
 
 /** A port of a sandbox below the API's own address. */

@@ -7,18 +7,23 @@ import { ChunkCutter } from "../stream/chunks.ts";
 import { follow } from "../stream/follow.ts";
 import { type Call, firstMessage, notOpen } from "./call.ts";
 
-export function runCodeStream(request: pb.RunCodeStreamRequest, call: Call): AsyncGenerator<pb.RunCodeResponse> {
-  return run(request, call);
+/** @param lossName - of the error event that tells of a sandbox that was lost in mid-stream */
+export function runCodeStream(
+  request: pb.RunCodeStreamRequest,
+  call: Call,
+  lossName = "SandboxUnavailable",
+): AsyncGenerator<pb.RunCodeResponse> {
+  return run(request, call, lossName);
 }
 
 /** Input messages are part of the schema, but no kernel reads them. */
 export async function* runCode(requests: AsyncIterable<pb.RunCodeRequest>, call: Call): AsyncGenerator<pb.RunCodeResponse> {
   const { first } = await firstMessage(requests);
   if (first.msg.case !== "open") throw notOpen();
-  yield* run(first.msg.value, call);
+  yield* run(first.msg.value, call, "SandboxUnavailable");
 }
 
-async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Call): AsyncGenerator<pb.RunCodeResponse> {
+async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Call, lossName: string): AsyncGenerator<pb.RunCodeResponse> {
   const asked = Number(request.timeoutSeconds);
   checkCeiling(asked, call.context.maxExecTimeoutSeconds, call.sandbox);
   // Without a ceiling a client may still not ask for more than a timer can hold.
@@ -50,7 +55,7 @@ async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Cal
     if (mitos.code !== "unavailable") throw mitos;
     yield* heldBack(cutters);
     if (!failed) {
-      yield create(pb.RunCodeResponseSchema, { msg: { case: "error", value: { name: "SandboxUnavailable", value: mitos.message } } });
+      yield create(pb.RunCodeResponseSchema, { msg: { case: "error", value: { name: lossName, value: mitos.message } } });
     }
     yield create(pb.RunCodeResponseSchema, { msg: { case: "exitCode", value: 1 } });
   }

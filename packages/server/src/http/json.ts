@@ -1,16 +1,22 @@
 import { limits, MitosError } from "@mitos/protocol";
 import type { FastifyRequest } from "fastify";
 import type { z } from "zod";
+import { firstObject, tolerate } from "./tolerance.ts";
 
 const bodyTimeoutMs = 60_000;
 
 /**
  * Reads and checks the whole body before anything happens.
  *
+ * @param trailing - whether bytes behind the object are an error or, on the routes that never read them, nothing
  * @throws body_too_large; invalid_json; invalid_input, naming the first member that is wrong
  */
-export async function readJson<Schema extends z.ZodType>(request: FastifyRequest, schema: Schema): Promise<z.infer<Schema>> {
-  return check(schema, parseObject(await readBody(request)));
+export async function readJson<Schema extends z.ZodType>(
+  request: FastifyRequest,
+  schema: Schema,
+  trailing: "refused" | "ignored" = "refused",
+): Promise<z.infer<Schema>> {
+  return check(schema, tolerate(schema, parseObject(await readBody(request), trailing)));
 }
 
 /** @throws invalid_input */
@@ -41,10 +47,11 @@ async function readBody(request: FastifyRequest): Promise<Buffer> {
   return Buffer.concat(chunks, length);
 }
 
-function parseObject(body: Buffer): object {
+function parseObject(body: Buffer, trailing: "refused" | "ignored"): object {
   let value: unknown;
   try {
-    value = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(body));
+    const text = new TextDecoder("utf-8", { fatal: true }).decode(body);
+    value = JSON.parse(trailing === "ignored" ? firstObject(text) : text);
   } catch {
     // The parser's message would quote the body, which may hold secrets.
     throw new MitosError("invalid_json", { cause: body.length === 0 ? "the body is empty" : "the body does not parse" });

@@ -56,7 +56,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
   app.post("/v1/fork", async (request) => {
     const engine = context.engineFor(request.raw);
     const audit = context.auditFor(request.raw);
-    const body = await readJson(request, createBody);
+    const body = await readJson(request, createBody, "ignored");
     const from = parseTemplate(body.template);
     checkCeiling(body.timeout_seconds, maxExecTimeoutSeconds, body.id);
     checkCeiling(body.idle_timeout_seconds, maxExecTimeoutSeconds, body.id);
@@ -96,7 +96,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
   app.post("/v1/sandboxes/:id/fork", async (request) => {
     const engine = context.engineFor(request.raw);
     const { id: source } = check(forkParams, request.params);
-    const body = await readJson(request, forkBody);
+    const body = await readJson(request, forkBody, "ignored");
     checkCeiling(body.timeout_seconds, maxExecTimeoutSeconds, source);
     const ids = body.ids ?? (body.id ? [body.id] : freshIds(engine, body.count ?? 1));
     const endpoint = endpointOf(request);

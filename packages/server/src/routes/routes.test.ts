@@ -59,6 +59,21 @@ describe("templates", () => {
     expect(answer.json.error.cause).toMatch(/^invalid network config:/);
   });
 
+  it("may be image references, percent-encoded where the path names them; a live handle is none", async () => {
+    for (const id of ["python:3.12", "registry.example:5000/x/y:1", `registry.example/x/y@sha256:${"0a".repeat(32)}`]) {
+      expect((await post(at, "/v1/templates", { id })).json).toMatchObject({ id, ready: true });
+      expect((await get(at, "/v1/templates")).json).toContainEqual(expect.objectContaining({ id }));
+      expect((await post(at, "/v1/fork", { id: "of-an-image", template: id })).status).toBe(200);
+      expect((await get(at, "/v1/sandboxes/of-an-image")).json.template_id).toBe(id);
+      await send(at, "DELETE", "/v1/sandboxes/of-an-image");
+      expect((await send(at, "DELETE", `/v1/templates/${encodeURIComponent(id)}`)).json).toEqual({ status: "deleted", id });
+    }
+    for (const id of ["live:sb-1", "registry.example/../x", "/etc:1", "a//b:1"]) {
+      expect((await post(at, "/v1/templates", { id })).status).toBe(400);
+      expect((await send(at, "DELETE", `/v1/templates/${encodeURIComponent(id)}`)).status).toBe(400);
+    }
+  });
+
   it("are deleted", async () => {
     expect((await send(at, "DELETE", "/v1/templates/python")).json).toEqual({ status: "deleted", id: "python" });
     expect((await send(at, "DELETE", "/v1/templates/python")).json.error.code).toBe("not_found");
@@ -86,7 +101,7 @@ describe("sandboxes", () => {
     expect(json).toMatchObject({ id: "child", template_id: "live:child", parent_id: "sb-1" });
     expect(at.engine.forks).toMatchObject([{ source: "sb-1", ids: ["child"], inheritSecrets: false }]);
     expect((await post(at, "/v1/fork", { id: "c2", template: "live:nope" })).status).toBe(404);
-    for (const template of ["live:", "live:../x", "other:sb-1", "live:live:sb-1"]) {
+    for (const template of ["live:", "live:../x", "live/sb-1", "live:live:sb-1"]) {
       expect((await post(at, "/v1/fork", { id: "c3", template })).status).toBe(400);
     }
   });

@@ -5,6 +5,7 @@ import { z } from "zod";
 import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
+import { tolerate } from "../http/tolerance.ts";
 import { idempotencyKey, once } from "../idempotency.ts";
 import { argv, env, resources, templateId } from "../schemas.ts";
 import { templateJson } from "../shapes.ts";
@@ -38,6 +39,8 @@ const workload = z.object({
 const templateBody = z.object({
   id: templateId,
   init_wait_seconds: z.int().nullish(),
+  // Checked apart, since its errors are told in words of their own.
+  network: z.unknown().optional(),
   workload: workload.nullish(),
   resources: resources.nullish(),
 });
@@ -47,7 +50,7 @@ const templateParams = z.object({ id: templateId });
 export function templateRoutes(app: FastifyInstance, context: ServerContext): void {
   app.post("/v1/templates", async (request) => {
     const engine = context.engineFor(request.raw);
-    const body = await readJson(request, z.looseObject(templateBody.shape));
+    const body = await readJson(request, templateBody, "ignored");
     const policy = checkNetwork(body.network);
     const find = (id: string) => {
       const template = engine.listTemplates().find((candidate) => candidate.id === id);
@@ -79,7 +82,7 @@ export function templateRoutes(app: FastifyInstance, context: ServerContext): vo
 
 function checkNetwork(value: unknown) {
   try {
-    const wire = check(network, value ?? {});
+    const wire = check(network, tolerate(network, value ?? {}));
     return {
       block: wire.block,
       egress: wire.egress,
