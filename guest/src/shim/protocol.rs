@@ -85,7 +85,7 @@ pub enum Reply {
     Failed { ok: bool, error: String },
     Ran { ok: bool, exit_code: Option<i32>, signal: Option<i32>, stdout: String, stderr: String, timed_out: bool },
     Watching { ok: bool, pid: i32 },
-    Metered { ok: bool, memory_bytes: u64, cpu_ms: u64 },
+    Metered { ok: bool, memory_bytes: u64, shared_bytes: u64, cpu_ms: u64 },
 }
 
 impl Reply {

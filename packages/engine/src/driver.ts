@@ -48,8 +48,13 @@ export interface MachineExit {
 }
 
 export interface Metering {
+  /** What is this machine's alone: its own memory, and the private memory of the processes that run it. */
   readonly memoryBytes: number;
+  /** Pages of host files that it has mapped: in memory once, however many machines map them. */
+  readonly sharedBytes: number;
   readonly cpuMs: number;
+  /** What it has sent out through the egress gate. */
+  readonly egressBytes?: number | undefined;
 }
 
 /** The frames of one machine, whole, in order. Back-pressure: `send` resolves when more may be written. */
@@ -90,6 +95,12 @@ export interface ProbeResult {
   readonly weaknesses: readonly string[];
 }
 
+/** How many machines found a container made ahead, since the driver was opened. */
+export interface ReadyStarts {
+  readonly hits: number;
+  readonly misses: number;
+}
+
 export interface Driver {
   readonly name: "gvisor" | "microvm" | "mock";
   readonly isolation: Isolation;
@@ -107,6 +118,8 @@ export interface Driver {
   restore(snapshot: Snapshot, spec: MachineSpec): Promise<Machine>;
   /** Makes ready what `restore` would otherwise do while the user waits (containers created ahead). Best effort, returns at once. */
   prepare(spec: Omit<MachineSpec, "machineId" | "hostName">, count: number): void;
+  /** Absent where nothing is made ahead. */
+  readonly readyStarts?: ReadyStarts | undefined;
   /** A machine of an earlier server: still alive, or how it ended. */
   reattach(machineId: string): Promise<Machine | MachineExit>;
   /** Ends every machine and removes every leftover that is not in `keep`. */

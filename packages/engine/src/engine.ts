@@ -2,6 +2,7 @@ import { MitosError, type SandboxId } from "@mitos/protocol";
 import type {
   CreateRequest,
   Engine,
+  EngineCounts,
   EngineOptions,
   ForkRequest,
   IdempotencyStore,
@@ -12,7 +13,7 @@ import type {
 } from "./actions.ts";
 import { Admission } from "./admission.ts";
 import { type Clock, systemClock } from "./clock.ts";
-import { type Core, startsAtOnce } from "./core.ts";
+import { type Core, Counters, startsAtOnce } from "./core.ts";
 import { create } from "./create.ts";
 import type { Driver } from "./driver.ts";
 import { pickDriver } from "./drivers/pick.ts";
@@ -20,8 +21,10 @@ import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
 import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
 import { connectGuest } from "./link-guest.ts";
+import { Meters } from "./metering.ts";
 import { Semaphore } from "./mutex.ts";
 import { pause, resume } from "./pause.ts";
+import { Readiness } from "./readiness.ts";
 import { recover } from "./recovery.ts";
 import { type Entry, Sandboxes } from "./sandboxes.ts";
 import { SnapshotPlaces } from "./snapshots.ts";
@@ -71,11 +74,12 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
       templateStore: new TemplateStore(db),
       templates: new Map(),
       starts: new Semaphore(startsAtOnce),
+      counters: new Counters(),
     };
     await recover(core);
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
-    return new OpenEngine(core, deadlines, createIdempotencyStore(db, clock), () => db.close());
+    return new OpenEngine(core, deadlines, createIdempotencyStore(db, clock), new Readiness(dataDir), () => db.close());
   } catch (error) {
     await driver?.close();
     db.close();
@@ -86,13 +90,17 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
 class OpenEngine implements Engine {
   readonly #core: Core;
   readonly #deadlines: Deadlines;
+  readonly #meters: Meters;
+  readonly #readiness: Readiness;
   readonly #closeDatabase: () => void;
   readonly #underWay = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
   readonly idempotency: IdempotencyStore;
 
-  constructor(core: Core, deadlines: Deadlines, idempotency: IdempotencyStore, closeDatabase: () => void) {
+  constructor(core: Core, deadlines: Deadlines, idempotency: IdempotencyStore, readiness: Readiness, closeDatabase: () => void) {
     this.#core = core;
+    this.#meters = new Meters(core);
+    this.#readiness = readiness;
     this.#deadlines = deadlines;
     this.#closeDatabase = closeDatabase;
     this.idempotency = idempotency;
@@ -156,11 +164,20 @@ class OpenEngine implements Engine {
   }
 
   meter(id: SandboxId) {
-    return this.#run(async () => {
-      const { live } = this.#core.sandboxes.require(id, "meter");
-      if (!live) throw new MitosError("unavailable", { cause: `sandbox ${id} has no machine now` });
-      return live.machine.meter();
-    });
+    return this.#run(() => this.#meters.one(id));
+  }
+
+  meterAll() {
+    return this.#run(() => this.#meters.all());
+  }
+
+  counts(): EngineCounts {
+    const { counters, driver } = this.#core;
+    return { ...counters, readyStarts: driver.readyStarts ?? { hits: 0, misses: 0 } };
+  }
+
+  async unreadiness() {
+    return this.#closing ? "the engine is closing" : this.#readiness.problem();
   }
 
   runtime(id: SandboxId): Runtime {

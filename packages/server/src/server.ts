@@ -73,7 +73,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     maxExecTimeoutSeconds: options.maxExecTimeoutSeconds ?? limits.timeoutSecondsMax,
     streams,
     audit: openAudit(options.auditLog),
-    metrics: createMetrics(engine, streams),
+    metrics: createMetrics(engine, streams, options.version),
     shutdown: shutdown.signal,
     isClosing: () => closing,
   };

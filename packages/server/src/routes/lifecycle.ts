@@ -7,7 +7,7 @@ import { checkCeiling, sandboxId, seconds } from "../schemas.ts";
 const sandboxBody = z.object({ sandbox: sandboxId });
 const timeoutBody = z.object({ sandbox: sandboxId, timeout_seconds: seconds });
 
-export function lifecycleRoutes(app: FastifyInstance, { engine, audit, maxExecTimeoutSeconds }: ServerContext): void {
+export function lifecycleRoutes(app: FastifyInstance, { engine, audit, metrics, maxExecTimeoutSeconds }: ServerContext): void {
   app.post("/v1/set_timeout", async (request) => {
     const { sandbox, timeout_seconds } = await readJson(request, timeoutBody);
     checkCeiling(timeout_seconds, maxExecTimeoutSeconds, sandbox);
@@ -22,13 +22,17 @@ export function lifecycleRoutes(app: FastifyInstance, { engine, audit, maxExecTi
 
   app.post("/v1/pause", async (request) => {
     const { sandbox } = await readJson(request, sandboxBody);
+    const done = metrics.pauseSeconds.startTimer();
     await audited("pause", sandbox, () => engine.pause(sandbox));
+    done();
     return { status: "paused" };
   });
 
   app.post("/v1/resume", async (request) => {
     const { sandbox } = await readJson(request, sandboxBody);
+    const done = metrics.resumeSeconds.startTimer();
     await audited("resume", sandbox, () => engine.resume(sandbox));
+    done();
     return { status: "running" };
   });
 

@@ -113,7 +113,7 @@ async function session(context: ServerContext, webSocket: WebSocket, sandbox: Sa
     using _place = context.streams.take(sandbox);
     const attachment = runtime.exec(start, signals.client);
     input.deliver(attachment, pty, (error) => gone.abort(error));
-    for await (const frame of execFrames(attachment, signals)) {
+    for await (const frame of execFrames(attachment, signals, context.metrics)) {
       const isLast = frame.msg.case === "exit";
       await send(webSocket, isLast ? endStreamFlag : 0, frame);
       if (isLast) break;

@@ -64,7 +64,7 @@ export class GvisorMachine implements Machine {
 
   async meter(): Promise<Metering> {
     const reply = await this.#ask("meter");
-    return { memoryBytes: Number(reply.memory_bytes), cpuMs: Number(reply.cpu_ms) };
+    return { memoryBytes: count(reply.memory_bytes), sharedBytes: count(reply.shared_bytes), cpuMs: count(reply.cpu_ms) };
   }
 
   /** Lets a runsc command work on this machine. */
@@ -145,6 +145,11 @@ export async function activate(host: Host, container: Container, machineId: stri
     await machine.end("start failed");
     throw error;
   }
+}
+
+/** The shim of an earlier version may not know a figure. */
+function count(value: unknown): number {
+  return typeof value === "number" ? value : 0;
 }
 
 /** Removes what is left of a machine that has ended. */
