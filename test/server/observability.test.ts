@@ -14,7 +14,7 @@ let child: Sandbox;
 beforeAll(async () => {
   live = await startLiveServer();
   parent = await live.create({ id: "obs-parent" });
-  child = await parent.fork();
+  child = (await parent.fork())[0]!;
 });
 afterAll(() => live.close());
 

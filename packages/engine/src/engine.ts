@@ -1,4 +1,5 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
+import type { Attributes } from "@opentelemetry/api";
 import type {
   CreateRequest,
   Engine,
@@ -33,6 +34,7 @@ import { createIdempotencyStore } from "./store/idempotency.ts";
 import { SandboxStore } from "./store/sandboxes.ts";
 import { TemplateStore } from "./store/templates.ts";
 import { createTemplate, deleteTemplate, listTemplates } from "./templates.ts";
+import { traceDriver, traced, traceGuests } from "./tracing.ts";
 import { tree } from "./tree.ts";
 
 /** How long `close` waits for what is under way. */
@@ -64,8 +66,8 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
   try {
     driver = await parts.pickDriver();
     const core: Core = {
-      driver,
-      connectGuest: parts.connectGuest ?? connectGuest,
+      driver: traceDriver(driver),
+      connectGuest: traceGuests(parts.connectGuest ?? connectGuest),
       log,
       clock,
       admission: parts.admission ?? new Admission(),
@@ -115,7 +117,7 @@ class OpenEngine implements Engine {
   }
 
   createTemplate(request: TemplateRequest) {
-    return this.#run(() => createTemplate(this.#core, request));
+    return this.#run("createTemplate", { "mitos.template.id": request.id }, () => createTemplate(this.#core, request));
   }
 
   listTemplates() {
@@ -123,15 +125,17 @@ class OpenEngine implements Engine {
   }
 
   deleteTemplate(id: TemplateRequest["id"]) {
-    return this.#run(() => deleteTemplate(this.#core, id));
+    return this.#run("deleteTemplate", { "mitos.template.id": id }, () => deleteTemplate(this.#core, id));
   }
 
   create(request: CreateRequest) {
-    return this.#run(() => create(this.#core, request));
+    const attributes = { "mitos.sandbox.id": request.id, "mitos.template.id": request.template };
+    return this.#run("create", attributes, () => create(this.#core, request));
   }
 
   fork(request: ForkRequest) {
-    return this.#run(() => fork(this.#core, request));
+    const attributes = { "mitos.sandbox.id": request.source, "mitos.fork.count": request.ids.length };
+    return this.#run("fork", attributes, () => fork(this.#core, request));
   }
 
   get(id: SandboxId): Sandbox {
@@ -148,27 +152,27 @@ class OpenEngine implements Engine {
   }
 
   terminate(id: SandboxId, options?: { subtree?: boolean }) {
-    return this.#run(() => terminate(this.#core, id, options));
+    return this.#run("terminate", { "mitos.sandbox.id": id }, () => terminate(this.#core, id, options));
   }
 
   pause(id: SandboxId) {
-    return this.#run(() => pause(this.#core, id));
+    return this.#run("pause", { "mitos.sandbox.id": id }, () => pause(this.#core, id));
   }
 
   resume(id: SandboxId) {
-    return this.#run(() => resume(this.#core, id));
+    return this.#run("resume", { "mitos.sandbox.id": id }, () => resume(this.#core, id));
   }
 
   setTimeout(id: SandboxId, timeoutSeconds: number) {
-    return this.#run(() => setTimeoutOf(this.#core, id, timeoutSeconds));
+    return this.#run("setTimeout", { "mitos.sandbox.id": id }, () => setTimeoutOf(this.#core, id, timeoutSeconds));
   }
 
   meter(id: SandboxId) {
-    return this.#run(() => this.#meters.one(id));
+    return this.#run("meter", { "mitos.sandbox.id": id }, () => this.#meters.one(id));
   }
 
   meterAll() {
-    return this.#run(() => this.#meters.all());
+    return this.#run("meterAll", {}, () => this.#meters.all());
   }
 
   counts(): EngineCounts {
@@ -212,9 +216,9 @@ class OpenEngine implements Engine {
   }
 
   /** Actions that `close` waits for, and none begins after it. */
-  async #run<T>(action: () => Promise<T>): Promise<T> {
+  async #run<T>(name: string, attributes: Attributes, action: () => Promise<T>): Promise<T> {
     if (this.#closing) throw new MitosError("unavailable", { cause: "the server is shutting down" });
-    const running = action();
+    const running = traced(`engine.${name}`, attributes, action);
     this.#underWay.add(running);
     try {
       return await running;

@@ -6,6 +6,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
 import { type AnyResponse, retryAfter, sendPlain } from "./http/plain.ts";
+import { describeRequest } from "./http/tracing.ts";
 import { fileRoutes } from "./routes/files.ts";
 import { forkRoutes } from "./routes/fork.ts";
 import { healthRoutes } from "./routes/health.ts";
@@ -45,6 +46,7 @@ export async function createApp(context: ServerContext): Promise<FastifyInstance
     const status = reply.raw.statusCode;
     context.metrics.requests.inc({ method, route, status });
     const sandbox = (request.params as { id?: string } | undefined)?.id;
+    describeRequest(request.raw, { route, sandbox, requestId });
     context.log.debug({ requestId, method, route, status, ms: Math.round(reply.elapsedTime), ...(sandbox ? { sandbox } : {}) }, "answered");
   });
   app.setErrorHandler((error, request, reply) => sendError(context, error, request, reply));

@@ -13,6 +13,7 @@ import { toConnectError } from "./errors.ts";
 import { type AnyRequest, isLoopback, refusal } from "./http/guard.ts";
 import { type AnyResponse, sendConnectError, sendEnvelope } from "./http/plain.ts";
 import { createSharedPort } from "./http/shared-port.ts";
+import { traceRequest } from "./http/tracing.ts";
 import { createMetrics } from "./metrics.ts";
 import { StreamCap } from "./stream/cap.ts";
 import { createWebSocketExec, refuseUpgrade, webSocketPath } from "./websocket/exec.ts";
@@ -82,6 +83,10 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const connect = createConnectHandler(context);
   const webSocket = createWebSocketExec(context);
   const dispatch = (request: AnyRequest, response: AnyResponse) => {
+    const done = traceRequest(request, () => serve(request, response));
+    response.once("close", () => done(response.statusCode));
+  };
+  const serve = (request: AnyRequest, response: AnyResponse) => {
     request.on("error", () => {}); // whoever reads the body sees it
     const isConnect = request.url?.startsWith(servicePrefix);
     const refused = refusal(request, boundHost);
@@ -96,8 +101,11 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: isWebSocket }, dispatch);
   http1.on("upgrade", (request, socket, head) => {
     const refused = refusal(request, boundHost);
-    if (refused) refuseUpgrade(socket, refused);
-    else webSocket.upgrade(request, socket, head);
+    const done = traceRequest(request, () => {
+      if (refused) refuseUpgrade(socket, refused);
+      else webSocket.upgrade(request, socket, head);
+    });
+    socket.once("close", () => done(refused ? refused.entry.status : 101));
   });
   const sessions = new Set<ServerHttp2Session>();
   const http2 = createHttp2({ settings: { maxConcurrentStreams: http2StreamsMax } }, dispatch);

@@ -15,6 +15,7 @@ import { sandbox as pb } from "@mitos/protocol/proto";
 import type { ServerContext } from "../context.ts";
 import type { AnyRequest } from "../http/guard.ts";
 import { type AnyResponse, sendPlain } from "../http/plain.ts";
+import { describeRequest } from "../http/tracing.ts";
 import { writeTo } from "../stream/write.ts";
 import { withExecAliases } from "./aliases.ts";
 import { sandboxService } from "./service.ts";
@@ -34,6 +35,7 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
     if (!handler) return sendPlain(response, 404, "404 page not found");
     const { method } = handler;
+    describeRequest(request, { route: handler.requestPath, sandbox: request.headers["x-sandbox-id"] });
     response.once("close", () => {
       context.metrics.requests.inc({ method: request.method ?? "", route: handler.requestPath, status: response.statusCode });
     });

@@ -14,6 +14,7 @@ import { notOpen } from "../connect/call.ts";
 import { execFrames, toProcessStart } from "../connect/exec.ts";
 import type { ServerContext } from "../context.ts";
 import { isOurFault, retryAfterSeconds, toMitosError } from "../errors.ts";
+import { describeRequest } from "../http/tracing.ts";
 import type { EndSignals } from "../stream/follow.ts";
 
 export const webSocketPath = `/${pb.Sandbox.typeName}/Exec`;
@@ -46,6 +47,7 @@ export function createWebSocketExec(context: ServerContext): WebSocketExec {
       let runtime: Runtime;
       try {
         sandbox = sandboxOf(request);
+        describeRequest(request, { route: webSocketPath, sandbox });
         runtime = context.engine.runtime(sandbox);
       } catch (error) {
         refuseUpgrade(socket, toMitosError(error));
