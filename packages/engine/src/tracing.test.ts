@@ -7,10 +7,13 @@ import { context, SpanStatusCode, trace } from "@opentelemetry/api";
 import { AsyncLocalStorageContextManager } from "@opentelemetry/context-async-hooks";
 import { InMemorySpanExporter, type ReadableSpan, SimpleSpanProcessor, TracerProvider } from "@opentelemetry/sdk-trace";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
+import type { Machine } from "./driver.ts";
+import type { Guest, GuestHooks } from "./guest.ts";
 import { LinkClient } from "./link/client.ts";
 import { FakeGuest } from "./link/fake-guest.ts";
 import { frameType } from "./link/frame.ts";
 import { Bench, sandbox } from "./testing.ts";
+import { traceGuests } from "./tracing.ts";
 
 const { method } = guest.Agent;
 const exporter = new InMemorySpanExporter();
@@ -82,6 +85,17 @@ describe("an action of the engine", () => {
       { name: "engine.pause", status: { code: SpanStatusCode.ERROR, message: "not_found" }, events: [] },
     ]);
   });
+});
+
+it("a fork that a guest asks for begins a trace of its own", async () => {
+  let hooks: GuestHooks | undefined;
+  const connect = traceGuests((_machine, given) => {
+    hooks = given;
+    return {} as Guest;
+  });
+  connect({} as Machine, { onForkSelf: async () => ["child"] } as unknown as GuestHooks);
+  const [span] = await inRequest(async () => expect(await hooks?.onForkSelf(1, "")).toEqual(["child"]));
+  expect([span?.name, span?.parentSpanContext]).toEqual(["engine.forkSelf", undefined]);
 });
 
 describe("a call over the link", () => {

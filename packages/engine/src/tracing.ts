@@ -4,7 +4,7 @@
  */
 
 import { MitosError } from "@mitos/protocol";
-import { type Attributes, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
+import { type Attributes, context, ROOT_CONTEXT, type Span, SpanStatusCode, trace } from "@opentelemetry/api";
 import type { Driver } from "./driver.ts";
 import type { ConnectGuest, Guest } from "./guest.ts";
 
@@ -74,7 +74,12 @@ export function traceDriver(driver: Driver): Driver {
 /** Guests whose handshakes are spans. */
 export function traceGuests(connectGuest: ConnectGuest): ConnectGuest {
   return (machine, hooks) => {
-    const guest = connectGuest(machine, hooks);
+    const guest = connectGuest(machine, {
+      ...hooks,
+      // What arrives on a link would otherwise count to whatever request opened it.
+      onForkSelf: (count, label) =>
+        context.with(ROOT_CONTEXT, () => traced("engine.forkSelf", { "mitos.fork.count": count }, () => hooks.onForkSelf(count, label))),
+    });
     return {
       runtime: guest.runtime,
       open: (adoption) =>

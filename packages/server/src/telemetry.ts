@@ -48,10 +48,13 @@ export async function startTelemetry({ version, processor }: TelemetryOptions): 
   };
 }
 
+/** Often enough to look at a trace while working with it; the SDK's own default is five seconds. */
+const scheduledDelayMillis = 1000;
+
 async function toCollector(): Promise<SpanProcessor> {
   const [{ BatchSpanProcessor }, { OTLPTraceExporter }] = await Promise.all([
     import("@opentelemetry/sdk-trace"),
     import("@opentelemetry/exporter-trace-otlp-http"),
   ]);
-  return new BatchSpanProcessor({ exporter: new OTLPTraceExporter() });
+  return new BatchSpanProcessor({ exporter: new OTLPTraceExporter(), scheduledDelayMillis });
 }

@@ -3,7 +3,7 @@ import { isIP } from "node:net";
 import path from "node:path";
 import { Command, Option } from "commander";
 import { UsageError } from "../exit.ts";
-import { type Address, defaultDataDir, type EngineName, engines, startLocalServer } from "../local-server.ts";
+import { type Address, defaultDataDir, type EngineName, engines, type LogLevel, logLevels, startLocalServer } from "../local-server.ts";
 import { print } from "../output.ts";
 import { withProgress } from "../progress.ts";
 import { interruptible } from "../signals.ts";
@@ -13,6 +13,8 @@ interface ServeOptions {
   dataDir?: string;
   engine: EngineName;
   ephemeral?: boolean;
+  logLevel: LogLevel;
+  otel?: boolean;
 }
 
 export function serveCommand(): Command {
@@ -22,14 +24,19 @@ export function serveCommand(): Command {
     .option("--data-dir <dir>", "where its state lies (default: $XDG_DATA_HOME/mitos, else ~/.local/share/mitos)")
     .addOption(new Option("--engine <name>", "how sandboxes run; mock runs nothing").choices(engines).default("auto"))
     .option("--ephemeral", "end all sandboxes when the server stops; otherwise they run on and the next server finds them")
+    .addOption(new Option("--log-level <level>", "what is logged, as JSON lines on standard error").choices(logLevels).default("warn"))
+    .option(
+      "--otel",
+      "send OpenTelemetry traces; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set (default collector: http://localhost:4318)",
+    )
     .action(serve);
 }
 
-async function serve({ addr, dataDir, engine, ephemeral }: ServeOptions): Promise<void> {
+async function serve({ addr, dataDir, engine, ephemeral, logLevel, otel }: ServeOptions): Promise<void> {
   const address = parseLoopback(addr);
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
-  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine));
+  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine, { logLevel, otel }));
   print(
     [
       `Mitos listens on ${server.url}`,

@@ -1,5 +1,6 @@
 /** The Connect service on Node's requests, HTTP/1.1 and HTTP/2. */
 
+import { randomUUID } from "node:crypto";
 import type { ServerResponse } from "node:http";
 import { ConnectError, createConnectRouter } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
@@ -10,7 +11,7 @@ import {
   contentTypeUnaryProto,
 } from "@connectrpc/connect/protocol-connect";
 import { compressionGzip, universalRequestFromNodeRequest } from "@connectrpc/connect-node";
-import { limits } from "@mitos/protocol";
+import { isId, limits } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import type { ServerContext } from "../context.ts";
 import type { AnyRequest } from "../http/guard.ts";
@@ -35,9 +36,16 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
     if (!handler) return sendPlain(response, 404, "404 page not found");
     const { method } = handler;
-    describeRequest(request, { route: handler.requestPath, sandbox: request.headers["x-sandbox-id"] });
+    const requestId = randomUUID();
+    response.setHeader("X-Request-Id", requestId);
+    // Where the RPC finds it for its log lines; what the client sent under this name is not believed.
+    request.headers["x-request-id"] = requestId;
+    const sandbox = request.headers["x-sandbox-id"];
+    describeRequest(request, { route: handler.requestPath, sandbox, requestId });
     response.once("close", () => {
-      context.metrics.requests.inc({ method: request.method ?? "", route: handler.requestPath, status: response.statusCode });
+      const { statusCode: status } = response;
+      context.metrics.requests.inc({ method: request.method ?? "", route: handler.requestPath, status });
+      context.log.debug({ requestId, rpc: method.name, status, ...(isId(sandbox) ? { sandbox } : {}) }, "answered");
     });
     if (request.method !== "POST") return sendPlain(response, 405, "method not allowed", { Allow: "POST" });
     if (method.methodKind === "bidi_streaming" && request.httpVersionMajor === 1) {
@@ -48,7 +56,7 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
       return sendPlain(response, 415, "unsupported media type", { "Accept-Post": acceptPost(handler) });
     }
     serve(handler, request, response).catch((error: unknown) => {
-      context.log.debug({ rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
+      context.log.debug({ requestId, rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
       request.destroy();
     });
   };
