@@ -14,6 +14,11 @@ export interface TelemetryOptions {
   readonly processor?: SpanProcessor | undefined;
 }
 
+const lastSpansMs = 2000;
+
+/** Often enough to look at a trace while working with it; the SDK's own default is five seconds. */
+const scheduledDelayMillis = 1000;
+
 /** Whether the environment asks for traces. */
 export function wantsTelemetry(env: NodeJS.ProcessEnv): boolean {
   if (env.OTEL_SDK_DISABLED?.toLowerCase() === "true" || env.OTEL_TRACES_EXPORTER === "none") return false;
@@ -42,14 +47,14 @@ export async function startTelemetry({ version, processor }: TelemetryOptions): 
       trace.disable();
       context.disable();
       propagation.disable();
-      // A collector that is gone must not keep the server from ending.
-      await provider.shutdown().catch(() => undefined);
+      // A collector that is gone, which the exporter asks again and again, must not keep the server from ending.
+      const { promise: late, resolve } = Promise.withResolvers<void>();
+      const timer = setTimeout(resolve, lastSpansMs);
+      await Promise.race([provider.shutdown().catch(() => undefined), late]);
+      clearTimeout(timer);
     },
   };
 }
-
-/** Often enough to look at a trace while working with it; the SDK's own default is five seconds. */
-const scheduledDelayMillis = 1000;
 
 async function toCollector(): Promise<SpanProcessor> {
   const [{ BatchSpanProcessor }, { OTLPTraceExporter }] = await Promise.all([

@@ -42,7 +42,7 @@ it("an RPC is a span with its sandbox, and nothing of the command", async () => 
   await streamAll(at, "ExecStream", [{ command: "echo s3cret", env: [{ key: "TOKEN", value: "s3cret" }] }], { traceparent });
   const span = await spanOfRequest();
   expect(span.name).toBe("POST /sandbox.v1.Sandbox/ExecStream");
-  expect(span.attributes).toMatchObject({ "mitos.sandbox.id": "sb-1", "http.response.status_code": 200 });
+  expect(span.attributes).toMatchObject({ "mitos.sandbox.id": "sb-1", "mitos.request.id": expect.any(String) });
   expect(JSON.stringify([span.attributes, span.events])).not.toContain("s3cret");
 });
 
