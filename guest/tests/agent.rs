@@ -818,8 +818,9 @@ fn a_traced_program_gets_its_trace_context_and_a_recorded_one_is_timed() {
     let (outcome, timing) = traced_exec(&mut agent, shell("sleep 0.05; printf %s \"$TRACEPARENT\""), recorded);
     assert_eq!(outcome.text(), recorded);
     let timing = timing.expect("a timing");
-    assert!(0 < timing.first_message_us && timing.first_message_us + 50_000 <= timing.second_message_us, "{timing:?}");
-    assert!(timing.second_message_us <= timing.end_us, "{timing:?}");
+    // The program has slept before its output; its start is told as soon as somebody gets to it.
+    assert!(0 < timing.first_message_us && 50_000 <= timing.second_message_us, "{timing:?}");
+    assert!(timing.first_message_us <= timing.second_message_us && timing.second_message_us <= timing.end_us, "{timing:?}");
 
     let ignored = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
     let (outcome, timing) = traced_exec(&mut agent, shell("printf %s \"$TRACEPARENT\""), ignored);
