@@ -504,10 +504,10 @@ impl Keeper {
                 let interval = Duration::from_millis(interval_ms.clamp(*MEMORY_INTERVAL_MS.start(), *MEMORY_INTERVAL_MS.end()));
                 self.memory_limit = bytes.map(|bytes| MemoryLimit { bytes, interval, next: Instant::now() });
             }
-            Request::Meter {} => {
+            Request::Meter { shared } => {
                 self.require_machine("meter")?;
                 let usage = self.meter();
-                let shared_bytes = meter::shared_bytes(&self.machine_processes());
+                let shared_bytes = shared.then(|| meter::shared_bytes(&self.machine_processes()));
                 return Ok(Some(Reply::Metered { ok: true, memory_bytes: usage.memory_bytes, shared_bytes, cpu_ms: usage.cpu_ms }));
             }
             Request::End { .. } => unreachable!("answered above"),

@@ -50,7 +50,7 @@ export interface MachineExit {
 export interface Metering {
   /** What is this machine's alone: its own memory, and the private memory of the processes that run it. */
   readonly memoryBytes: number;
-  /** Pages of host files that it has mapped: in memory once, however many machines map them. */
+  /** Pages of host files that it has mapped: in memory once, however many machines map them. 0 unless asked for. */
   readonly sharedBytes: number;
   readonly cpuMs: number;
   /** What it has sent out through the egress gate. */
@@ -79,7 +79,8 @@ export interface Machine {
   /** Stops every process of the machine on the host (0 % CPU) until `thaw`. */
   freeze(): Promise<void>;
   thaw(): Promise<void>;
-  meter(): Promise<Metering>;
+  /** @param shared - also what it shares: that takes its shim some milliseconds, in which its link waits */
+  meter(options?: { shared: boolean }): Promise<Metering>;
   /** SIGKILL, clean up, resolve when nothing is left. Idempotent. */
   end(reason: string): Promise<void>;
 }

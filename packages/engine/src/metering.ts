@@ -85,7 +85,7 @@ export class Meters {
   #measurement(machine: Machine): Promise<Metering> {
     const open = this.#asked.get(machine);
     if (open) return open;
-    const asked = this.#asks.run(() => machine.meter());
+    const asked = this.#asks.run(() => machine.meter({ shared: true }));
     this.#asked.set(machine, asked);
     asked
       .then((metering) => this.#last.set(machine, metering))
