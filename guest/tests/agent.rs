@@ -671,7 +671,7 @@ fn a_fork_of_itself_is_answered_by_the_host_in_the_parent_and_from_adopt_in_the_
 
     let mut refused = ask(&agent, r#"{"type":"fork"}"#);
     let (number, _) = agent.host.until("ForkSelf", |host| host.opened_by_guest.pop_front());
-    let status = pb::Status { code: "resource_exhausted".into(), message: "no room".into() };
+    let status = pb::Status { code: "resource_exhausted".into(), message: "no room".into(), ..Default::default() };
     agent.host.send(FrameType::End, false, number, &status.encode_to_vec());
     assert!(line(&mut refused)["error"].as_str().unwrap().contains("no room"));
 
@@ -702,10 +702,10 @@ fn a_broken_rule_ends_the_session_and_the_next_hello_opens_one() {
         bytes.extend_from_slice(payload);
         bytes
     };
-    let open = pb::Open { method: "ListProcesses".into(), message: Default::default(), end: true }.encode_to_vec();
-    let held = pb::Open { method: "Tunnel".into(), message: Default::default(), end: false }.encode_to_vec();
+    let open = pb::Open { method: "ListProcesses".into(), end: true, ..Default::default() }.encode_to_vec();
+    let held = pb::Open { method: "Tunnel".into(), end: false, ..Default::default() }.encode_to_vec();
     let start = pb::ExecInput { msg: Some(Input::Start(pb::ProcessStart { stdin: true, ..argv(&["sleep", "1000"]) })) }.encode_to_vec();
-    let unread = pb::Open { method: "Exec".into(), message: start.into(), end: false }.encode_to_vec();
+    let unread = pb::Open { method: "Exec".into(), message: start.into(), end: false, ..Default::default() }.encode_to_vec();
     // Input waits for a program that does not read it, until the window is used up.
     let mut over_credit = frame(FrameType::Open, false, 2, &unread);
     let input = pb::ExecInput { msg: Some(Input::Stdin(vec![0; 60_000].into())) }.encode_to_vec();
@@ -802,4 +802,38 @@ fn the_log_holds_no_content() {
     agent.host.hello("after");
     assert!(!agent.log().contains("needle"), "{}", agent.log());
     assert!(agent.log().lines().count() < 10);
+}
+
+fn traced_exec(agent: &mut Agent, start: pb::ProcessStart, traceparent: &str) -> (Outcome, Option<pb::CallTiming>) {
+    let first = pb::ExecInput { msg: Some(Input::Start(start)) };
+    let channel = agent.host.open_traced("Exec", &first, false, traceparent);
+    let outcome = agent.host.finish(channel);
+    (outcome, agent.host.status(channel).timing)
+}
+
+#[test]
+fn a_traced_program_gets_its_trace_context_and_a_recorded_one_is_timed() {
+    let mut agent = Agent::start();
+    let recorded = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let (outcome, timing) = traced_exec(&mut agent, shell("sleep 0.05; printf %s \"$TRACEPARENT\""), recorded);
+    assert_eq!(outcome.text(), recorded);
+    let timing = timing.expect("a timing");
+    // The program has slept before its output; its start is told as soon as somebody gets to it.
+    assert!(0 < timing.first_message_us && 50_000 <= timing.second_message_us, "{timing:?}");
+    assert!(timing.first_message_us <= timing.second_message_us && timing.second_message_us <= timing.end_us, "{timing:?}");
+
+    let ignored = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let (outcome, timing) = traced_exec(&mut agent, shell("printf %s \"$TRACEPARENT\""), ignored);
+    assert_eq!((outcome.text().as_str(), timing), (ignored, None));
+}
+
+#[test]
+fn a_program_of_an_untraced_call_has_no_trace_context_and_one_of_its_own_stays() {
+    let mut agent = Agent::start();
+    let (outcome, timing) = traced_exec(&mut agent, shell("echo \"${TRACEPARENT-none}\""), "");
+    assert_eq!((outcome.text().as_str(), timing), ("none\n", None));
+    let own = sandbox::EnvVar { key: "TRACEPARENT".into(), value: "mine".into() };
+    let start = pb::ProcessStart { env: vec![own], ..shell("echo $TRACEPARENT") };
+    let (outcome, _) = traced_exec(&mut agent, start, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    assert_eq!(outcome.text(), "mine\n");
 }

@@ -505,9 +505,13 @@ fn the_meter_counts_a_memfd_that_two_processes_map_once() {
     let program = "import os,mmap,time; fd=os.memfd_create('runsc-memory'); os.ftruncate(fd,10**8); m=mmap.mmap(fd,10**8); m[:64<<20]=bytes(64<<20); os.fork(); open('full','w'); time.sleep(1000)";
     shim.machine(&mut server, &format!("exec python3 -c \"{program}\""));
     wait_for("the memory to be filled", || shim.dir.join("full").exists().then_some(()));
-    let reply = server.request(json!({"op":"meter"}));
+    let reply = server.request(json!({"op":"meter","shared":true}));
     let mib = reply["memory_bytes"].as_u64().unwrap() >> 20;
     assert!((64..64 + 40).contains(&mib), "{mib} MiB");
+    // Two of python3, with its libraries: what they map of one file counts once, and the memfd not at all.
+    let shared = reply["shared_bytes"].as_u64().unwrap() >> 10;
+    assert!((1 << 10..32 << 10).contains(&shared), "{shared} KiB");
+    assert!(server.request(json!({"op":"meter"})).get("shared_bytes").is_none());
     assert!(reply["cpu_ms"].as_u64().unwrap() > 0);
     server.end();
 }

@@ -352,7 +352,9 @@ async function copyForNobody(): Promise<{ dir: string; node: string; runsc: stri
   for (const part of ["packages/engine", "packages/protocol", "test/gvisor"]) {
     cpSync(path.join(repository, part), path.join(dir, part), { recursive: true, filter: skip });
   }
-  cpSync(path.join(repository, "node_modules/@bufbuild/protobuf"), path.join(dir, "node_modules/@bufbuild/protobuf"), { recursive: true });
+  for (const dependency of ["@bufbuild/protobuf", "@opentelemetry/api"]) {
+    cpSync(path.join(repository, "node_modules", dependency), path.join(dir, "node_modules", dependency), { recursive: true });
+  }
   mkdirSync(path.join(dir, "node_modules/@mitos"));
   symlinkSync("../../packages/protocol", path.join(dir, "node_modules/@mitos/protocol"));
   symlinkSync("../../packages/engine", path.join(dir, "node_modules/@mitos/engine"));

@@ -47,6 +47,8 @@ pub struct Call {
     pub outbound: mpsc::Sender<Bytes>,
     /// Cancelled by RESET (`reset_by_caller` is true) and by HELLO (it is false).
     pub cancelled: CancellationToken,
+    /// W3C trace context; empty = the call is not traced.
+    pub traceparent: String,
     reset_by_caller: Arc<AtomicBool>,
 }
 
@@ -55,9 +57,10 @@ impl Call {
         inbound: mpsc::Receiver<Bytes>,
         outbound: mpsc::Sender<Bytes>,
         cancelled: CancellationToken,
+        traceparent: String,
         reset_by_caller: Arc<AtomicBool>,
     ) -> Self {
-        Self { inbound, outbound, cancelled, reset_by_caller }
+        Self { inbound, outbound, cancelled, traceparent, reset_by_caller }
     }
 
     /// A call without a link: send requests after the first into the sender, read replies from the receiver.
@@ -65,7 +68,7 @@ impl Call {
     pub fn for_test() -> (Self, mpsc::Sender<Bytes>, mpsc::Receiver<Bytes>) {
         let (requests, inbound) = mpsc::channel(64);
         let (outbound, replies) = mpsc::channel(64);
-        (Self::new(inbound, outbound, CancellationToken::new(), Arc::default()), requests, replies)
+        (Self::new(inbound, outbound, CancellationToken::new(), String::new(), Arc::default()), requests, replies)
     }
 
     /// Whether a living server ended the call. Only meaningful once `cancelled` has fired.

@@ -121,13 +121,13 @@ fn find(pid: i32) -> Result<Arc<Process>, Status> {
 
 impl Process {
     /// Starts a program and everything that follows it. The error is the user's: a result, not a failure of the call.
-    async fn start(request: &pb::ProcessStart, argv: Vec<String>) -> Result<Arc<Self>, String> {
+    async fn start(request: &pb::ProcessStart, argv: Vec<String>, traceparent: &str) -> Result<Arc<Self>, String> {
         let running = with_table(|table| table.processes.len() - table.ended.len());
         if running >= RUNNING_MAX {
             return Err(format!("{RUNNING_MAX} processes are running already"));
         }
         let user = if may_change_user() { Some(user::find(default_user(&request.user))?) } else { None };
-        let environment = environment(request, user.as_ref());
+        let environment = environment(request, user.as_ref(), traceparent);
         let cwd = if request.cwd.is_empty() { super::paths::own(CWD_DEFAULT).to_string_lossy().into_owned() } else { request.cwd.clone() };
         let wiring =
             Wiring::new(request, user.as_ref().map(|user| user.uid)).map_err(|error| format!("cannot set up its descriptors: {error}"))?;
@@ -405,7 +405,7 @@ fn default_user(asked: &str) -> &str {
     if asked.is_empty() { "root" } else { asked }
 }
 
-fn environment(request: &pb::ProcessStart, user: Option<&user::User>) -> BTreeMap<String, String> {
+fn environment(request: &pb::ProcessStart, user: Option<&user::User>, traceparent: &str) -> BTreeMap<String, String> {
     let mut environment = identity::environment();
     if let Some(user) = user
         && user.uid != 0
@@ -417,6 +417,9 @@ fn environment(request: &pb::ProcessStart, user: Option<&user::User>) -> BTreeMa
     if let Some(options) = &request.pty {
         let term = if options.term.is_empty() { pty::TERM_DEFAULT } else { &options.term };
         environment.insert("TERM".into(), term.into());
+    }
+    if !traceparent.is_empty() {
+        environment.insert("TRACEPARENT".into(), traceparent.into());
     }
     environment.extend(request.env.iter().map(|variable| (variable.key.clone(), variable.value.clone())));
     environment
@@ -614,7 +617,7 @@ async fn exec_start(request: pb::ProcessStart, call: Call) -> Result<(), Status>
         (true, false) => vec!["/bin/sh".into(), "-c".into(), request.shell_command.clone()],
         _ => return Err(Status::invalid("exactly one of argv and shell_command must be given")),
     };
-    match Process::start(&request, argv).await {
+    match Process::start(&request, argv, &call.traceparent).await {
         Ok(process) if request.detached => {
             let started = pb::ProcessStarted { pid: process.pid, started_unix_ms: process.started_unix_ms };
             Ok(send(&call, Output::Started(started)).await?)

@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
 use prost::Message;
@@ -141,7 +142,7 @@ impl Link {
             open.calls.insert(number, PendingCall { ended: ended_sender });
             (self.epoch(), number, arrived, window)
         };
-        let open = pb::Open { method: method.into(), message: message.encode_to_vec().into(), end: true };
+        let open = pb::Open { method: method.into(), message: message.encode_to_vec().into(), end: true, traceparent: String::new() };
         let exchange = async {
             self.data(epoch, FrameType::Open, false, number, open.encode_to_vec().into()).await;
             let mut reply = None;
@@ -399,8 +400,11 @@ impl Session {
             }
         };
         let Some((arrived, window, send_credit, cancelled, reset_by_caller)) = admitted else {
-            let status =
-                pb::Status { code: "resource_exhausted".into(), message: format!("{CHANNELS_MAX} calls are open on this machine") };
+            let status = pb::Status {
+                code: "resource_exhausted".into(),
+                message: format!("{CHANNELS_MAX} calls are open on this machine"),
+                timing: None,
+            };
             self.link.control(epoch, FrameType::Reset, number, status.encode_to_vec().into()).await;
             return Ok(());
         };
@@ -410,8 +414,9 @@ impl Session {
         let (first_sender, first) = oneshot::channel();
         let side = Side { link: self.link.clone(), epoch, number, cancelled: cancelled.clone() };
         tokio::spawn(pump(side.clone(), arrived, window, first_sender, inbound_sender));
-        tokio::spawn(drain(side, outbound_receiver, status, send_credit));
-        let call = Call::new(inbound, outbound, cancelled.clone(), reset_by_caller);
+        let timing = is_recorded(&open.traceparent).then(Timing::begin);
+        tokio::spawn(drain(side, outbound_receiver, status, send_credit, timing));
+        let call = Call::new(inbound, outbound, cancelled.clone(), open.traceparent, reset_by_caller);
         let handler = self.handler;
         tokio::spawn(async move {
             let first = tokio::select! {
@@ -446,7 +451,7 @@ impl Session {
         let Some(channel) = open.channels.get_mut(&number) else { return known(open, number) };
         channel.their_end()?;
         if let Some(call) = open.calls.remove(&number) {
-            let pb::Status { code, message } = decode(payload)?;
+            let pb::Status { code, message, .. } = decode(payload)?;
             let _ = call.ended.send(if code.is_empty() { Ok(()) } else { Err((code, message)) });
             open.remove(number);
         } else if channel.our_end_sent {
@@ -460,7 +465,7 @@ impl Session {
         let Some(channel) = open.remove(number) else { return known(&open, number) };
         match open.calls.remove(&number) {
             Some(call) => {
-                let pb::Status { code, message } = decode(payload)?;
+                let pb::Status { code, message, .. } = decode(payload)?;
                 let _ = call.ended.send(Err((if code.is_empty() { "canceled".into() } else { code }, message)));
             }
             None => channel.cancel(true),
@@ -519,7 +524,13 @@ async fn pump(
 }
 
 /// Sends the handler's messages as credit allows, then END with its status.
-async fn drain(side: Side, mut outbound: mpsc::Receiver<Bytes>, status: oneshot::Receiver<Result<(), Status>>, credit: Arc<SendCredit>) {
+async fn drain(
+    side: Side,
+    mut outbound: mpsc::Receiver<Bytes>,
+    status: oneshot::Receiver<Result<(), Status>>,
+    credit: Arc<SendCredit>,
+    mut timing: Option<Timing>,
+) {
     let cancelled = side.cancelled.clone();
     let finished = async {
         tokio::pin!(status);
@@ -528,7 +539,12 @@ async fn drain(side: Side, mut outbound: mpsc::Receiver<Bytes>, status: oneshot:
             tokio::select! {
                 biased;
                 message = outbound.recv() => match message {
-                    Some(message) => send_message(&side, message, &credit).await,
+                    Some(message) => {
+                        if let Some(timing) = &mut timing {
+                            timing.message();
+                        }
+                        send_message(&side, message, &credit).await;
+                    }
                     None => break,
                 },
                 returned = &mut status, if result.is_none() => {
@@ -541,10 +557,13 @@ async fn drain(side: Side, mut outbound: mpsc::Receiver<Bytes>, status: oneshot:
             Some(result) => result,
             None => status.await,
         };
+        let timing = timing.map(Timing::end);
         let payload = match result {
-            Ok(Ok(())) => Bytes::new(),
-            Ok(Err(status)) => encode_status(status),
-            Err(_) => encode_status(Status::new("internal", "the agent's handler failed")),
+            Ok(Ok(())) => {
+                timing.map_or_else(Bytes::new, |timing| pb::Status { timing: Some(timing), ..Default::default() }.encode_to_vec().into())
+            }
+            Ok(Err(status)) => encode_status(status, timing),
+            Err(_) => encode_status(Status::new("internal", "the agent's handler failed"), timing),
         };
         side.link.data(side.epoch, FrameType::End, false, side.number, payload).await;
         side.link.our_end(side.epoch, side.number);
@@ -568,11 +587,48 @@ async fn send_message(side: &Side, mut message: Bytes, credit: &SendCredit) {
     }
 }
 
-fn encode_status(status: Status) -> Bytes {
+fn encode_status(status: Status, timing: Option<pb::CallTiming>) -> Bytes {
     let mut message = status.message;
     if message.len() > STATUS_MESSAGE_BYTES_MAX {
         let end = (0..=STATUS_MESSAGE_BYTES_MAX).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
         message.truncate(end);
     }
-    pb::Status { code: status.code.into(), message }.encode_to_vec().into()
+    pb::Status { code: status.code.into(), message, timing }.encode_to_vec().into()
+}
+
+/// When the parts of a call happened, for the caller's trace.
+struct Timing {
+    begun: Instant,
+    times: pb::CallTiming,
+}
+
+impl Timing {
+    fn begin() -> Self {
+        Self { begun: Instant::now(), times: pb::CallTiming::default() }
+    }
+
+    fn message(&mut self) {
+        let passed = self.passed();
+        let times = &mut self.times;
+        if times.first_message_us == 0 {
+            times.first_message_us = passed;
+        } else if times.second_message_us == 0 {
+            times.second_message_us = passed;
+        }
+    }
+
+    fn end(self) -> pb::CallTiming {
+        pb::CallTiming { end_us: self.passed(), ..self.times }
+    }
+
+    /// At least 1: 0 means that it did not happen.
+    fn passed(&self) -> u64 {
+        (self.begun.elapsed().as_micros() as u64).max(1)
+    }
+}
+
+/// The last bit of the flags at the end of a W3C trace context: somebody records this call.
+fn is_recorded(traceparent: &str) -> bool {
+    let flags = traceparent.rsplit('-').next().and_then(|flags| u8::from_str_radix(flags, 16).ok());
+    flags.is_some_and(|flags| flags & 1 == 1)
 }

@@ -504,10 +504,11 @@ impl Keeper {
                 let interval = Duration::from_millis(interval_ms.clamp(*MEMORY_INTERVAL_MS.start(), *MEMORY_INTERVAL_MS.end()));
                 self.memory_limit = bytes.map(|bytes| MemoryLimit { bytes, interval, next: Instant::now() });
             }
-            Request::Meter {} => {
+            Request::Meter { shared } => {
                 self.require_machine("meter")?;
                 let usage = self.meter();
-                return Ok(Some(Reply::Metered { ok: true, memory_bytes: usage.memory_bytes, cpu_ms: usage.cpu_ms }));
+                let shared_bytes = shared.then(|| meter::shared_bytes(&self.machine_processes()));
+                return Ok(Some(Reply::Metered { ok: true, memory_bytes: usage.memory_bytes, shared_bytes, cpu_ms: usage.cpu_ms }));
             }
             Request::End { .. } => unreachable!("answered above"),
         }
@@ -519,12 +520,19 @@ impl Keeper {
     }
 
     /// Commands that only work on the machine (a snapshot being saved) are not part of it.
-    fn meter(&mut self) -> meter::Usage {
-        let Some(machine) = &self.machine else { return meter::Usage::default() };
+    fn machine_processes(&self) -> Vec<i32> {
+        let Some(machine) = &self.machine else { return Vec::new() };
         let commands: Vec<i32> = self.commands.iter().map(|command| command.pid).filter(|pid| *pid != machine.pid).collect();
         let mut roots = meter::children(std::process::id() as i32);
         roots.push(machine.pid);
-        let mut usage = meter::usage(&meter::tree(&roots, &commands));
+        meter::tree(&roots, &commands)
+    }
+
+    fn meter(&mut self) -> meter::Usage {
+        if self.machine.is_none() {
+            return meter::Usage::default();
+        }
+        let mut usage = meter::usage(&self.machine_processes());
         // Processes that ended between two looks must not turn the clock back.
         self.cpu_ms = self.cpu_ms.max(usage.cpu_ms);
         usage.cpu_ms = self.cpu_ms;

@@ -3,7 +3,7 @@
 //! A sandbox's memory is a memfd that several processes map, so `smaps` of any one of them counts too little or too much: the blocks of each
 //! memfd are counted once, and of every process only what is anonymous. Shared anonymous pages are counted by share.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
@@ -77,6 +77,50 @@ pub fn usage(machine: &[i32]) -> Usage {
     usage
 }
 
+/// The pages of host files (programs and libraries, also those that the guest runs) that `machine` and the shim itself have mapped. They lie in
+/// the page cache once, however many machines map them. The processes of one machine map mostly the same pages of a file, so of each file the
+/// process that maps the most of it counts: never too much. What a process has changed of a file's pages is its private memory.
+pub fn shared_bytes(machine: &[i32]) -> u64 {
+    let mut files: BTreeMap<String, u64> = BTreeMap::new();
+    for pid in machine.iter().copied().chain([std::process::id() as i32]) {
+        let Ok(smaps) = fs::read_to_string(format!("/proc/{pid}/smaps")) else { continue };
+        for (file, bytes) in file_pages(&smaps) {
+            let largest = files.entry(file).or_default();
+            *largest = bytes.max(*largest);
+        }
+    }
+    files.values().sum()
+}
+
+/// Device and inode of each file that one process maps, with the bytes of it that are in memory and unchanged.
+fn file_pages(smaps: &str) -> BTreeMap<String, u64> {
+    let mut files: BTreeMap<String, u64> = BTreeMap::new();
+    let mut file = None;
+    for line in smaps.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
+        let sign = match first {
+            "Rss:" => 1,
+            "Anonymous:" => -1,
+            _ if first.ends_with(':') => continue,
+            // `address permissions offset device inode path`; inode 0 is anonymous memory, and a memfd is the machine's own.
+            _ => {
+                let (device, inode, path) = (words.nth(1), words.next(), words.next().unwrap_or_default());
+                file = match (device, inode) {
+                    (Some(device), Some(inode)) if inode != "0" && !path.starts_with("/memfd:") => Some(format!("{device} {inode}")),
+                    _ => None,
+                };
+                continue;
+            }
+        };
+        if let Some(file) = &file {
+            let bytes = files.entry(file.clone()).or_default();
+            *bytes = bytes.saturating_add_signed(sign * second.parse::<i64>().unwrap_or(0) * 1024);
+        }
+    }
+    files
+}
+
 /// Anonymous memory in RAM and swap. The pages of a memfd are file pages to the kernel and not in it.
 fn private_bytes(pid: i32) -> u64 {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else { return 0 };
@@ -98,4 +142,27 @@ fn stat(pid: i32) -> Option<Stat> {
     let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
     Some(Stat { parent: fields.get(1)?.parse().ok()?, ticks: number(11)? + number(12)? + number(13)? + number(14)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_pages_are_counted_by_file_without_memfds_and_without_what_was_changed() {
+        let mapping = |header: &str, rss: u32, anonymous: u32| {
+            format!("{header}\nSize: 99 kB\nRss: {rss} kB\nAnonymous: {anonymous} kB\nVmFlags: rd ex\n")
+        };
+        let smaps = [
+            mapping("00400000-00500000 r-xp 00000000 08:01 42 /usr/bin/runsc", 100, 0),
+            mapping("00500000-00600000 rw-p 00100000 08:01 42 /usr/bin/runsc", 20, 16),
+            mapping("7f0000000000-7f0000100000 rw-s 00000000 00:01 7 /memfd:runsc-memory (deleted)", 1000, 0),
+            mapping("7f0000200000-7f0000300000 rw-p 00000000 00:00 0 [heap]", 500, 500),
+            mapping("7f0000300000-7f0000400000 rw-p 00000000 00:00 0", 500, 500),
+            mapping("7f0000400000-7f0000500000 r--p 00000000 08:02 42 /usr/lib/other file", 8, 0),
+        ]
+        .concat();
+        let expected = [("08:01 42".to_owned(), 104 << 10), ("08:02 42".to_owned(), 8 << 10)];
+        assert_eq!(file_pages(&smaps), BTreeMap::from(expected));
+    }
 }

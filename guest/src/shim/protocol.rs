@@ -37,7 +37,11 @@ pub enum Request {
         #[serde(default = "memory_interval_ms")]
         interval_ms: u64,
     },
-    Meter {},
+    Meter {
+        /// Also what it shares, which takes longer.
+        #[serde(default)]
+        shared: bool,
+    },
     End {
         reason: String,
     },
@@ -81,11 +85,32 @@ fn memory_interval_ms() -> u64 {
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Reply {
-    Done { ok: bool },
-    Failed { ok: bool, error: String },
-    Ran { ok: bool, exit_code: Option<i32>, signal: Option<i32>, stdout: String, stderr: String, timed_out: bool },
-    Watching { ok: bool, pid: i32 },
-    Metered { ok: bool, memory_bytes: u64, cpu_ms: u64 },
+    Done {
+        ok: bool,
+    },
+    Failed {
+        ok: bool,
+        error: String,
+    },
+    Ran {
+        ok: bool,
+        exit_code: Option<i32>,
+        signal: Option<i32>,
+        stdout: String,
+        stderr: String,
+        timed_out: bool,
+    },
+    Watching {
+        ok: bool,
+        pid: i32,
+    },
+    Metered {
+        ok: bool,
+        memory_bytes: u64,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        shared_bytes: Option<u64>,
+        cpu_ms: u64,
+    },
 }
 
 impl Reply {

@@ -187,10 +187,14 @@ impl Host {
     }
 
     pub fn open(&mut self, method: &str, message: &impl Message, end: bool) -> u32 {
+        self.open_traced(method, message, end, "")
+    }
+
+    pub fn open_traced(&mut self, method: &str, message: &impl Message, end: bool, traceparent: &str) -> u32 {
         let number = self.next_channel;
         self.next_channel += 2;
         self.inboxes.insert(number, Inbox::default());
-        let open = pb::Open { method: method.into(), message: message.encode_to_vec().into(), end };
+        let open = pb::Open { method: method.into(), message: message.encode_to_vec().into(), end, traceparent: traceparent.into() };
         self.send(FrameType::Open, false, number, &open.encode_to_vec());
         number
     }

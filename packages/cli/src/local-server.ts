@@ -1,6 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
+import type { Log } from "@mitos/engine";
 import type { ServerOptions } from "@mitos/server";
 import { version } from "./commands/version.ts";
 import { CommandError, exitCodes } from "./exit.ts";
@@ -25,17 +26,23 @@ export interface Address {
 }
 
 /** Everything of a server that its user may choose. */
-export type LocalServerOptions = Omit<ServerOptions, "engine" | "host" | "port" | "log" | "version">;
+export interface LocalServerOptions extends Omit<ServerOptions, "engine" | "host" | "port" | "log" | "version"> {
+  readonly logLevel?: LogLevel | undefined;
+  /** Traces, also without the variables that ask for them. */
+  readonly otel?: boolean | undefined;
+}
 
 /** Opens the engine of the data directory and serves it, in this process. The server's code is loaded only now. */
 export async function startLocalServer(
   address: Address,
   dataDir: string,
   engineName: EngineName,
-  options: LocalServerOptions = {},
+  { logLevel = "warn", otel = false, ...options }: LocalServerOptions = {},
 ): Promise<LocalServer> {
   const { openEngine } = await import("@mitos/engine");
-  const { startServer } = await import("@mitos/server");
+  const { startServer, startTelemetry, wantsTelemetry } = await import("@mitos/server");
+  const log = createLog(logLevel);
+  const telemetry = otel || wantsTelemetry(process.env) ? await startTelemetry({ version: version() }) : undefined;
   await mkdir(dataDir, { recursive: true, mode: 0o700 });
   const engine = await openEngine({ dataDir, engine: engineName, log });
   let firstKey: string | undefined;
@@ -54,6 +61,7 @@ export async function startLocalServer(
   const close = async (sandboxes: "keep" | "end") => {
     await server.close();
     await engine.close({ sandboxes });
+    await telemetry?.close();
   };
   return {
     url: server.url,
@@ -80,15 +88,19 @@ function portError(error: unknown, { host, port }: Address): unknown {
   return error;
 }
 
-/** What goes wrong, one line each on standard error; the rest is for the server's own telemetry. */
-const log = {
-  debug: () => undefined,
-  info: () => undefined,
-  warn: (fields: object, message: string) => logLine("warn", fields, message),
-  error: (fields: object, message: string) => logLine("error", fields, message),
-};
+export const logLevels = ["debug", "info", "warn", "error"] as const;
+export type LogLevel = (typeof logLevels)[number];
 
-function logLine(level: string, fields: object, message: string): void {
+/** One JSON line on standard error for each event of this level and above. */
+function createLog(from: LogLevel): Log {
+  const line = (level: LogLevel) =>
+    logLevels.indexOf(level) < logLevels.indexOf(from)
+      ? () => undefined
+      : (fields: object, message: string) => logLine(level, fields, message);
+  return { debug: line("debug"), info: line("info"), warn: line("warn"), error: line("error") };
+}
+
+function logLine(level: LogLevel, fields: object, message: string): void {
   const record = { time: new Date().toISOString(), level, message, ...fields };
   const text = JSON.stringify(record, (_key, value: unknown) =>
     value instanceof Error ? { message: value.message, stack: value.stack } : value,

@@ -1,5 +1,6 @@
 import { mkdtempSync, rmSync } from "node:fs";
-import { createServer } from "node:net";
+import { createServer as createHttpServer } from "node:http";
+import { type AddressInfo, createServer } from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -186,5 +187,53 @@ describe("quickstart", () => {
       out: expect.stringMatching(/✗ run a command/),
       err: expect.stringMatching(/^error: /m),
     });
+  });
+});
+
+describe("a server that is watched", () => {
+  const serve = (name: string, args: readonly string[], env: Record<string, string> = {}) =>
+    start(["serve", "--engine", "mock", "--addr", "127.0.0.1:0", "--data-dir", path.join(dir, name), "--ephemeral", ...args], env);
+
+  async function ask(child: ReturnType<typeof start>): Promise<{ requestId: string; err: string }> {
+    const base = (await firstLine(child)).replace("Mitos listens on ", "");
+    const response = await fetch(`${base}/v1/health`, { headers: { Connection: "close" } });
+    await response.text();
+    child.child.kill("SIGTERM");
+    const { code, err } = await child.ended;
+    expect(code, err).toBe(0);
+    return { requestId: response.headers.get("x-request-id")!, err };
+  }
+
+  it("logs each request with its id, as JSON, with --log-level debug", async () => {
+    const { requestId, err } = await ask(serve("logs", ["--log-level", "debug"]));
+    const lines = err.split("\n").flatMap((line) => (line.startsWith("{") ? [JSON.parse(line)] : []));
+    expect(lines).toContainEqual(
+      expect.objectContaining({
+        level: "debug",
+        message: "answered",
+        requestId,
+        route: "/v1/health",
+        status: 200,
+        time: expect.any(String),
+      }),
+    );
+  });
+
+  it("logs no request by default", async () => {
+    expect((await ask(serve("quiet", []))).err).not.toContain("answered");
+  });
+
+  it("sends what it has traced to the collector that the environment names, also when it ends", async () => {
+    const paths: string[] = [];
+    const collector = createHttpServer((request, response) => {
+      paths.push(`${request.method} ${request.url}`);
+      request.resume().on("end", () => response.end("{}"));
+    });
+    await new Promise<void>((resolve) => collector.listen(0, "127.0.0.1", resolve));
+    const { port } = collector.address() as AddressInfo;
+    await ask(serve("traced", [], { OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${port}` }));
+    expect(paths).toContain("POST /v1/traces");
+    collector.closeAllConnections();
+    collector.close();
   });
 });

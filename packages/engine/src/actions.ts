@@ -5,7 +5,7 @@
 
 import type { SandboxId, TemplateId } from "@mitos/protocol";
 import type { sandbox as pb } from "@mitos/protocol/proto";
-import type { Isolation, MachineResources, Metering } from "./driver.ts";
+import type { Isolation, MachineResources, Metering, ReadyStarts } from "./driver.ts";
 
 /** Whose a thing is: both names together, as they stand on the key that it was made with. */
 export interface Owner {
@@ -221,6 +221,32 @@ export interface IdempotencyStore {
   release(kind: string, key: string): void;
 }
 
+/** What one sandbox uses. Paused ones use no memory, running ones no disk. */
+export interface SandboxUsage {
+  readonly id: SandboxId;
+  readonly templateId: TemplateId;
+  readonly memoryBytes: number;
+  readonly sharedBytes: number;
+  readonly egressBytes: number;
+  readonly diskBytes: number;
+  /** Its machine did not answer in time: the figures are the last known ones, 0 when there are none. */
+  readonly isStale: boolean;
+}
+
+export interface NodeUsage {
+  readonly sandboxes: readonly SandboxUsage[];
+  readonly templates: readonly { readonly id: TemplateId; readonly snapshotBytes: number }[];
+}
+
+export type SnapshotKind = "template" | "fork" | "pause";
+
+/** What has happened since the engine was opened. */
+export interface EngineCounts {
+  readonly snapshots: Readonly<Record<SnapshotKind, { readonly count: number; readonly bytes: number }>>;
+  readonly linksLost: number;
+  readonly readyStarts: ReadyStarts;
+}
+
 export const scopes = ["read", "execute", "lifecycle", "admin"] as const;
 /** What a key allows. `admin` includes the others. */
 export type Scope = (typeof scopes)[number];
@@ -306,6 +332,8 @@ export interface Actions {
   /** @returns the new deadline. */
   setTimeout(id: SandboxId, timeoutSeconds: number): Promise<{ deadlineMs: number }>;
   meter(id: SandboxId): Promise<Metering>;
+  /** What everything alive uses; measured at most once a second, however often it is asked for. */
+  meterAll(): Promise<NodeUsage>;
 
   /** @throws not_found, idle_timeout, oom_killed, sandbox_not_running; not_supported on the mock engine */
   runtime(id: SandboxId): Runtime;
@@ -314,6 +342,10 @@ export interface Actions {
 /** All of it: for whoever opened the engine. */
 export interface Engine extends Actions {
   readonly keys: Keys;
+
+  counts(): EngineCounts;
+  /** Why no machine can be started any more, or null: looked at every few seconds at most. */
+  unreadiness(): Promise<string | null>;
 
   /**
    * Told once for each sandbox that ends or fails from now on, whatever ended it; a pause is no end.

@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { MitosError } from "@mitos/protocol";
+import { tracedSync } from "./tracing.ts";
 
 /** The share of the memory that is available now which new machines may take; the rest is for growth and for the host. */
 const budgetShare = 0.85;
@@ -32,6 +33,10 @@ export class Admission {
 
   /** @throws quota_exceeded with `retryAfterMs` */
   reserve(operation: string, bytes: number): Reservation {
+    return tracedSync("engine.admission", { "mitos.memory.bytes": bytes }, () => this.#reserve(operation, bytes));
+  }
+
+  #reserve(operation: string, bytes: number): Reservation {
     const roomBytes = Math.max(0, Math.floor(this.#availableBytes() * budgetShare) - this.#reservedBytes);
     if (bytes > roomBytes) {
       throw new MitosError("quota_exceeded", {

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { availableParallelism } from "node:os";
 import { MitosError, type TemplateId } from "@mitos/protocol";
-import type { Log } from "./actions.ts";
+import type { Log, SnapshotKind } from "./actions.ts";
 import type { Admission } from "./admission.ts";
 import type { Clock } from "./clock.ts";
 import type { Driver } from "./driver.ts";
@@ -25,6 +25,21 @@ export interface Core {
   readonly templates: Map<TemplateId, TemplateEntry>;
   /** Machines that start at once: restores are processor-bound, so more of them only make each one slower. */
   readonly starts: Semaphore;
+  readonly counters: Counters;
+}
+
+export class Counters {
+  readonly snapshots: Record<SnapshotKind, { count: number; bytes: number }> = {
+    template: { count: 0, bytes: 0 },
+    fork: { count: 0, bytes: 0 },
+    pause: { count: 0, bytes: 0 },
+  };
+  linksLost = 0;
+
+  saved(kind: SnapshotKind, bytes: number): void {
+    this.snapshots[kind].count += 1;
+    this.snapshots[kind].bytes += bytes;
+  }
 }
 
 export const startsAtOnce = availableParallelism() + 1;

@@ -48,8 +48,13 @@ export interface MachineExit {
 }
 
 export interface Metering {
+  /** What is this machine's alone: its own memory, and the private memory of the processes that run it. */
   readonly memoryBytes: number;
+  /** Pages of host files that it has mapped: in memory once, however many machines map them. 0 unless asked for. */
+  readonly sharedBytes: number;
   readonly cpuMs: number;
+  /** What it has sent out through the egress gate. */
+  readonly egressBytes?: number | undefined;
 }
 
 /** The frames of one machine, whole, in order. Back-pressure: `send` resolves when more may be written. */
@@ -74,7 +79,8 @@ export interface Machine {
   /** Stops every process of the machine on the host (0 % CPU) until `thaw`. */
   freeze(): Promise<void>;
   thaw(): Promise<void>;
-  meter(): Promise<Metering>;
+  /** @param shared - also what it shares: that takes its shim some milliseconds, in which its link waits */
+  meter(options?: { shared: boolean }): Promise<Metering>;
   /** SIGKILL, clean up, resolve when nothing is left. Idempotent. */
   end(reason: string): Promise<void>;
 }
@@ -88,6 +94,12 @@ export interface ProbeResult {
   readonly remedies: readonly string[];
   /** What is weaker than it could be on this machine (for example: no cgroups without root). */
   readonly weaknesses: readonly string[];
+}
+
+/** How many machines found a container made ahead, since the driver was opened. */
+export interface ReadyStarts {
+  readonly hits: number;
+  readonly misses: number;
 }
 
 export interface Driver {
@@ -107,6 +119,8 @@ export interface Driver {
   restore(snapshot: Snapshot, spec: MachineSpec): Promise<Machine>;
   /** Makes ready what `restore` would otherwise do while the user waits (containers created ahead). Best effort, returns at once. */
   prepare(spec: Omit<MachineSpec, "machineId" | "hostName">, count: number): void;
+  /** Absent where nothing is made ahead. */
+  readonly readyStarts?: ReadyStarts | undefined;
   /** A machine of an earlier server: still alive, or how it ended. */
   reattach(machineId: string): Promise<Machine | MachineExit>;
   /** Ends every machine and removes every leftover that is not in `keep`. */

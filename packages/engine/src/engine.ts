@@ -1,7 +1,9 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
+import type { Attributes } from "@opentelemetry/api";
 import type {
   CreateRequest,
   Engine,
+  EngineCounts,
   EngineOptions,
   ForkRequest,
   IdempotencyStore,
@@ -14,7 +16,7 @@ import type {
 } from "./actions.ts";
 import { Admission } from "./admission.ts";
 import { type Clock, systemClock } from "./clock.ts";
-import { type Core, startsAtOnce } from "./core.ts";
+import { type Core, Counters, startsAtOnce } from "./core.ts";
 import { create } from "./create.ts";
 import type { Driver } from "./driver.ts";
 import { pickDriver } from "./drivers/pick.ts";
@@ -22,8 +24,10 @@ import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
 import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
 import { connectGuest } from "./link-guest.ts";
+import { Meters } from "./metering.ts";
 import { Semaphore } from "./mutex.ts";
 import { pause, resume } from "./pause.ts";
+import { Readiness } from "./readiness.ts";
 import { recover } from "./recovery.ts";
 import { type Entry, Sandboxes } from "./sandboxes.ts";
 import { SnapshotPlaces } from "./snapshots.ts";
@@ -34,6 +38,7 @@ import { SandboxStore } from "./store/sandboxes.ts";
 import { SettingsStore } from "./store/settings.ts";
 import { TemplateStore } from "./store/templates.ts";
 import { createTemplate, deleteTemplate, listTemplates } from "./templates.ts";
+import { traceDriver, traced, traceGuests } from "./tracing.ts";
 import { tree } from "./tree.ts";
 
 /** How long `close` waits for what is under way. */
@@ -65,8 +70,8 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
   try {
     driver = await parts.pickDriver();
     const core: Core = {
-      driver,
-      connectGuest: parts.connectGuest ?? connectGuest,
+      driver: traceDriver(driver),
+      connectGuest: traceGuests(parts.connectGuest ?? connectGuest),
       log,
       clock,
       admission: parts.admission ?? new Admission(),
@@ -75,12 +80,13 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
       templateStore: new TemplateStore(db),
       templates: new Map(),
       starts: new Semaphore(startsAtOnce),
+      counters: new Counters(),
     };
     await recover(core);
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
     const stores = { idempotency: createIdempotencyStore(db, clock), keys: createKeys(db, clock), settings: new SettingsStore(db) };
-    return new OpenEngine(core, deadlines, stores, () => db.close());
+    return new OpenEngine(core, deadlines, stores, new Readiness(dataDir), () => db.close());
   } catch (error) {
     await driver?.close();
     db.close();
@@ -98,6 +104,8 @@ interface Stores {
 class OpenEngine implements Engine {
   readonly #core: Core;
   readonly #deadlines: Deadlines;
+  readonly #meters: Meters;
+  readonly #readiness: Readiness;
   readonly #closeDatabase: () => void;
   readonly #underWay = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
@@ -105,8 +113,10 @@ class OpenEngine implements Engine {
   readonly idempotency: IdempotencyStore;
   readonly keys: Keys;
 
-  constructor(core: Core, deadlines: Deadlines, { idempotency, keys, settings }: Stores, closeDatabase: () => void) {
+  constructor(core: Core, deadlines: Deadlines, { idempotency, keys, settings }: Stores, readiness: Readiness, closeDatabase: () => void) {
     this.#core = core;
+    this.#meters = new Meters(core);
+    this.#readiness = readiness;
     this.#deadlines = deadlines;
     this.#closeDatabase = closeDatabase;
     this.idempotency = idempotency;
@@ -123,7 +133,7 @@ class OpenEngine implements Engine {
   }
 
   createTemplate(request: TemplateRequest) {
-    return this.#run(() => createTemplate(this.#core, request));
+    return this.#run("createTemplate", { "mitos.template.id": request.id }, () => createTemplate(this.#core, request));
   }
 
   listTemplates() {
@@ -131,15 +141,17 @@ class OpenEngine implements Engine {
   }
 
   deleteTemplate(id: TemplateRequest["id"]) {
-    return this.#run(() => deleteTemplate(this.#core, id));
+    return this.#run("deleteTemplate", { "mitos.template.id": id }, () => deleteTemplate(this.#core, id));
   }
 
   create(request: CreateRequest) {
-    return this.#run(() => create(this.#core, request));
+    const attributes = { "mitos.sandbox.id": request.id, "mitos.template.id": request.template };
+    return this.#run("create", attributes, () => create(this.#core, request));
   }
 
   fork(request: ForkRequest) {
-    return this.#run(() => fork(this.#core, request));
+    const attributes = { "mitos.sandbox.id": request.source, "mitos.fork.count": request.ids.length };
+    return this.#run("fork", attributes, () => fork(this.#core, request));
   }
 
   get(id: SandboxId): Sandbox {
@@ -160,27 +172,36 @@ class OpenEngine implements Engine {
   }
 
   terminate(id: SandboxId, options?: { subtree?: boolean }) {
-    return this.#run(() => terminate(this.#core, id, options));
+    return this.#run("terminate", { "mitos.sandbox.id": id }, () => terminate(this.#core, id, options));
   }
 
   pause(id: SandboxId) {
-    return this.#run(() => pause(this.#core, id));
+    return this.#run("pause", { "mitos.sandbox.id": id }, () => pause(this.#core, id));
   }
 
   resume(id: SandboxId) {
-    return this.#run(() => resume(this.#core, id));
+    return this.#run("resume", { "mitos.sandbox.id": id }, () => resume(this.#core, id));
   }
 
   setTimeout(id: SandboxId, timeoutSeconds: number) {
-    return this.#run(() => setTimeoutOf(this.#core, id, timeoutSeconds));
+    return this.#run("setTimeout", { "mitos.sandbox.id": id }, () => setTimeoutOf(this.#core, id, timeoutSeconds));
   }
 
   meter(id: SandboxId) {
-    return this.#run(async () => {
-      const { live } = this.#core.sandboxes.require(id, "meter");
-      if (!live) throw new MitosError("unavailable", { cause: `sandbox ${id} has no machine now` });
-      return live.machine.meter();
-    });
+    return this.#run("meter", { "mitos.sandbox.id": id }, () => this.#meters.one(id));
+  }
+
+  meterAll() {
+    return this.#run("meterAll", {}, () => this.#meters.all());
+  }
+
+  counts(): EngineCounts {
+    const { counters, driver } = this.#core;
+    return { ...counters, readyStarts: driver.readyStarts ?? { hits: 0, misses: 0 } };
+  }
+
+  async unreadiness() {
+    return this.#closing ? "the engine is closing" : this.#readiness.problem();
   }
 
   runtime(id: SandboxId): Runtime {
@@ -223,9 +244,9 @@ class OpenEngine implements Engine {
   }
 
   /** Actions that `close` waits for, and none begins after it. */
-  async #run<T>(action: () => Promise<T>): Promise<T> {
+  async #run<T>(name: string, attributes: Attributes, action: () => Promise<T>): Promise<T> {
     if (this.#closing) throw new MitosError("unavailable", { cause: "the server is shutting down" });
-    const running = action();
+    const running = traced(`engine.${name}`, attributes, action);
     this.#underWay.add(running);
     try {
       return await running;

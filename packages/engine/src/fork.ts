@@ -148,6 +148,7 @@ async function snapshotRunning(core: Core, parent: Entry, stateBytes: number): P
   const pausedAtMs = performance.now();
   const quiet = await live.guest.quiesce();
   const snapshot = await core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: false }).finally(() => quiet.resume());
+  core.counters.saved("fork", snapshot.bytes);
   return { snapshot: new SharedSnapshot(snapshot), pausedMs: performance.now() - pausedAtMs };
 }
 

@@ -109,6 +109,7 @@ const lastWordsMs = 500;
  * is dying already is let: ended from here, it could not say that it died of memory.
  */
 export function linkLost(core: Core, entry: Entry, machine: Machine, error: Error): void {
+  core.counters.linksLost += 1;
   core.log.info({ sandbox: entry.record.id, error: error.message }, "the link to a sandbox was lost");
   const timer = setTimeout(() => void machine.end(`link lost: ${error.message}`), lastWordsMs);
   void machine.exited.then(() => clearTimeout(timer));

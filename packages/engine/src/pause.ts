@@ -33,6 +33,7 @@ export async function pause(core: Core, id: SandboxId): Promise<void> {
       saved = new SharedSnapshot(await core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: true }));
       requireAlive(entry.record);
       core.sandboxes.move(entry, "paused", { snapshot: saved.snapshot, machineId: null });
+      core.counters.saved("pause", saved.snapshot.bytes);
     } catch (error) {
       void saved?.discard();
       // Terminated or died meanwhile: that is the answer, and there is nothing to go on with.

@@ -2,7 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { lstat, mkdir, readdir, readlink, realpath, rm, statfs, symlink } from "node:fs/promises";
 import path from "node:path";
-import type { Log } from "./actions.ts";
+import type { Log, SnapshotKind } from "./actions.ts";
 import type { Snapshot } from "./driver.ts";
 
 const sharedMemoryRoot = "/dev/shm";
@@ -46,8 +46,6 @@ export class SharedSnapshot {
     rm(this.snapshot.dir, { recursive: true, force: true }).then(this.#removed.resolve, this.#removed.resolve);
   }
 }
-
-export type SnapshotKind = "template" | "fork" | "pause";
 
 /** Where snapshots lie: on the disk of the data directory, or on tmpfs when speed matters, it may be lost and there is room. */
 export class SnapshotPlaces {

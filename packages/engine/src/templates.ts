@@ -200,6 +200,7 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
     guest.close(new MitosError("canceled", { cause: "the template is being saved" }));
     const dir = await core.places.choose("template", (await machine.meter()).memoryBytes);
     const snapshot = await core.driver.snapshot(machine, dir, { leaveRunning: false, durable: false });
+    core.counters.saved("template", snapshot.bytes);
     const creationTimeMs = Math.round(performance.now() - startedMs);
     core.log.info({ template: request.id, creationTimeMs, snapshotBytes: snapshot.bytes }, "template ready");
     core.driver.prepare({ root: spec.root, resources: request.resources }, 1);

@@ -7,6 +7,7 @@ import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
 import { type AnyResponse, endLateBody, retryAfter, sendPlain } from "./http/plain.ts";
+import { describeRequest } from "./http/tracing.ts";
 import { legacyRoutes } from "./legacy/index.ts";
 import { fileRoutes } from "./routes/files.ts";
 import { forkRoutes } from "./routes/fork.ts";
@@ -54,6 +55,7 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
     const status = reply.raw.statusCode;
     context.metrics.requests.inc({ method, route, status });
     const sandbox = (request.params as { id?: string } | undefined)?.id;
+    describeRequest(request.raw, { route, sandbox, requestId });
     context.log.debug({ requestId, method, route, status, ms: Math.round(reply.elapsedTime), ...(sandbox ? { sandbox } : {}) }, "answered");
   });
   app.setErrorHandler((error, request, reply) => sendError(context, error, request, reply));

@@ -1,1 +1,2 @@
 export { type RunningServer, type ServerOptions, startServer } from "./server.ts";
+export { startTelemetry, type Telemetry, wantsTelemetry } from "./telemetry.ts";

@@ -1,17 +1,41 @@
-import type { Engine } from "@mitos/engine";
-import { Counter, Gauge, Histogram, Registry } from "prom-client";
+import type { Engine, EngineCounts, NodeUsage } from "@mitos/engine";
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { account, type MeteringReport } from "./metering.ts";
 import type { StreamCap } from "./stream/cap.ts";
 
+/**
+ * How something that runs in a sandbox came to its end: `ok`, `error` (the program's own failure), `timeout`, `canceled` (the client left),
+ * `failed` (it could not be started, or the sandbox was lost).
+ */
+export type Outcome = "ok" | "error" | "timeout" | "canceled" | "failed";
+
 export interface Metrics {
-  readonly registry: Registry;
+  readonly contentType: string;
   readonly forkSeconds: Histogram<"kind">;
+  readonly execSeconds: Histogram<"outcome">;
+  readonly runCodeSeconds: Histogram<"outcome">;
+  readonly pauseSeconds: Histogram;
+  readonly resumeSeconds: Histogram;
   readonly requests: Counter<"method" | "route" | "status">;
+  text(): Promise<string>;
 }
 
-/** The few figures that a dashboard or an alert needs. Counts are read when they are asked for. */
-export function createMetrics(engine: Engine, streams: StreamCap): Metrics {
+const secondsBuckets = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300];
+
+/**
+ * What a dashboard or an alert needs; docs/observability.md lists it all. Counts are read when they are asked for, and series of a sandbox are
+ * there as long as the sandbox is.
+ */
+export function createMetrics(engine: Engine, streams: StreamCap, version: string): Metrics {
   const registry = new Registry();
   const registers = [registry];
+  const histogram = <Label extends string = never>(name: string, help: string, labelNames: Label[] = []) =>
+    new Histogram<Label>({ name, help, labelNames, buckets: secondsBuckets, registers });
+
+  new Gauge({ name: "mitos_build_info", help: "Always 1", labelNames: ["version", "isolation"], registers }).set(
+    { version, isolation: engine.isolation },
+    1,
+  );
   new Gauge({
     name: "mitos_active_sandboxes",
     help: "Sandboxes that exist, by state",
@@ -39,8 +63,11 @@ export function createMetrics(engine: Engine, streams: StreamCap): Metrics {
       this.set(streams.total);
     },
   });
+  addMetering(engine, registers);
+  addCounts(engine, registers);
+
   return {
-    registry,
+    contentType: registry.contentType,
     forkSeconds: new Histogram({
       name: "mitos_fork_duration_seconds",
       help: "Time from request to usable sandbox, from a template (create) or a running sandbox (live)",
@@ -48,11 +75,104 @@ export function createMetrics(engine: Engine, streams: StreamCap): Metrics {
       buckets: [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30],
       registers,
     }),
+    execSeconds: histogram("mitos_exec_duration_seconds", "Foreground programs, from the request to their end, by outcome", ["outcome"]),
+    runCodeSeconds: histogram("mitos_run_code_duration_seconds", "Code runs, from the request to their end, by outcome", ["outcome"]),
+    pauseSeconds: histogram("mitos_pause_duration_seconds", "Time until a sandbox was paused"),
+    resumeSeconds: histogram("mitos_resume_duration_seconds", "Time until a paused sandbox ran again"),
     requests: new Counter({
       name: "mitos_http_requests_total",
       help: "Answered requests, by method, route and status",
       labelNames: ["method", "route", "status"],
       registers,
     }),
+    text: () => Registry.merge([registry, processRegistry()]).metrics(),
   };
+}
+
+/** From the same report as `GET /v1/metering`, which is made once a second at most. */
+function addMetering(engine: Engine, registers: Registry[]): void {
+  const gauge = (name: string, help: string, value: (report: MeteringReport) => number) =>
+    new Gauge({
+      name,
+      help,
+      registers,
+      async collect() {
+        this.set(value(account(await usageOf(engine))));
+      },
+    });
+  gauge("mitos_memory_unique_bytes", "Memory that one sandbox alone uses, over all sandboxes", (report) => report.TotalUnique);
+  gauge(
+    "mitos_memory_shared_bytes",
+    "Memory that the sandboxes of a template share, once for each template",
+    (report) => report.UsedCoWAware - report.TotalUnique,
+  );
+  gauge("mitos_cow_memory_savings_bytes", "Memory that sharing saves", (report) => report.CoWSavings);
+  gauge("mitos_metered_disk_bytes", "Snapshots of templates and paused sandboxes", (report) => report.DiskUsedCoWAware);
+  new Gauge({
+    name: "mitos_sandbox_memory_unique_bytes",
+    help: "Memory that this sandbox alone uses",
+    labelNames: ["sandbox", "template"],
+    registers,
+    async collect() {
+      const { sandboxes } = await usageOf(engine);
+      this.reset();
+      for (const { id, templateId, memoryBytes } of sandboxes) this.set({ sandbox: id, template: templateId }, memoryBytes);
+    },
+  });
+}
+
+/** Figures of an engine that is closing are none, and no reason to fail all others. */
+async function usageOf(engine: Engine): Promise<NodeUsage> {
+  return engine.meterAll().catch(() => ({ sandboxes: [], templates: [] }));
+}
+
+function addCounts(engine: Engine, registers: Registry[]): void {
+  const counter = <Label extends string = never>(
+    name: string,
+    help: string,
+    rows: (counts: EngineCounts) => Row<Label>[],
+    labelNames: Label[] = [],
+  ) =>
+    new Counter<Label>({
+      name,
+      help,
+      labelNames,
+      registers,
+      collect() {
+        this.reset();
+        for (const { labels, value } of rows(engine.counts())) this.inc(labels, value);
+      },
+    });
+  const byKind = (member: "count" | "bytes") => (counts: EngineCounts) =>
+    Object.entries(counts.snapshots).map(([kind, snapshots]) => ({ labels: { kind }, value: snapshots[member] }));
+  counter("mitos_snapshots_total", "Snapshots taken, by what for", byKind("count"), ["kind"]);
+  counter("mitos_snapshot_bytes_total", "Bytes of the snapshots taken, by what for", byKind("bytes"), ["kind"]);
+  counter("mitos_links_lost_total", "Links to machines that ended although nobody closed them", ({ linksLost }) => [
+    { labels: {}, value: linksLost },
+  ]);
+  counter(
+    "mitos_pool_starts_total",
+    "Machines started, by whether a container made ahead was there (hit) or not (miss)",
+    ({ readyStarts: { hits, misses } }) => [
+      { labels: { result: "hit" }, value: hits },
+      { labels: { result: "miss" }, value: misses },
+    ],
+    ["result"],
+  );
+}
+
+interface Row<Label extends string> {
+  readonly labels: Partial<Record<Label, string>>;
+  readonly value: number;
+}
+
+let ofProcess: Registry | undefined;
+
+/** Processor, memory, descriptors, garbage collection and event-loop lag: once for the process, however many servers it has. */
+function processRegistry(): Registry {
+  if (!ofProcess) {
+    ofProcess = new Registry();
+    collectDefaultMetrics({ register: ofProcess });
+  }
+  return ofProcess;
 }

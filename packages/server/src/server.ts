@@ -15,6 +15,7 @@ import { toConnectError } from "./errors.ts";
 import { type AnyRequest, isLoopback, refusal } from "./http/guard.ts";
 import { type AnyResponse, endLateBody, sendConnectError, sendEnvelope } from "./http/plain.ts";
 import { createSharedPort } from "./http/shared-port.ts";
+import { traceRequest } from "./http/tracing.ts";
 import { createMetrics } from "./metrics.ts";
 import { createPreviewProxy } from "./preview/proxy.ts";
 import { PreviewSigner } from "./preview/token.ts";
@@ -99,7 +100,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     streams,
     audit,
     auditFor: (request) => (auth ? auditOf(audit, auth.callerOf(request)) : audit),
-    metrics: createMetrics(engine, streams),
+    metrics: createMetrics(engine, streams, options.version),
     shutdown: shutdown.signal,
     isClosing: () => closing,
   };
@@ -116,6 +117,10 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   // A key travels in a header that no web page can set across origins, so with keys any name of the server will do.
   const guard = (request: AnyRequest) => refusal(request, auth ? undefined : boundHost);
   const dispatch = (request: AnyRequest, response: AnyResponse) => {
+    const done = traceRequest(request, () => serve(request, response));
+    response.once("close", () => done(response.statusCode));
+  };
+  const serve = (request: AnyRequest, response: AnyResponse) => {
     request.on("error", () => {}); // whoever reads the body sees it
     const visit: Visit = { kind: "request", request, response };
     if (previews.isPreviewHost(request)) return void previews.serve(visit);
@@ -142,22 +147,29 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
       previews.isPreviewPath(request) ||
       expose.accepts(request.url ?? "") ||
       sessionsFor(request) !== undefined);
+  /** @returns why it is refused where that is decided here */
+  const serveUpgrade = (visit: UpgradeVisit): MitosError | undefined => {
+    const { request, socket, head } = visit;
+    if (previews.isPreviewHost(request)) return void previews.serve(visit);
+    const refused = guard(request);
+    if (!refused && previews.isPreviewPath(request)) return void previews.serve(visit);
+    const denied = refused ?? auth?.authenticate(request);
+    if (!refused && expose.accepts(request.url ?? "")) return void expose.serve(visit, denied);
+    const forbidden = denied ?? auth?.authorise(request, socket, webSocketAccess, "a program over a WebSocket");
+    if (forbidden) refuseUpgrade(socket, forbidden);
+    else sessionsFor(request)?.upgrade(request, socket, head);
+    return forbidden;
+  };
   // Other offers to upgrade (such as h2c) are ignored, as RFC 9110 allows.
   const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: isWebSocket }, dispatch);
   http1.on("checkContinue", dispatch);
   http1.on("upgrade", (request, socket, head) => {
     socket.on("error", () => {}); // "close" follows
-    const visit: UpgradeVisit = { kind: "upgrade", request, socket, head };
-    if (previews.isPreviewHost(request)) return void previews.serve(visit);
-    const refused = guard(request);
-    if (refused) refuseUpgrade(socket, refused);
-    else if (previews.isPreviewPath(request)) void previews.serve(visit);
-    else if (expose.accepts(request.url ?? "")) void expose.serve(visit, auth?.authenticate(request));
-    else {
-      const denied = auth?.authenticate(request) ?? auth?.authorise(request, socket, webSocketAccess, "a program over a WebSocket");
-      if (denied) refuseUpgrade(socket, denied);
-      else sessionsFor(request)?.upgrade(request, socket, head);
-    }
+    let refusedWith: number | undefined;
+    const done = traceRequest(request, () => {
+      refusedWith = serveUpgrade({ kind: "upgrade", request, socket, head })?.entry.status;
+    });
+    socket.once("close", () => done(refusedWith ?? 101));
   });
   const sessions = new Set<ServerHttp2Session>();
   const http2 = createHttp2({ settings: { maxConcurrentStreams: http2StreamsMax } }, dispatch);

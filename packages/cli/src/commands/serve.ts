@@ -4,7 +4,7 @@ import path from "node:path";
 import { Command, Option } from "commander";
 import { wholeNumber } from "../context.ts";
 import { UsageError } from "../exit.ts";
-import { type Address, defaultDataDir, type EngineName, engines, startLocalServer } from "../local-server.ts";
+import { type Address, defaultDataDir, type EngineName, engines, type LogLevel, logLevels, startLocalServer } from "../local-server.ts";
 import { print } from "../output.ts";
 import { withProgress } from "../progress.ts";
 import { interruptible } from "../signals.ts";
@@ -21,6 +21,8 @@ interface ServeOptions {
   previewDomain?: string;
   previewTtlSeconds?: number;
   previews: boolean;
+  logLevel: LogLevel;
+  otel?: boolean;
 }
 
 export function serveCommand(): Command {
@@ -48,6 +50,11 @@ export function serveCommand(): Command {
     )
     .option("--preview-ttl-seconds <n>", "how long the URL of a preview is valid (default: 3600)", wholeNumber("--preview-ttl-seconds", 1))
     .option("--no-previews", "answer 501 to whoever asks for a preview")
+    .addOption(new Option("--log-level <level>", "what is logged, as JSON lines on standard error").choices(logLevels).default("warn"))
+    .option(
+      "--otel",
+      "send OpenTelemetry traces; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set (default collector: http://localhost:4318)",
+    )
     .action(serve);
 }
 

@@ -15,6 +15,7 @@ import { Channel, type ChannelHost, type ChannelOptions } from "./channel.ts";
 import { Fifo } from "./fifo.ts";
 import { type Frame, flagMore, frameType, noPayload, payloadBytesMax, uint32At } from "./frame.ts";
 import { callerLeft, decodeStatus, encodeStatus, errorOfStatus, linkLost, statusOfError } from "./status.ts";
+import { CallTrace } from "./trace.ts";
 import { LinkViolation } from "./violation.ts";
 import { FrameWriter } from "./writer.ts";
 
@@ -124,6 +125,7 @@ export class LinkClient {
   readonly #session = randomBytes(16).toString("hex");
   readonly #channels = new Map<number, Channel>();
   readonly #handlers = new Map<string, (channel: Channel, first: Uint8Array | undefined) => void>();
+  readonly #traces = new WeakMap<Channel, CallTrace>();
   readonly #pings = new Fifo<PendingPing>();
   #state: State = "fresh";
   #closeError: MitosError | undefined;
@@ -396,7 +398,13 @@ export class LinkClient {
     this.#lastHostChannel += 2;
     const inOpen = first.byteLength <= openMessageBytesMax;
     const channel = this.#addChannel({ number: this.#lastHostChannel, method, endsWithPeer, sendEnded: end && inOpen });
-    const open = create(guest.OpenSchema, { method, message: inOpen ? first : noPayload, end: end && inOpen });
+    const call = CallTrace.begin(method);
+    const traceparent = call?.traceparent ?? "";
+    const open = create(guest.OpenSchema, { method, message: inOpen ? first : noPayload, end: end && inOpen, traceparent });
+    if (call) {
+      this.#traces.set(channel, call);
+      channel.onGone(() => call.end());
+    }
     this.#writer.control({ type: frameType.open, flags: 0, channel: channel.number, payload: toBinary(guest.OpenSchema, open) });
     if (onEnd) channel.onGone(onEnd);
     if (!inOpen) {
@@ -467,12 +475,14 @@ export class LinkClient {
       case frameType.end: {
         const status = decodeStatus(payload);
         const channel = this.#channel(number);
+        if (channel) this.#traces.get(channel)?.ended(status);
         channel?.receiveEnd(isGuestChannel(number) ? undefined : errorOfStatus(status, channel.method));
         break;
       }
       case frameType.reset: {
         const status = decodeStatus(payload);
         const channel = this.#channel(number);
+        if (channel) this.#traces.get(channel)?.ended(status);
         channel?.receiveReset(errorOfStatus(status, channel.method) ?? new MitosError("canceled", { cause: "the sandbox ended the call" }));
         break;
       }

@@ -24,7 +24,9 @@ export const routeAccess: Readonly<Record<string, Access>> = {
   "GET /v1/whoami": { scope: "any" },
 
   "GET /v1/health": read,
-  "GET /metrics": read,
+  "GET /v1/metering": read,
+  // Names the sandboxes of all owners.
+  "GET /metrics": admin,
   "GET /v1/templates": read,
   "GET /v1/sandboxes": read,
   "GET /v1/sandboxes/:id": read,

@@ -7,6 +7,7 @@ import {
   type IdempotencyStore,
   isSameOwner,
   type ListFilter,
+  type NodeUsage,
   type Owner,
   type Runtime,
   type Sandbox,
@@ -144,6 +145,13 @@ export class OwnedEngine implements Actions {
 
   async meter(id: SandboxId) {
     return this.#own(id).meter(id);
+  }
+
+  async meterAll(): Promise<NodeUsage> {
+    const { sandboxes, templates } = await this.#engine.meterAll();
+    const mine = new Set(this.list().map(({ id }) => id));
+    const seen = new Set(this.listTemplates().map(({ id }) => id));
+    return { sandboxes: sandboxes.filter(({ id }) => mine.has(id)), templates: templates.filter(({ id }) => seen.has(id)) };
   }
 
   runtime(id: SandboxId): Runtime {

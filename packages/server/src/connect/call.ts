@@ -89,7 +89,10 @@ function translated({ log }: ServerContext, op: string, handler: HandlerContext,
   if (handler.signal.aborted && handler.signal.reason instanceof ConnectError) return handler.signal.reason;
   if (error instanceof ConnectError) return error;
   const mitos = toMitosError(error);
-  if (isOurFault(mitos)) log.error({ err: mitos.detail.reason ?? mitos, op }, "an RPC failed");
+  if (isOurFault(mitos)) {
+    const requestId = handler.requestHeader.get("X-Request-Id");
+    log.error({ requestId, op, err: mitos.detail.reason ?? mitos }, "an RPC failed");
+  }
   return toConnectError(mitos);
 }
 

@@ -1,12 +1,13 @@
 /** Exec and ExecStream; the WebSocket route sends the same frames. */
 
 import { create } from "@bufbuild/protobuf";
-import type { Attachment, ProcessEvent, ProcessStart } from "@mitos/engine";
+import type { Attachment, ProcessEvent, ProcessExit, ProcessStart } from "@mitos/engine";
 import { type ErrorCode, limits, MitosError } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { z } from "zod";
 import { toMitosError } from "../errors.ts";
 import { check } from "../http/json.ts";
+import type { Metrics, Outcome } from "../metrics.ts";
 import { argv, checkCeiling, command, env, path, terminalSide } from "../schemas.ts";
 import { ChunkCutter } from "../stream/chunks.ts";
 import { type EndSignals, follow } from "../stream/follow.ts";
@@ -16,7 +17,7 @@ export async function* execStream(request: pb.ExecStreamRequest, call: Call): As
   const start = toProcessStart(request, call.context.maxExecTimeoutSeconds, call.sandbox);
   const runtime = call.runtime();
   using _place = call.context.streams.take(call.sandbox);
-  yield* execFrames(runtime.exec(start, call.signals.client), call.signals);
+  yield* execFrames(runtime.exec(start, call.signals.client), call.signals, call.context.metrics);
 }
 
 export async function* exec(requests: AsyncIterable<pb.ExecRequest>, call: Call): AsyncGenerator<pb.ExecResponse> {
@@ -29,7 +30,7 @@ export async function* exec(requests: AsyncIterable<pb.ExecRequest>, call: Call)
   const input = deliverInput(rest, attachment);
   // A client that breaks off shows in the output's signals; what the process no longer reads is not an error.
   input.catch(() => {});
-  yield* execFrames(attachment, call.signals);
+  yield* execFrames(attachment, call.signals, call.context.metrics);
 }
 
 async function deliverInput(requests: AsyncIterable<pb.ExecRequest>, attachment: Attachment): Promise<void> {
@@ -73,10 +74,16 @@ function toTerminal({ term, size }: pb.PtyOptions) {
 const sandboxEnded: ReadonlySet<ErrorCode> = new Set(["not_found", "idle_timeout", "oom_killed", "sandbox_not_running", "canceled"]);
 
 /** The events of a foreground exec as frames: at most 32 KiB each, ended by exactly one exit. */
-export async function* execFrames(attachment: AsyncIterable<ProcessEvent>, signals: EndSignals): AsyncGenerator<pb.ExecResponse> {
+export async function* execFrames(
+  attachment: AsyncIterable<ProcessEvent>,
+  signals: EndSignals,
+  { execSeconds }: Metrics,
+): AsyncGenerator<pb.ExecResponse> {
   const cutters = { stdout: new ChunkCutter(), stderr: new ChunkCutter() };
   const began = performance.now();
   let started = false;
+  // What it stays when the reader leaves.
+  let outcome: Outcome = "canceled";
   try {
     for await (const event of follow(attachment, signals)) {
       started = true;
@@ -85,6 +92,7 @@ export async function* execFrames(attachment: AsyncIterable<ProcessEvent>, signa
       } else if (event.kind === "gap") {
         throw new MitosError("unavailable", { cause: `${event.to - event.from} bytes of ${event.stream} were lost` });
       } else if (event.kind === "exit") {
+        outcome = outcomeOf(event);
         yield* heldBack(cutters);
         yield exit(event.exitCode, event.execTimeMs, event.error);
         return;
@@ -93,11 +101,20 @@ export async function* execFrames(attachment: AsyncIterable<ProcessEvent>, signa
     throw new MitosError("unavailable", { cause: "the sandbox ended the stream without an exit" });
   } catch (error) {
     if (signals.client.aborted || signals.shutdown.aborted) throw error;
+    outcome = "failed";
     const mitos = toMitosError(error);
     if (mitos.code === "internal" || sandboxEnded.has(mitos.code) || (!started && mitos.code !== "exec_failed")) throw mitos;
     yield* heldBack(cutters);
     yield exit(1, performance.now() - began, mitos.message);
+  } finally {
+    execSeconds.observe({ outcome }, (performance.now() - began) / 1000);
   }
+}
+
+function outcomeOf({ exitCode, timedOut, error }: ProcessExit): Outcome {
+  if (error) return "failed";
+  if (timedOut) return "timeout";
+  return exitCode === 0 ? "ok" : "error";
 }
 
 function* heldBack(cutters: Record<"stdout" | "stderr", ChunkCutter>): Generator<pb.ExecResponse> {

@@ -1,5 +1,6 @@
 /** The Connect service on Node's requests, HTTP/1.1 and HTTP/2. */
 
+import { randomUUID } from "node:crypto";
 import type { ServerResponse } from "node:http";
 import { ConnectError, createConnectRouter, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
@@ -10,13 +11,14 @@ import {
   contentTypeUnaryProto,
 } from "@connectrpc/connect/protocol-connect";
 import { compressionGzip, universalRequestFromNodeRequest } from "@connectrpc/connect-node";
-import { limits, type MitosError } from "@mitos/protocol";
+import { isId, limits, type MitosError } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { rpcAccess } from "../auth/access.ts";
 import type { ServerContext } from "../context.ts";
 import { toConnectError } from "../errors.ts";
 import type { AnyRequest } from "../http/guard.ts";
 import { type AnyResponse, sendConnectError, sendEndStream, sendPlain } from "../http/plain.ts";
+import { describeRequest } from "../http/tracing.ts";
 import { writeTo } from "../stream/write.ts";
 import { withExecAliases } from "./aliases.ts";
 import { rawRequest } from "./call.ts";
@@ -37,8 +39,16 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     const handler = handlers.get(request.url?.split("?", 1)[0] ?? "");
     if (!handler) return sendPlain(response, 404, "404 page not found");
     const { method } = handler;
+    const requestId = randomUUID();
+    response.setHeader("X-Request-Id", requestId);
+    // Where the RPC finds it for its log lines; what the client sent under this name is not believed.
+    request.headers["x-request-id"] = requestId;
+    const sandbox = request.headers["x-sandbox-id"];
+    describeRequest(request, { route: handler.requestPath, sandbox, requestId });
     response.once("close", () => {
-      context.metrics.requests.inc({ method: request.method ?? "", route: handler.requestPath, status: response.statusCode });
+      const { statusCode: status } = response;
+      context.metrics.requests.inc({ method: request.method ?? "", route: handler.requestPath, status });
+      context.log.debug({ requestId, rpc: method.name, status, ...(isId(sandbox) ? { sandbox } : {}) }, "answered");
     });
     if (request.method !== "POST") return sendPlain(response, 405, "method not allowed", { Allow: "POST" });
     if (method.methodKind === "bidi_streaming" && request.httpVersionMajor === 1) {
@@ -52,7 +62,7 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     const denied = context.auth?.authorise(request, response, rpcAccess[localName as keyof typeof rpcAccess], name);
     if (denied) return refuseRpc(request, response, denied);
     serve(handler, request, response).catch((error: unknown) => {
-      context.log.debug({ rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
+      context.log.debug({ requestId, rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
       request.destroy();
     });
   };

@@ -2,6 +2,7 @@ import { create } from "@bufbuild/protobuf";
 import { limits, MitosError } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { toMitosError } from "../errors.ts";
+import type { Outcome } from "../metrics.ts";
 import { checkCeiling } from "../schemas.ts";
 import { ChunkCutter } from "../stream/chunks.ts";
 import { follow } from "../stream/follow.ts";
@@ -31,6 +32,9 @@ async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Cal
   const cutters = { stdout: new ChunkCutter(), stderr: new ChunkCutter() };
   let begun = false;
   let failed = false;
+  // What it stays when the reader leaves.
+  let outcome: Outcome = "canceled";
+  const beganMs = performance.now();
   try {
     const source = call
       .runtime()
@@ -45,11 +49,13 @@ async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Cal
       // Anything else ends a run of output: what is held back goes before it.
       yield* heldBack(cutters);
       failed ||= msg.case === "error";
+      if (msg.case === "exitCode") outcome = msg.value === 0 ? "ok" : "error";
       yield response;
       if (msg.case === "exitCode") return;
     }
     throw new MitosError("unavailable", { cause: "the sandbox ended the stream without an exit code" });
   } catch (error) {
+    if (!call.signals.client.aborted) outcome = "failed";
     if (!begun || call.signals.client.aborted || call.signals.shutdown.aborted) throw error;
     const mitos = toMitosError(error);
     if (mitos.code !== "unavailable") throw mitos;
@@ -58,6 +64,8 @@ async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Cal
       yield create(pb.RunCodeResponseSchema, { msg: { case: "error", value: { name: lossName, value: mitos.message } } });
     }
     yield create(pb.RunCodeResponseSchema, { msg: { case: "exitCode", value: 1 } });
+  } finally {
+    call.context.metrics.runCodeSeconds.observe({ outcome }, (performance.now() - beganMs) / 1000);
   }
 }
 

@@ -44,10 +44,11 @@ export function execRoutes(app: FastifyInstance, context: ServerContext): void {
     const body = await readJson(request, execBody);
     const start = toStart(body, context);
     return asCall(context, { request, reply, sandbox: body.sandbox, op: "exec" }, async (call) => {
+      const runtime = call.runtime();
       using _place = context.streams.take(call.sandbox);
       const produce = async (lines: JsonLines) => {
-        const events = atFirst(call.runtime().exec(start, call.signals.client), () => lines.begin());
-        for await (const { msg } of execFrames(events, call.signals)) {
+        const events = atFirst(runtime.exec(start, call.signals.client), () => lines.begin());
+        for await (const { msg } of execFrames(events, call.signals, context.metrics)) {
           if (msg.case === "exit") {
             const { exitCode, execTimeMs, error } = msg.value;
             await lines.write({ exit_code: exitCode, exec_time_ms: execTimeMs, error });
@@ -85,7 +86,7 @@ async function collect(start: ProcessStart, call: Call): Promise<Collected> {
   const text = (stream: keyof typeof output) => Buffer.concat(output[stream]).toString();
   let total = 0;
   try {
-    for await (const { msg } of execFrames(call.runtime().exec(start, call.signals.client), call.signals)) {
+    for await (const { msg } of execFrames(call.runtime().exec(start, call.signals.client), call.signals, call.context.metrics)) {
       if (msg.case === "exit") return { exit: msg.value, stdout: text("stdout"), stderr: text("stderr") };
       if (!msg.case) continue;
       total += msg.value.length;

@@ -21,6 +21,8 @@ export function runCodeRoutes(app: FastifyInstance, context: ServerContext): voi
     const { code, language, timeout } = body;
     const run = create(pb.RunCodeStreamRequestSchema, { code, language: language ?? "", timeoutSeconds: BigInt(timeout ?? 0) });
     return asCall(context, { request, reply, sandbox: body.sandbox, op: "run_code" }, async (call) => {
+      // Before the count of its streams, which would tell that it exists.
+      call.runtime();
       using _place = context.streams.take(call.sandbox);
       const produce = async (lines: JsonLines) => {
         for await (const response of runCodeStream(run, call, lossName)) {

@@ -1,5 +1,6 @@
 import type { FastifyInstance } from "fastify";
 import type { ServerContext } from "../context.ts";
+import { account } from "../metering.ts";
 
 export function healthRoutes(app: FastifyInstance, context: ServerContext): void {
   const { version, metrics } = context;
@@ -19,9 +20,15 @@ export function healthRoutes(app: FastifyInstance, context: ServerContext): void
 
   app.get("/healthz", async (_request, reply) => reply.type("text/plain").send(`ok (${isolation})\n`));
 
-  app.get("/readyz", async (_request, reply) =>
-    context.isClosing() ? reply.code(503).type("text/plain").send("the server is going down\n") : reply.type("text/plain").send("ready\n"),
-  );
+  app.get("/readyz", async (_request, reply) => {
+    const problem = context.isClosing() ? "the server is going down" : await context.engine.unreadiness();
+    return reply
+      .code(problem ? 503 : 200)
+      .type("text/plain")
+      .send(`${problem ?? "ready"}\n`);
+  });
 
-  app.get("/metrics", async (_request, reply) => reply.type(metrics.registry.contentType).send(await metrics.registry.metrics()));
+  app.get("/metrics", async (_request, reply) => reply.type(metrics.contentType).send(await metrics.text()));
+
+  app.get("/v1/metering", async (request) => account(await context.engineFor(request.raw).meterAll()));
 }

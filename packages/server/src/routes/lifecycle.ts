@@ -9,7 +9,7 @@ const sandboxBody = z.object({ sandbox: sandboxId });
 const timeoutBody = z.object({ sandbox: sandboxId, timeout_seconds: seconds });
 
 export function lifecycleRoutes(app: FastifyInstance, context: ServerContext): void {
-  const { maxExecTimeoutSeconds } = context;
+  const { maxExecTimeoutSeconds, metrics } = context;
 
   app.post("/v1/set_timeout", async (request) => {
     const { sandbox, timeout_seconds } = await readJson(request, timeoutBody);
@@ -24,14 +24,18 @@ export function lifecycleRoutes(app: FastifyInstance, context: ServerContext): v
   app.post("/v1/pause", async (request) => {
     const { sandbox } = await readJson(request, sandboxBody);
     const event = { sandbox_id: sandbox, op: "pause" };
+    const done = metrics.pauseSeconds.startTimer();
     await audited(context.auditFor(request.raw), event, () => context.engineFor(request.raw).pause(sandbox));
+    done();
     return { status: "paused" };
   });
 
   app.post("/v1/resume", async (request) => {
     const { sandbox } = await readJson(request, sandboxBody);
     const event = { sandbox_id: sandbox, op: "resume" };
+    const done = metrics.resumeSeconds.startTimer();
     await audited(context.auditFor(request.raw), event, () => context.engineFor(request.raw).resume(sandbox));
+    done();
     return { status: "running" };
   });
 }

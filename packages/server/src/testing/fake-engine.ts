@@ -12,9 +12,11 @@ import {
   type Attachment,
   type CreateRequest,
   type Engine,
+  type EngineCounts,
   type ForkRequest,
   type IdempotencyStore,
   type Keys,
+  type NodeUsage,
   openKeys,
   type ProcessEvent,
   type ProcessStart,
@@ -460,6 +462,27 @@ export class FakeEngine {
   async setTimeout(id: string, seconds: number) {
     this.get(id);
     return { deadlineMs: 1_700_000_000_000 + seconds * 1000 };
+  }
+  /** Every sandbox uses the same, and the last one does not answer. */
+  async meterAll(): Promise<NodeUsage> {
+    const sandboxes = [...this.sandboxes.values()].map(({ id, templateId }, index) => ({
+      id,
+      templateId,
+      memoryBytes: 100,
+      sharedBytes: 10,
+      egressBytes: 0,
+      diskBytes: 0,
+      isStale: index > 0,
+    }));
+    return { sandboxes, templates: [...this.templates.values()].map(({ id }) => ({ id, snapshotBytes: 1000 })) };
+  }
+  counts(): EngineCounts {
+    const snapshots = { template: { count: 1, bytes: 1000 }, fork: { count: 0, bytes: 0 }, pause: { count: 0, bytes: 0 } };
+    return { snapshots, linksLost: 3, readyStarts: { hits: 5, misses: 2 } };
+  }
+  problem: string | null = null;
+  async unreadiness() {
+    return this.problem;
   }
   runtime(id: string): Runtime {
     const { state } = this.get(id);

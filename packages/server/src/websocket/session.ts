@@ -15,6 +15,7 @@ import { notOpen } from "../connect/call.ts";
 import { execFrames, toProcessStart } from "../connect/exec.ts";
 import type { ServerContext } from "../context.ts";
 import { isOurFault, retryAfterSeconds, toMitosError } from "../errors.ts";
+import { describeRequest } from "../http/tracing.ts";
 import type { EndSignals } from "../stream/follow.ts";
 
 /** How the clients of one generation write the messages of a session. */
@@ -56,6 +57,7 @@ export function createSessions(context: ServerContext, framing: Framing): Sessio
       try {
         const query = new URL(request.url ?? "/", "http://localhost").searchParams;
         const sandbox = sandboxOf(query);
+        describeRequest(request, { route: path, sandbox });
         const runtime = context.engineFor(request).runtime(sandbox);
         const opening = framing.opening?.(query);
         // Where the session begins with the upgrade, the upgrade is what the cap refuses.
@@ -139,7 +141,7 @@ async function run({ context, audit, framing, sandbox, runtime, opening, place }
     using _place = place ?? context.streams.take(sandbox);
     const attachment = runtime.exec(start, signals.client);
     input.deliver(attachment, pty, (error) => gone.abort(error));
-    for await (const frame of execFrames(attachment, signals)) {
+    for await (const frame of execFrames(attachment, signals, context.metrics)) {
       await send(webSocket, framing.encode(frame));
       if (frame.msg.case === "exit") break;
     }

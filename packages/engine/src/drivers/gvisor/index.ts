@@ -60,6 +60,7 @@ class GvisorDriver implements Driver {
   readonly #facts: Facts;
   readonly #ready: ReadyContainers;
   readonly #machines = new Set<GvisorMachine>();
+  readonly readyStarts = { hits: 0, misses: 0 };
 
   constructor(host: Host, root: HostRoot, facts: Facts) {
     this.#host = host;
@@ -123,7 +124,9 @@ class GvisorDriver implements Driver {
     command: (container: { id: string; dir: string }) => readonly string[],
   ): Promise<GvisorMachine> {
     const shape: ContainerShape = { root, resources: spec.resources };
-    const container = this.#ready.take(shape) ?? (await createContainer(this.#host, shape));
+    const ready = this.#ready.take(shape);
+    this.readyStarts[ready ? "hits" : "misses"] += 1;
+    const container = ready ?? (await createContainer(this.#host, shape));
     try {
       await nameContainer(this.#host.layout, spec.machineId, container.id);
     } catch (error) {

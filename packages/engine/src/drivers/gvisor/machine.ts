@@ -62,9 +62,9 @@ export class GvisorMachine implements Machine {
     return this.#frozen;
   }
 
-  async meter(): Promise<Metering> {
-    const reply = await this.#ask("meter");
-    return { memoryBytes: Number(reply.memory_bytes), cpuMs: Number(reply.cpu_ms) };
+  async meter({ shared } = { shared: false }): Promise<Metering> {
+    const reply = await this.#ask("meter", shared ? { shared } : {});
+    return { memoryBytes: count(reply.memory_bytes), sharedBytes: count(reply.shared_bytes), cpuMs: count(reply.cpu_ms) };
   }
 
   /** Lets a runsc command work on this machine. */
@@ -145,6 +145,11 @@ export async function activate(host: Host, container: Container, machineId: stri
     await machine.end("start failed");
     throw error;
   }
+}
+
+/** Absent where it was not asked for. */
+function count(value: unknown): number {
+  return typeof value === "number" ? value : 0;
 }
 
 /** Removes what is left of a machine that has ended. */

@@ -287,6 +287,13 @@ export declare type Open = Message<"guest.v1.Open"> & {
    * @generated from field: bool end = 3;
    */
   end: boolean;
+
+  /**
+   * W3C trace context of the call; empty = not traced. A program that the call starts gets it as TRACEPARENT. Only host to guest.
+   *
+   * @generated from field: string traceparent = 4;
+   */
+  traceparent: string;
 };
 
 /**
@@ -312,6 +319,13 @@ export declare type Status = Message<"guest.v1.Status"> & {
    * @generated from field: string message = 2;
    */
   message: string;
+
+  /**
+   * In the END of a call whose traceparent says that it is recorded.
+   *
+   * @generated from field: guest.v1.CallTiming timing = 3;
+   */
+  timing?: CallTiming | undefined;
 };
 
 /**
@@ -319,6 +333,36 @@ export declare type Status = Message<"guest.v1.Status"> & {
  * Use `create(StatusSchema)` to create a new message.
  */
 export declare const StatusSchema: GenMessage<Status>;
+
+/**
+ * Microseconds from the arrival of OPEN in the agent.
+ *
+ * @generated from message guest.v1.CallTiming
+ */
+export declare type CallTiming = Message<"guest.v1.CallTiming"> & {
+  /**
+   * The first and the second message of the answer; 0 = there was none. Of Exec they are the start of the program and its first output.
+   *
+   * @generated from field: uint64 first_message_us = 1;
+   */
+  firstMessageUs: bigint;
+
+  /**
+   * @generated from field: uint64 second_message_us = 2;
+   */
+  secondMessageUs: bigint;
+
+  /**
+   * @generated from field: uint64 end_us = 3;
+   */
+  endUs: bigint;
+};
+
+/**
+ * Describes the message guest.v1.CallTiming.
+ * Use `create(CallTimingSchema)` to create a new message.
+ */
+export declare const CallTimingSchema: GenMessage<CallTiming>;
 
 /**
  * @generated from message guest.v1.Empty

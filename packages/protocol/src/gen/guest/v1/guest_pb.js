@@ -12,7 +12,7 @@ import { file_sandbox_v1_sandbox } from "../../sandbox/v1/sandbox_pb.js";
  * Describes the file guest/v1/guest.proto.
  */
 export const file_guest_v1_guest = /*@__PURE__*/
-  fileDesc("ChRndWVzdC92MS9ndWVzdC5wcm90bxIIZ3Vlc3QudjEiMgoFSGVsbG8SGAoQcHJvdG9jb2xfdmVyc2lvbhgBIAEoDRIPCgdzZXNzaW9uGAIgASgJImAKCEhlbGxvQWNrEhgKEHByb3RvY29sX3ZlcnNpb24YASABKA0SDwoHc2Vzc2lvbhgCIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAMgASgJEhIKCmdlbmVyYXRpb24YBCABKAQiGAoHUXVpZXNjZRINCgVyb3VuZBgBIAEoBCIZCghRdWllc2NlZBINCgVyb3VuZBgBIAEoBCIXCgZSZXN1bWUSDQoFcm91bmQYASABKAQitgMKBUFkb3B0Eg0KBXJvdW5kGAEgASgEEhIKCnNhbmRib3hfaWQYAiABKAkSEwoLdGVtcGxhdGVfaWQYAyABKAkSEQoJcGFyZW50X2lkGAQgASgJEhIKCmdlbmVyYXRpb24YBSABKAQSDwoHZW50cm9weRgGIAEoDBIdChV3YWxsX2Nsb2NrX3VuaXhfbmFub3MYByABKAMSEQoJaG9zdF9uYW1lGAggASgJEhIKCm1hY2hpbmVfaWQYCSABKAkSJQoDZW52GAogAygLMhguZ3Vlc3QudjEuQWRvcHQuRW52RW50cnkSLQoHc2VjcmV0cxgLIAMoCzIcLmd1ZXN0LnYxLkFkb3B0LlNlY3JldHNFbnRyeRIWCg5mb3JnZXRfc2VjcmV0cxgMIAEoCBIYChBkZWFkbGluZV91bml4X21zGA0gASgDEhMKC2ZvcmtfYnVkZ2V0GA4gASgNGioKCEVudkVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEaLgoMU2VjcmV0c0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEibwoHQWRvcHRlZBINCgVyb3VuZBgBIAEoBBISCgpnZW5lcmF0aW9uGAIgASgEEhgKEGNsb2NrX3N0ZXBfbmFub3MYAyABKBISGAoQZW50cm9weV9jcmVkaXRlZBgEIAEoCBINCgVlcnJvchgFIAEoCSI0CgRPcGVuEg4KBm1ldGhvZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgMEgsKA2VuZBgDIAEoCCInCgZTdGF0dXMSDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJIgcKBUVtcHR5IskBCgxQcm9jZXNzU3RhcnQSDAoEYXJndhgBIAMoCRIVCg1zaGVsbF9jb21tYW5kGAIgASgJEh8KA2VudhgDIAMoCzISLnNhbmRib3gudjEuRW52VmFyEgsKA2N3ZBgEIAEoCRIMCgR1c2VyGAUgASgJEg0KBXN0ZGluGAYgASgIEiMKA3B0eRgHIAEoCzIWLnNhbmRib3gudjEuUHR5T3B0aW9ucxISCgp0aW1lb3V0X21zGAggASgDEhAKCGRldGFjaGVkGAkgASgIIlYKDVByb2Nlc3NBdHRhY2gSCwoDcGlkGAEgASgFEhMKC3N0ZG91dF9mcm9tGAIgASgEEhMKC3N0ZGVycl9mcm9tGAMgASgEEg4KBmZvbGxvdxgEIAEoCCLKAQoJRXhlY0lucHV0EicKBXN0YXJ0GAEgASgLMhYuZ3Vlc3QudjEuUHJvY2Vzc1N0YXJ0SAASKQoGYXR0YWNoGAIgASgLMhcuZ3Vlc3QudjEuUHJvY2Vzc0F0dGFjaEgAEg8KBXN0ZGluGAMgASgMSAASFQoLc3RkaW5fY2xvc2UYBCABKAhIABIoCgZyZXNpemUYBSABKAsyFi5zYW5kYm94LnYxLldpbmRvd1NpemVIABIQCgZzaWduYWwYBiABKAVIAEIFCgNtc2ciqQEKCkV4ZWNPdXRwdXQSKwoHc3RhcnRlZBgBIAEoCzIYLmd1ZXN0LnYxLlByb2Nlc3NTdGFydGVkSAASIgoGb3V0cHV0GAIgASgLMhAuZ3Vlc3QudjEuT3V0cHV0SAASHAoDZ2FwGAMgASgLMg0uZ3Vlc3QudjEuR2FwSAASJQoEZXhpdBgEIAEoCzIVLmd1ZXN0LnYxLlByb2Nlc3NFeGl0SABCBQoDbXNnIjYKDlByb2Nlc3NTdGFydGVkEgsKA3BpZBgBIAEoBRIXCg9zdGFydGVkX3VuaXhfbXMYAiABKAMiSAoGT3V0cHV0EiAKBnN0cmVhbRgBIAEoDjIQLmd1ZXN0LnYxLlN0cmVhbRIOCgZvZmZzZXQYAiABKAQSDAoEZGF0YRgDIAEoDCJBCgNHYXASIAoGc3RyZWFtGAEgASgOMhAuZ3Vlc3QudjEuU3RyZWFtEgwKBGZyb20YAiABKAQSCgoCdG8YAyABKAQilAEKC1Byb2Nlc3NFeGl0EhEKCWV4aXRfY29kZRgBIAEoBRIOCgZzaWduYWwYAiABKAUSEQoJdGltZWRfb3V0GAMgASgIEhQKDGV4ZWNfdGltZV9tcxgEIAEoARINCgVlcnJvchgFIAEoCRIUCgxzdGRvdXRfYnl0ZXMYBiABKAQSFAoMc3RkZXJyX2J5dGVzGAcgASgEIhYKFExpc3RQcm9jZXNzZXNSZXF1ZXN0Ij0KEkxpc3RQcm9jZXNzZXNSZXBseRInCglwcm9jZXNzZXMYASADKAsyFC5ndWVzdC52MS5Qcm9jZXNzUm93IrABCgpQcm9jZXNzUm93EgsKA3BpZBgBIAEoBRIPCgdjb21tYW5kGAIgASgJEhcKD3N0YXJ0ZWRfdW5peF9tcxgDIAEoAxINCgVzdGF0ZRgEIAEoCRIjCgRleGl0GAUgASgLMhUuZ3Vlc3QudjEuUHJvY2Vzc0V4aXQSFAoMc3Rkb3V0X2J5dGVzGAYgASgEEhQKDHN0ZGVycl9ieXRlcxgHIAEoBBILCgNwdHkYCCABKAgiPQoRV3JpdGVTdGRpblJlcXVlc3QSCwoDcGlkGAEgASgFEgwKBGRhdGEYAiABKAwSDQoFY2xvc2UYAyABKAgiSgoVUmVzaXplVGVybWluYWxSZXF1ZXN0EgsKA3BpZBgBIAEoBRIkCgRzaXplGAIgASgLMhYuc2FuZGJveC52MS5XaW5kb3dTaXplIkIKFFNpZ25hbFByb2Nlc3NSZXF1ZXN0EgsKA3BpZBgBIAEoBRIOCgZzaWduYWwYAiABKAUSDQoFZ3JvdXAYAyABKAgiUgoLUnVuQ29kZU9wZW4SDAoEY29kZRgBIAEoCRIQCghsYW5ndWFnZRgCIAEoCRISCgp0aW1lb3V0X21zGAMgASgDEg8KB2NvbnRleHQYBCABKAkiTQoMUnVuQ29kZUlucHV0EiUKBG9wZW4YASABKAsyFS5ndWVzdC52MS5SdW5Db2RlT3BlbkgAEg8KBXN0ZGluGAIgASgMSABCBQoDbXNnIiUKEVdhcm1LZXJuZWxSZXF1ZXN0EhAKCGxhbmd1YWdlGAEgASgJIjQKD1dhcm1LZXJuZWxSZXBseRIRCglhdmFpbGFibGUYASABKAgSDgoGZGV0YWlsGAIgASgJIj0KDVJlYWRGaWxlUmFuZ2USDAoEcGF0aBgBIAEoCRIOCgZvZmZzZXQYAiABKAQSDgoGbGVuZ3RoGAMgASgEIk0KDlJlYWRGaWxlT3V0cHV0EiQKBGluZm8YASABKAsyFC5zYW5kYm94LnYxLkZpbGVJbmZvSAASDgoEZGF0YRgCIAEoDEgAQgUKA21zZyIpCg1SZW5hbWVSZXF1ZXN0EgwKBGZyb20YASABKAkSCgoCdG8YAiABKAkiLAoOU2V0TW9kZVJlcXVlc3QSDAoEcGF0aBgBIAEoCRIMCgRtb2RlGAIgASgNIjIKEk1ha2VTeW1saW5rUmVxdWVzdBIOCgZ0YXJnZXQYASABKAkSDAoEcGF0aBgCIAEoCSIfCg9SZWFkTGlua1JlcXVlc3QSDAoEcGF0aBgBIAEoCSIfCg1SZWFkTGlua1JlcGx5Eg4KBnRhcmdldBgBIAEoCSIaCgpUdW5uZWxPcGVuEgwKBHBvcnQYASABKA0iDgoMVHVubmVsT3BlbmVkIi8KD0ZvcmtTZWxmUmVxdWVzdBINCgVjb3VudBgBIAEoDRINCgVsYWJlbBgCIAEoCSIhCg1Gb3JrU2VsZlJlcGx5EhAKCGNoaWxkcmVuGAEgAygJKjgKBlN0cmVhbRIWChJTVFJFQU1fVU5TUEVDSUZJRUQQABIKCgZTVERPVVQQARIKCgZTVERFUlIQAjK0CwoFQWdlbnQSNQoERXhlYxITLmd1ZXN0LnYxLkV4ZWNJbnB1dBoULmd1ZXN0LnYxLkV4ZWNPdXRwdXQoATABEk0KDUxpc3RQcm9jZXNzZXMSHi5ndWVzdC52MS5MaXN0UHJvY2Vzc2VzUmVxdWVzdBocLmd1ZXN0LnYxLkxpc3RQcm9jZXNzZXNSZXBseRI6CgpXcml0ZVN0ZGluEhsuZ3Vlc3QudjEuV3JpdGVTdGRpblJlcXVlc3QaDy5ndWVzdC52MS5FbXB0eRJCCg5SZXNpemVUZXJtaW5hbBIfLmd1ZXN0LnYxLlJlc2l6ZVRlcm1pbmFsUmVxdWVzdBoPLmd1ZXN0LnYxLkVtcHR5EkAKDVNpZ25hbFByb2Nlc3MSHi5ndWVzdC52MS5TaWduYWxQcm9jZXNzUmVxdWVzdBoPLmd1ZXN0LnYxLkVtcHR5EkIKCVByb2Nlc3NlcxIcLnNhbmRib3gudjEuUHJvY2Vzc2VzUmVxdWVzdBoXLnNhbmRib3gudjEuUHJvY2Vzc0xpc3QSPgoGVml0YWxzEhkuc2FuZGJveC52MS5WaXRhbHNSZXF1ZXN0Ghcuc2FuZGJveC52MS5HdWVzdFZpdGFsczABEkIKB1J1bkNvZGUSFi5ndWVzdC52MS5SdW5Db2RlSW5wdXQaGy5zYW5kYm94LnYxLlJ1bkNvZGVSZXNwb25zZSgBMAESRAoKV2FybUtlcm5lbBIbLmd1ZXN0LnYxLldhcm1LZXJuZWxSZXF1ZXN0GhkuZ3Vlc3QudjEuV2FybUtlcm5lbFJlcGx5Ej8KCFJlYWRGaWxlEhcuZ3Vlc3QudjEuUmVhZEZpbGVSYW5nZRoYLmd1ZXN0LnYxLlJlYWRGaWxlT3V0cHV0MAESSAoJV3JpdGVGaWxlEhwuc2FuZGJveC52MS5Xcml0ZUZpbGVSZXF1ZXN0Ghsuc2FuZGJveC52MS5Xcml0ZUZpbGVSZXN1bHQoARI5CgRMaXN0Ehcuc2FuZGJveC52MS5MaXN0UmVxdWVzdBoYLnNhbmRib3gudjEuTGlzdFJlc3BvbnNlEjUKBFN0YXQSFy5zYW5kYm94LnYxLlN0YXRSZXF1ZXN0GhQuc2FuZGJveC52MS5GaWxlSW5mbxI8CgVNa2RpchIYLnNhbmRib3gudjEuTWtkaXJSZXF1ZXN0Ghkuc2FuZGJveC52MS5Na2RpclJlc3BvbnNlEj8KBlJlbW92ZRIZLnNhbmRib3gudjEuUmVtb3ZlUmVxdWVzdBoaLnNhbmRib3gudjEuUmVtb3ZlUmVzcG9uc2USMgoGUmVuYW1lEhcuZ3Vlc3QudjEuUmVuYW1lUmVxdWVzdBoPLmd1ZXN0LnYxLkVtcHR5EjQKB1NldE1vZGUSGC5ndWVzdC52MS5TZXRNb2RlUmVxdWVzdBoPLmd1ZXN0LnYxLkVtcHR5EjwKC01ha2VTeW1saW5rEhwuZ3Vlc3QudjEuTWFrZVN5bWxpbmtSZXF1ZXN0Gg8uZ3Vlc3QudjEuRW1wdHkSPgoIUmVhZExpbmsSGS5ndWVzdC52MS5SZWFkTGlua1JlcXVlc3QaFy5ndWVzdC52MS5SZWFkTGlua1JlcGx5EjgKBVdhdGNoEhguc2FuZGJveC52MS5XYXRjaFJlcXVlc3QaEy5zYW5kYm94LnYxLkZzRXZlbnQwARI6CgdBcmNoaXZlEhouc2FuZGJveC52MS5BcmNoaXZlUmVxdWVzdBoRLnNhbmRib3gudjEuQ2h1bmswARI/CgZVcGxvYWQSGS5zYW5kYm94LnYxLlVwbG9hZFJlcXVlc3QaGC5zYW5kYm94LnYxLlVwbG9hZFJlc3VsdCgBEjoKBlR1bm5lbBIULmd1ZXN0LnYxLlR1bm5lbE9wZW4aFi5ndWVzdC52MS5UdW5uZWxPcGVuZWQoATABMkYKBEhvc3QSPgoIRm9ya1NlbGYSGS5ndWVzdC52MS5Gb3JrU2VsZlJlcXVlc3QaFy5ndWVzdC52MS5Gb3JrU2VsZlJlcGx5YgZwcm90bzM", [file_sandbox_v1_sandbox]);
+  fileDesc("ChRndWVzdC92MS9ndWVzdC5wcm90bxIIZ3Vlc3QudjEiMgoFSGVsbG8SGAoQcHJvdG9jb2xfdmVyc2lvbhgBIAEoDRIPCgdzZXNzaW9uGAIgASgJImAKCEhlbGxvQWNrEhgKEHByb3RvY29sX3ZlcnNpb24YASABKA0SDwoHc2Vzc2lvbhgCIAEoCRIVCg1hZ2VudF92ZXJzaW9uGAMgASgJEhIKCmdlbmVyYXRpb24YBCABKAQiGAoHUXVpZXNjZRINCgVyb3VuZBgBIAEoBCIZCghRdWllc2NlZBINCgVyb3VuZBgBIAEoBCIXCgZSZXN1bWUSDQoFcm91bmQYASABKAQitgMKBUFkb3B0Eg0KBXJvdW5kGAEgASgEEhIKCnNhbmRib3hfaWQYAiABKAkSEwoLdGVtcGxhdGVfaWQYAyABKAkSEQoJcGFyZW50X2lkGAQgASgJEhIKCmdlbmVyYXRpb24YBSABKAQSDwoHZW50cm9weRgGIAEoDBIdChV3YWxsX2Nsb2NrX3VuaXhfbmFub3MYByABKAMSEQoJaG9zdF9uYW1lGAggASgJEhIKCm1hY2hpbmVfaWQYCSABKAkSJQoDZW52GAogAygLMhguZ3Vlc3QudjEuQWRvcHQuRW52RW50cnkSLQoHc2VjcmV0cxgLIAMoCzIcLmd1ZXN0LnYxLkFkb3B0LlNlY3JldHNFbnRyeRIWCg5mb3JnZXRfc2VjcmV0cxgMIAEoCBIYChBkZWFkbGluZV91bml4X21zGA0gASgDEhMKC2ZvcmtfYnVkZ2V0GA4gASgNGioKCEVudkVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEaLgoMU2VjcmV0c0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEibwoHQWRvcHRlZBINCgVyb3VuZBgBIAEoBBISCgpnZW5lcmF0aW9uGAIgASgEEhgKEGNsb2NrX3N0ZXBfbmFub3MYAyABKBISGAoQZW50cm9weV9jcmVkaXRlZBgEIAEoCBINCgVlcnJvchgFIAEoCSJJCgRPcGVuEg4KBm1ldGhvZBgBIAEoCRIPCgdtZXNzYWdlGAIgASgMEgsKA2VuZBgDIAEoCBITCgt0cmFjZXBhcmVudBgEIAEoCSJNCgZTdGF0dXMSDAoEY29kZRgBIAEoCRIPCgdtZXNzYWdlGAIgASgJEiQKBnRpbWluZxgDIAEoCzIULmd1ZXN0LnYxLkNhbGxUaW1pbmciUQoKQ2FsbFRpbWluZxIYChBmaXJzdF9tZXNzYWdlX3VzGAEgASgEEhkKEXNlY29uZF9tZXNzYWdlX3VzGAIgASgEEg4KBmVuZF91cxgDIAEoBCIHCgVFbXB0eSLJAQoMUHJvY2Vzc1N0YXJ0EgwKBGFyZ3YYASADKAkSFQoNc2hlbGxfY29tbWFuZBgCIAEoCRIfCgNlbnYYAyADKAsyEi5zYW5kYm94LnYxLkVudlZhchILCgNjd2QYBCABKAkSDAoEdXNlchgFIAEoCRINCgVzdGRpbhgGIAEoCBIjCgNwdHkYByABKAsyFi5zYW5kYm94LnYxLlB0eU9wdGlvbnMSEgoKdGltZW91dF9tcxgIIAEoAxIQCghkZXRhY2hlZBgJIAEoCCJWCg1Qcm9jZXNzQXR0YWNoEgsKA3BpZBgBIAEoBRITCgtzdGRvdXRfZnJvbRgCIAEoBBITCgtzdGRlcnJfZnJvbRgDIAEoBBIOCgZmb2xsb3cYBCABKAgiygEKCUV4ZWNJbnB1dBInCgVzdGFydBgBIAEoCzIWLmd1ZXN0LnYxLlByb2Nlc3NTdGFydEgAEikKBmF0dGFjaBgCIAEoCzIXLmd1ZXN0LnYxLlByb2Nlc3NBdHRhY2hIABIPCgVzdGRpbhgDIAEoDEgAEhUKC3N0ZGluX2Nsb3NlGAQgASgISAASKAoGcmVzaXplGAUgASgLMhYuc2FuZGJveC52MS5XaW5kb3dTaXplSAASEAoGc2lnbmFsGAYgASgFSABCBQoDbXNnIqkBCgpFeGVjT3V0cHV0EisKB3N0YXJ0ZWQYASABKAsyGC5ndWVzdC52MS5Qcm9jZXNzU3RhcnRlZEgAEiIKBm91dHB1dBgCIAEoCzIQLmd1ZXN0LnYxLk91dHB1dEgAEhwKA2dhcBgDIAEoCzINLmd1ZXN0LnYxLkdhcEgAEiUKBGV4aXQYBCABKAsyFS5ndWVzdC52MS5Qcm9jZXNzRXhpdEgAQgUKA21zZyI2Cg5Qcm9jZXNzU3RhcnRlZBILCgNwaWQYASABKAUSFwoPc3RhcnRlZF91bml4X21zGAIgASgDIkgKBk91dHB1dBIgCgZzdHJlYW0YASABKA4yEC5ndWVzdC52MS5TdHJlYW0SDgoGb2Zmc2V0GAIgASgEEgwKBGRhdGEYAyABKAwiQQoDR2FwEiAKBnN0cmVhbRgBIAEoDjIQLmd1ZXN0LnYxLlN0cmVhbRIMCgRmcm9tGAIgASgEEgoKAnRvGAMgASgEIpQBCgtQcm9jZXNzRXhpdBIRCglleGl0X2NvZGUYASABKAUSDgoGc2lnbmFsGAIgASgFEhEKCXRpbWVkX291dBgDIAEoCBIUCgxleGVjX3RpbWVfbXMYBCABKAESDQoFZXJyb3IYBSABKAkSFAoMc3Rkb3V0X2J5dGVzGAYgASgEEhQKDHN0ZGVycl9ieXRlcxgHIAEoBCIWChRMaXN0UHJvY2Vzc2VzUmVxdWVzdCI9ChJMaXN0UHJvY2Vzc2VzUmVwbHkSJwoJcHJvY2Vzc2VzGAEgAygLMhQuZ3Vlc3QudjEuUHJvY2Vzc1JvdyKwAQoKUHJvY2Vzc1JvdxILCgNwaWQYASABKAUSDwoHY29tbWFuZBgCIAEoCRIXCg9zdGFydGVkX3VuaXhfbXMYAyABKAMSDQoFc3RhdGUYBCABKAkSIwoEZXhpdBgFIAEoCzIVLmd1ZXN0LnYxLlByb2Nlc3NFeGl0EhQKDHN0ZG91dF9ieXRlcxgGIAEoBBIUCgxzdGRlcnJfYnl0ZXMYByABKAQSCwoDcHR5GAggASgIIj0KEVdyaXRlU3RkaW5SZXF1ZXN0EgsKA3BpZBgBIAEoBRIMCgRkYXRhGAIgASgMEg0KBWNsb3NlGAMgASgIIkoKFVJlc2l6ZVRlcm1pbmFsUmVxdWVzdBILCgNwaWQYASABKAUSJAoEc2l6ZRgCIAEoCzIWLnNhbmRib3gudjEuV2luZG93U2l6ZSJCChRTaWduYWxQcm9jZXNzUmVxdWVzdBILCgNwaWQYASABKAUSDgoGc2lnbmFsGAIgASgFEg0KBWdyb3VwGAMgASgIIlIKC1J1bkNvZGVPcGVuEgwKBGNvZGUYASABKAkSEAoIbGFuZ3VhZ2UYAiABKAkSEgoKdGltZW91dF9tcxgDIAEoAxIPCgdjb250ZXh0GAQgASgJIk0KDFJ1bkNvZGVJbnB1dBIlCgRvcGVuGAEgASgLMhUuZ3Vlc3QudjEuUnVuQ29kZU9wZW5IABIPCgVzdGRpbhgCIAEoDEgAQgUKA21zZyIlChFXYXJtS2VybmVsUmVxdWVzdBIQCghsYW5ndWFnZRgBIAEoCSI0Cg9XYXJtS2VybmVsUmVwbHkSEQoJYXZhaWxhYmxlGAEgASgIEg4KBmRldGFpbBgCIAEoCSI9Cg1SZWFkRmlsZVJhbmdlEgwKBHBhdGgYASABKAkSDgoGb2Zmc2V0GAIgASgEEg4KBmxlbmd0aBgDIAEoBCJNCg5SZWFkRmlsZU91dHB1dBIkCgRpbmZvGAEgASgLMhQuc2FuZGJveC52MS5GaWxlSW5mb0gAEg4KBGRhdGEYAiABKAxIAEIFCgNtc2ciKQoNUmVuYW1lUmVxdWVzdBIMCgRmcm9tGAEgASgJEgoKAnRvGAIgASgJIiwKDlNldE1vZGVSZXF1ZXN0EgwKBHBhdGgYASABKAkSDAoEbW9kZRgCIAEoDSIyChJNYWtlU3ltbGlua1JlcXVlc3QSDgoGdGFyZ2V0GAEgASgJEgwKBHBhdGgYAiABKAkiHwoPUmVhZExpbmtSZXF1ZXN0EgwKBHBhdGgYASABKAkiHwoNUmVhZExpbmtSZXBseRIOCgZ0YXJnZXQYASABKAkiGgoKVHVubmVsT3BlbhIMCgRwb3J0GAEgASgNIg4KDFR1bm5lbE9wZW5lZCIvCg9Gb3JrU2VsZlJlcXVlc3QSDQoFY291bnQYASABKA0SDQoFbGFiZWwYAiABKAkiIQoNRm9ya1NlbGZSZXBseRIQCghjaGlsZHJlbhgBIAMoCSo4CgZTdHJlYW0SFgoSU1RSRUFNX1VOU1BFQ0lGSUVEEAASCgoGU1RET1VUEAESCgoGU1RERVJSEAIytAsKBUFnZW50EjUKBEV4ZWMSEy5ndWVzdC52MS5FeGVjSW5wdXQaFC5ndWVzdC52MS5FeGVjT3V0cHV0KAEwARJNCg1MaXN0UHJvY2Vzc2VzEh4uZ3Vlc3QudjEuTGlzdFByb2Nlc3Nlc1JlcXVlc3QaHC5ndWVzdC52MS5MaXN0UHJvY2Vzc2VzUmVwbHkSOgoKV3JpdGVTdGRpbhIbLmd1ZXN0LnYxLldyaXRlU3RkaW5SZXF1ZXN0Gg8uZ3Vlc3QudjEuRW1wdHkSQgoOUmVzaXplVGVybWluYWwSHy5ndWVzdC52MS5SZXNpemVUZXJtaW5hbFJlcXVlc3QaDy5ndWVzdC52MS5FbXB0eRJACg1TaWduYWxQcm9jZXNzEh4uZ3Vlc3QudjEuU2lnbmFsUHJvY2Vzc1JlcXVlc3QaDy5ndWVzdC52MS5FbXB0eRJCCglQcm9jZXNzZXMSHC5zYW5kYm94LnYxLlByb2Nlc3Nlc1JlcXVlc3QaFy5zYW5kYm94LnYxLlByb2Nlc3NMaXN0Ej4KBlZpdGFscxIZLnNhbmRib3gudjEuVml0YWxzUmVxdWVzdBoXLnNhbmRib3gudjEuR3Vlc3RWaXRhbHMwARJCCgdSdW5Db2RlEhYuZ3Vlc3QudjEuUnVuQ29kZUlucHV0Ghsuc2FuZGJveC52MS5SdW5Db2RlUmVzcG9uc2UoATABEkQKCldhcm1LZXJuZWwSGy5ndWVzdC52MS5XYXJtS2VybmVsUmVxdWVzdBoZLmd1ZXN0LnYxLldhcm1LZXJuZWxSZXBseRI/CghSZWFkRmlsZRIXLmd1ZXN0LnYxLlJlYWRGaWxlUmFuZ2UaGC5ndWVzdC52MS5SZWFkRmlsZU91dHB1dDABEkgKCVdyaXRlRmlsZRIcLnNhbmRib3gudjEuV3JpdGVGaWxlUmVxdWVzdBobLnNhbmRib3gudjEuV3JpdGVGaWxlUmVzdWx0KAESOQoETGlzdBIXLnNhbmRib3gudjEuTGlzdFJlcXVlc3QaGC5zYW5kYm94LnYxLkxpc3RSZXNwb25zZRI1CgRTdGF0Ehcuc2FuZGJveC52MS5TdGF0UmVxdWVzdBoULnNhbmRib3gudjEuRmlsZUluZm8SPAoFTWtkaXISGC5zYW5kYm94LnYxLk1rZGlyUmVxdWVzdBoZLnNhbmRib3gudjEuTWtkaXJSZXNwb25zZRI/CgZSZW1vdmUSGS5zYW5kYm94LnYxLlJlbW92ZVJlcXVlc3QaGi5zYW5kYm94LnYxLlJlbW92ZVJlc3BvbnNlEjIKBlJlbmFtZRIXLmd1ZXN0LnYxLlJlbmFtZVJlcXVlc3QaDy5ndWVzdC52MS5FbXB0eRI0CgdTZXRNb2RlEhguZ3Vlc3QudjEuU2V0TW9kZVJlcXVlc3QaDy5ndWVzdC52MS5FbXB0eRI8CgtNYWtlU3ltbGluaxIcLmd1ZXN0LnYxLk1ha2VTeW1saW5rUmVxdWVzdBoPLmd1ZXN0LnYxLkVtcHR5Ej4KCFJlYWRMaW5rEhkuZ3Vlc3QudjEuUmVhZExpbmtSZXF1ZXN0GhcuZ3Vlc3QudjEuUmVhZExpbmtSZXBseRI4CgVXYXRjaBIYLnNhbmRib3gudjEuV2F0Y2hSZXF1ZXN0GhMuc2FuZGJveC52MS5Gc0V2ZW50MAESOgoHQXJjaGl2ZRIaLnNhbmRib3gudjEuQXJjaGl2ZVJlcXVlc3QaES5zYW5kYm94LnYxLkNodW5rMAESPwoGVXBsb2FkEhkuc2FuZGJveC52MS5VcGxvYWRSZXF1ZXN0Ghguc2FuZGJveC52MS5VcGxvYWRSZXN1bHQoARI6CgZUdW5uZWwSFC5ndWVzdC52MS5UdW5uZWxPcGVuGhYuZ3Vlc3QudjEuVHVubmVsT3BlbmVkKAEwATJGCgRIb3N0Ej4KCEZvcmtTZWxmEhkuZ3Vlc3QudjEuRm9ya1NlbGZSZXF1ZXN0GhcuZ3Vlc3QudjEuRm9ya1NlbGZSZXBseWIGcHJvdG8z", [file_sandbox_v1_sandbox]);
 
 /**
  * Describes the message guest.v1.Hello.
@@ -78,214 +78,221 @@ export const StatusSchema = /*@__PURE__*/
   messageDesc(file_guest_v1_guest, 8);
 
 /**
+ * Describes the message guest.v1.CallTiming.
+ * Use `create(CallTimingSchema)` to create a new message.
+ */
+export const CallTimingSchema = /*@__PURE__*/
+  messageDesc(file_guest_v1_guest, 9);
+
+/**
  * Describes the message guest.v1.Empty.
  * Use `create(EmptySchema)` to create a new message.
  */
 export const EmptySchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 9);
+  messageDesc(file_guest_v1_guest, 10);
 
 /**
  * Describes the message guest.v1.ProcessStart.
  * Use `create(ProcessStartSchema)` to create a new message.
  */
 export const ProcessStartSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 10);
+  messageDesc(file_guest_v1_guest, 11);
 
 /**
  * Describes the message guest.v1.ProcessAttach.
  * Use `create(ProcessAttachSchema)` to create a new message.
  */
 export const ProcessAttachSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 11);
+  messageDesc(file_guest_v1_guest, 12);
 
 /**
  * Describes the message guest.v1.ExecInput.
  * Use `create(ExecInputSchema)` to create a new message.
  */
 export const ExecInputSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 12);
+  messageDesc(file_guest_v1_guest, 13);
 
 /**
  * Describes the message guest.v1.ExecOutput.
  * Use `create(ExecOutputSchema)` to create a new message.
  */
 export const ExecOutputSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 13);
+  messageDesc(file_guest_v1_guest, 14);
 
 /**
  * Describes the message guest.v1.ProcessStarted.
  * Use `create(ProcessStartedSchema)` to create a new message.
  */
 export const ProcessStartedSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 14);
+  messageDesc(file_guest_v1_guest, 15);
 
 /**
  * Describes the message guest.v1.Output.
  * Use `create(OutputSchema)` to create a new message.
  */
 export const OutputSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 15);
+  messageDesc(file_guest_v1_guest, 16);
 
 /**
  * Describes the message guest.v1.Gap.
  * Use `create(GapSchema)` to create a new message.
  */
 export const GapSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 16);
+  messageDesc(file_guest_v1_guest, 17);
 
 /**
  * Describes the message guest.v1.ProcessExit.
  * Use `create(ProcessExitSchema)` to create a new message.
  */
 export const ProcessExitSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 17);
+  messageDesc(file_guest_v1_guest, 18);
 
 /**
  * Describes the message guest.v1.ListProcessesRequest.
  * Use `create(ListProcessesRequestSchema)` to create a new message.
  */
 export const ListProcessesRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 18);
+  messageDesc(file_guest_v1_guest, 19);
 
 /**
  * Describes the message guest.v1.ListProcessesReply.
  * Use `create(ListProcessesReplySchema)` to create a new message.
  */
 export const ListProcessesReplySchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 19);
+  messageDesc(file_guest_v1_guest, 20);
 
 /**
  * Describes the message guest.v1.ProcessRow.
  * Use `create(ProcessRowSchema)` to create a new message.
  */
 export const ProcessRowSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 20);
+  messageDesc(file_guest_v1_guest, 21);
 
 /**
  * Describes the message guest.v1.WriteStdinRequest.
  * Use `create(WriteStdinRequestSchema)` to create a new message.
  */
 export const WriteStdinRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 21);
+  messageDesc(file_guest_v1_guest, 22);
 
 /**
  * Describes the message guest.v1.ResizeTerminalRequest.
  * Use `create(ResizeTerminalRequestSchema)` to create a new message.
  */
 export const ResizeTerminalRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 22);
+  messageDesc(file_guest_v1_guest, 23);
 
 /**
  * Describes the message guest.v1.SignalProcessRequest.
  * Use `create(SignalProcessRequestSchema)` to create a new message.
  */
 export const SignalProcessRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 23);
+  messageDesc(file_guest_v1_guest, 24);
 
 /**
  * Describes the message guest.v1.RunCodeOpen.
  * Use `create(RunCodeOpenSchema)` to create a new message.
  */
 export const RunCodeOpenSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 24);
+  messageDesc(file_guest_v1_guest, 25);
 
 /**
  * Describes the message guest.v1.RunCodeInput.
  * Use `create(RunCodeInputSchema)` to create a new message.
  */
 export const RunCodeInputSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 25);
+  messageDesc(file_guest_v1_guest, 26);
 
 /**
  * Describes the message guest.v1.WarmKernelRequest.
  * Use `create(WarmKernelRequestSchema)` to create a new message.
  */
 export const WarmKernelRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 26);
+  messageDesc(file_guest_v1_guest, 27);
 
 /**
  * Describes the message guest.v1.WarmKernelReply.
  * Use `create(WarmKernelReplySchema)` to create a new message.
  */
 export const WarmKernelReplySchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 27);
+  messageDesc(file_guest_v1_guest, 28);
 
 /**
  * Describes the message guest.v1.ReadFileRange.
  * Use `create(ReadFileRangeSchema)` to create a new message.
  */
 export const ReadFileRangeSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 28);
+  messageDesc(file_guest_v1_guest, 29);
 
 /**
  * Describes the message guest.v1.ReadFileOutput.
  * Use `create(ReadFileOutputSchema)` to create a new message.
  */
 export const ReadFileOutputSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 29);
+  messageDesc(file_guest_v1_guest, 30);
 
 /**
  * Describes the message guest.v1.RenameRequest.
  * Use `create(RenameRequestSchema)` to create a new message.
  */
 export const RenameRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 30);
+  messageDesc(file_guest_v1_guest, 31);
 
 /**
  * Describes the message guest.v1.SetModeRequest.
  * Use `create(SetModeRequestSchema)` to create a new message.
  */
 export const SetModeRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 31);
+  messageDesc(file_guest_v1_guest, 32);
 
 /**
  * Describes the message guest.v1.MakeSymlinkRequest.
  * Use `create(MakeSymlinkRequestSchema)` to create a new message.
  */
 export const MakeSymlinkRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 32);
+  messageDesc(file_guest_v1_guest, 33);
 
 /**
  * Describes the message guest.v1.ReadLinkRequest.
  * Use `create(ReadLinkRequestSchema)` to create a new message.
  */
 export const ReadLinkRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 33);
+  messageDesc(file_guest_v1_guest, 34);
 
 /**
  * Describes the message guest.v1.ReadLinkReply.
  * Use `create(ReadLinkReplySchema)` to create a new message.
  */
 export const ReadLinkReplySchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 34);
+  messageDesc(file_guest_v1_guest, 35);
 
 /**
  * Describes the message guest.v1.TunnelOpen.
  * Use `create(TunnelOpenSchema)` to create a new message.
  */
 export const TunnelOpenSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 35);
+  messageDesc(file_guest_v1_guest, 36);
 
 /**
  * Describes the message guest.v1.TunnelOpened.
  * Use `create(TunnelOpenedSchema)` to create a new message.
  */
 export const TunnelOpenedSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 36);
+  messageDesc(file_guest_v1_guest, 37);
 
 /**
  * Describes the message guest.v1.ForkSelfRequest.
  * Use `create(ForkSelfRequestSchema)` to create a new message.
  */
 export const ForkSelfRequestSchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 37);
+  messageDesc(file_guest_v1_guest, 38);
 
 /**
  * Describes the message guest.v1.ForkSelfReply.
  * Use `create(ForkSelfReplySchema)` to create a new message.
  */
 export const ForkSelfReplySchema = /*@__PURE__*/
-  messageDesc(file_guest_v1_guest, 38);
+  messageDesc(file_guest_v1_guest, 39);
 
 /**
  * Describes the enum guest.v1.Stream.
