@@ -22,7 +22,9 @@ export function accountOf(dataDir: string): HostAccount {
   const uid = process.getuid?.() ?? 0;
   const runtimeDir = uid === 0 ? `/run/mitos-${hash}` : `${process.env.XDG_RUNTIME_DIR ?? `/tmp`}/mitos-${hash}`;
   const disk = path.join(real, "snapshots");
-  const snapshotFolders = [disk, `/dev/shm/mitos-${uid}-${sha256(disk, 16)}`].flatMap((dir) => list(dir)).filter((name) => name !== "owner");
+  const snapshotFolders = [disk, `/dev/shm/mitos-${uid}-${sha256(disk, 16)}`]
+    .flatMap((dir) => list(dir))
+    .filter((name) => name !== "owner");
   const machineFolders = list(path.join(runtimeDir, "m"));
   return {
     machines: [...new Set(processIds().flatMap((pid) => containerOf(pid, runtimeDir)))].sort(),

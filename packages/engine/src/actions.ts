@@ -92,6 +92,14 @@ export interface SandboxTree {
   readonly children: readonly SandboxTree[];
 }
 
+/** Why a sandbox is no more. The first three are somebody's wish, the others happened to it. */
+export type EndCause = "terminated" | "time-out" | "idle" | "oom_killed" | "exited" | "killed" | "lost" | "snapshot_lost";
+
+export interface SandboxEnd {
+  readonly id: SandboxId;
+  readonly cause: EndCause;
+}
+
 export interface ListFilter {
   readonly state?: SandboxState | undefined;
   readonly parent?: SandboxId | undefined;
@@ -238,6 +246,12 @@ export interface Engine {
 
   /** @throws not_found, idle_timeout, oom_killed, sandbox_not_running; not_supported on the mock engine */
   runtime(id: SandboxId): Runtime;
+
+  /**
+   * Tells of each sandbox that ends or fails, once; first of those that this engine found dead when it was opened.
+   * @returns ends the telling
+   */
+  onEnd(listener: (end: SandboxEnd) => void): () => void;
 
   /** Leaves machines running for the next server (`keep`), or ends them all. */
   close(options: { sandboxes: "keep" | "end" }): Promise<void>;

@@ -8,6 +8,7 @@ import type {
   ListFilter,
   Runtime,
   Sandbox,
+  SandboxEnd,
   TemplateRequest,
 } from "./actions.ts";
 import { Admission } from "./admission.ts";
@@ -16,6 +17,7 @@ import { type Core, startsAtOnce } from "./core.ts";
 import { create } from "./create.ts";
 import type { Driver } from "./driver.ts";
 import { pickDriver } from "./drivers/pick.ts";
+import { Ends } from "./ends.ts";
 import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
 import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
@@ -72,10 +74,12 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
       templates: new Map(),
       starts: new Semaphore(startsAtOnce),
     };
+    const ends = new Ends(core.sandboxes);
     await recover(core);
+    ends.open();
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
-    return new OpenEngine(core, deadlines, createIdempotencyStore(db, clock), () => db.close());
+    return new OpenEngine(core, deadlines, ends, createIdempotencyStore(db, clock), () => db.close());
   } catch (error) {
     await driver?.close();
     db.close();
@@ -86,14 +90,16 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
 class OpenEngine implements Engine {
   readonly #core: Core;
   readonly #deadlines: Deadlines;
+  readonly #ends: Ends;
   readonly #closeDatabase: () => void;
   readonly #underWay = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
   readonly idempotency: IdempotencyStore;
 
-  constructor(core: Core, deadlines: Deadlines, idempotency: IdempotencyStore, closeDatabase: () => void) {
+  constructor(core: Core, deadlines: Deadlines, ends: Ends, idempotency: IdempotencyStore, closeDatabase: () => void) {
     this.#core = core;
     this.#deadlines = deadlines;
+    this.#ends = ends;
     this.#closeDatabase = closeDatabase;
     this.idempotency = idempotency;
   }
@@ -170,6 +176,10 @@ class OpenEngine implements Engine {
     return runtime;
   }
 
+  onEnd(listener: (end: SandboxEnd) => void): () => void {
+    return this.#ends.listen(listener);
+  }
+
   close(options: { sandboxes: "keep" | "end" }): Promise<void> {
     this.#closing ??= this.#close(options.sandboxes);
     return this.#closing;
@@ -191,6 +201,7 @@ class OpenEngine implements Engine {
     }
     await core.driver.close();
     await core.places.close(sandboxes === "keep");
+    core.sandboxes.close();
     this.#closeDatabase();
   }
 

@@ -103,7 +103,12 @@ async function ensureBuilt(core: Core, request: TemplateRequest): Promise<Built>
     if (core.templates.get(request.id) !== entry || entry.building) continue;
     const done = build(core, request).then((fresh) => {
       const { built: replaced } = entry;
-      core.templateStore.put(fresh.record);
+      try {
+        core.templateStore.put(fresh.record);
+      } catch (error) {
+        void fresh.snapshot.discard();
+        throw error;
+      }
       entry.built = fresh;
       void replaced?.snapshot.discard();
       return fresh;
@@ -162,8 +167,9 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
     await guest.quiesce();
     // The machine ends with its snapshot; that its link ends then is no loss.
     guest.close(new MitosError("canceled", { cause: "the template is being saved" }));
-    const dir = await core.places.choose("template", (await machine.meter()).memoryBytes);
-    const snapshot = await core.driver.snapshot(machine, dir, { leaveRunning: false, durable: false });
+    const saving = machine;
+    const save = (dir: string) => core.driver.snapshot(saving, dir, { leaveRunning: false, durable: false });
+    const snapshot = await core.places.save("template", (await machine.meter()).memoryBytes, save);
     const creationTimeMs = Math.round(performance.now() - startedMs);
     core.log.info({ template: request.id, creationTimeMs, snapshotBytes: snapshot.bytes }, "template ready");
     core.driver.prepare({ root: spec.root, resources: request.resources }, 1);

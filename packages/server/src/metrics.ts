@@ -39,6 +39,13 @@ export function createMetrics(engine: Engine, streams: StreamCap): Metrics {
       this.set(streams.total);
     },
   });
+  const ends = new Counter({
+    name: "mitos_sandbox_ends_total",
+    help: "Sandboxes that have ended or failed, by reason",
+    labelNames: ["reason"],
+    registers,
+  });
+  engine.onEnd(({ cause }) => ends.inc({ reason: cause }));
   return {
     registry,
     forkSeconds: new Histogram({

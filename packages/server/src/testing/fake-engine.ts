@@ -433,6 +433,10 @@ export class FakeEngine {
   }
 
   /** The same object under the type of the real one, of which the server uses no more than this. */
+  onEnd(): () => void {
+    return () => {};
+  }
+
   asEngine(): Engine {
     return this as unknown as Engine;
   }
