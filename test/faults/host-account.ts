@@ -20,7 +20,7 @@ export function accountOf(dataDir: string): HostAccount {
   const real = realpathSync(dataDir);
   const hash = sha256(real, 8);
   const uid = process.getuid?.() ?? 0;
-  const runtimeDir = uid === 0 ? `/run/mitos-${hash}` : `${process.env.XDG_RUNTIME_DIR ?? `/tmp`}/mitos-${hash}`;
+  const runtimeDir = runtimeDirOf(dataDir);
   const disk = path.join(real, "snapshots");
   const snapshotFolders = [disk, `/dev/shm/mitos-${uid}-${sha256(disk, 16)}`]
     .flatMap((dir) => list(dir))
@@ -37,12 +37,18 @@ export function accountOf(dataDir: string): HostAccount {
   };
 }
 
-/** The host process of a sandbox's machine, and its shim. There is one machine in the directory. */
-export function processesOf(dataDir: string, container: string): { sentry: number; shim: number } {
-  const hash = sha256(realpathSync(dataDir), 8);
-  const dir = `/run/mitos-${hash}/m/${container}`;
+/** The host process of a machine, and its shim. */
+export function processesOf(dataDir: string, machineName: string): { sentry: number; shim: number } {
+  const dir = path.join(runtimeDirOf(dataDir), "ids", machineName);
   const pid = (name: string) => Number(readFileSync(path.join(dir, name), "utf8").trim());
   return { sentry: pid("sentry.pid"), shim: pid("shim.pid") };
+}
+
+function runtimeDirOf(dataDir: string): string {
+  const uid = process.getuid?.() ?? 0;
+  const hash = sha256(realpathSync(dataDir), 8);
+  if (uid === 0) return `/run/mitos-${hash}`;
+  return process.env.XDG_RUNTIME_DIR ? path.join(process.env.XDG_RUNTIME_DIR, `mitos-${hash}`) : `/tmp/mitos-${uid}-${hash}`;
 }
 
 function sha256(text: string, length: number): string {

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { mkdtempSync, realpathSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import { SandboxServer } from "@mitos/sdk";
+import { Sandbox, SandboxServer } from "@mitos/sdk";
 import { expect } from "vitest";
 import { noTraces, Tracker } from "../support/traces.ts";
 
@@ -46,6 +46,15 @@ export class ServerProcess {
     return new ServerProcess(spawn(command!, rest, { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] }));
   }
 
+  /** How a server ends that is not to come up. @throws when it does */
+  static async refused(dataDir: string, options: StartOptions = {}): Promise<Ended> {
+    const server = ServerProcess.spawn(dataDir, options);
+    const came = await Promise.race([server.ended, server.#announced().then(() => "up" as const)]);
+    if (came !== "up") return came;
+    await server.kill();
+    throw new Error("the server has started");
+  }
+
   /** Resolves when the server listens. */
   static async start(dataDir: string, options: StartOptions = {}): Promise<ServerProcess> {
     const server = ServerProcess.spawn(dataDir, options);
@@ -81,12 +90,15 @@ export class ServerProcess {
     return this.ended;
   }
 
-  async #announced(): Promise<undefined> {
-    while (!this.seen.out.includes("\n  data ")) {
-      if (!this.child.stdout || this.child.stdout.readableEnded) return new Promise(() => {});
-      await Promise.race([once(this.child.stdout, "data"), this.ended]);
-      if (this.child.exitCode !== null || this.child.signalCode !== null) return new Promise(() => {});
-    }
+  /** Never resolves when the server ends instead. */
+  #announced(): Promise<undefined> {
+    return new Promise((resolve) => {
+      const look = () => {
+        if (this.seen.out.includes("\n  data ")) resolve(undefined);
+      };
+      this.child.stdout?.on("data", look);
+      look();
+    });
   }
 }
 
@@ -130,17 +142,12 @@ export class ServedDirectory implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     const { server } = this;
     if (server.child.exitCode !== null || server.child.signalCode !== null) await this.restart();
-    for (const { id } of await this.api.listSandboxes()) await (await this.#handle(id)).terminate();
+    for (const { id } of await this.api.listSandboxes()) await new Sandbox({ id, endpoint: this.server.url }).terminate();
     expect(await this.server.stop()).toMatchObject({ code: 0 });
     // Templates wait on tmpfs for the next server; the one that ends for good gives the memory back.
     await this.restart({ ...this.#options, args: [...(this.#options.args ?? []), "--ephemeral"] });
     expect(await this.server.stop()).toMatchObject({ code: 0 });
     rmSync(this.dataDir, { recursive: true, force: true });
     expect(this.#tracker.find()).toEqual(noTraces);
-  }
-
-  async #handle(id: string) {
-    const { Sandbox } = await import("@mitos/sdk");
-    return new Sandbox({ id, endpoint: this.server.url });
   }
 }

@@ -1,4 +1,3 @@
-import { mkdir } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { version } from "./commands/version.ts";
@@ -24,7 +23,6 @@ export interface Address {
 export async function startLocalServer(address: Address, dataDir: string, engineName: EngineName): Promise<LocalServer> {
   const { openEngine } = await import("@mitos/engine");
   const { startServer } = await import("@mitos/server");
-  await mkdir(dataDir, { recursive: true, mode: 0o700 });
   const engine = await openEngine({ dataDir, engine: engineName, log });
   const server = await startServer({ ...address, engine, log, version: version() }).catch(async (error: unknown) => {
     await engine.close({ sandboxes: "keep" });

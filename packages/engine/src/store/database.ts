@@ -48,6 +48,15 @@ function noteHolder(dataDir: string): void {
   }
 }
 
+/** A record of a row. @throws internal for one that no server has written so */
+export function parseRecord<T>(row: Record<string, unknown>): T {
+  try {
+    return JSON.parse(String(row.record)) as T;
+  } catch (error) {
+    throw corrupt("mitos.db", error);
+  }
+}
+
 /** Runs `work` as one step on the disk: all of its writes hold, or none. */
 export function transaction<T>(db: DatabaseSync, work: () => T): T {
   db.exec("BEGIN IMMEDIATE");

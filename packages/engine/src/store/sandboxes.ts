@@ -2,7 +2,7 @@ import type { DatabaseSync } from "node:sqlite";
 import type { EndCause, Sandbox } from "../actions.ts";
 import type { Snapshot } from "../driver.ts";
 import { storageError } from "../storage-error.ts";
-import { durably, transaction } from "./database.ts";
+import { durably, parseRecord, transaction } from "./database.ts";
 
 /** What the engine shows of a sandbox, and what only it knows. */
 export interface SandboxRecord extends Omit<Sandbox, "children" | "endReason"> {
@@ -87,7 +87,7 @@ export class SandboxStore {
   }
 
   all(): SandboxRecord[] {
-    return this.#all.all().map((row) => JSON.parse(String(row.record)) as SandboxRecord);
+    return this.#all.all().map((row) => parseRecord<SandboxRecord>(row));
   }
 
   #write(uid: number, record: SandboxRecord | null): void {

@@ -2,6 +2,7 @@ import type { DatabaseSync } from "node:sqlite";
 import type { TemplateRequest } from "../actions.ts";
 import type { Snapshot } from "../driver.ts";
 import { storageError } from "../storage-error.ts";
+import { parseRecord } from "./database.ts";
 
 /** A template that is ready: a build under way is not stored, so a crash in it leaves nothing to clean but its folder. */
 export interface TemplateRecord {
@@ -39,6 +40,6 @@ export class TemplateStore {
   }
 
   all(): TemplateRecord[] {
-    return this.#all.all().map((row) => JSON.parse(String(row.record)) as TemplateRecord);
+    return this.#all.all().map((row) => parseRecord<TemplateRecord>(row));
   }
 }
