@@ -12,6 +12,8 @@ beforeAll(async () => {
 afterAll(() => directory[Symbol.asyncDispose]());
 
 const noticedWithinMs = 1_000;
+/** This process and others compete with the server for the processor. */
+const patience = 5;
 
 async function create(id: string): Promise<{ sandbox: Sandbox; sentry: number; shim: number }> {
   const before = accountOf(directory.dataDir).machineNames;
@@ -53,16 +55,16 @@ describe("a machine that is killed from outside", () => {
   ] as const)("is noticed within a second, with the reason: %s", async (_what, which, reason, why) => {
     const counted = await endsOf(reason);
     const made = await create(`killed-${which}`);
-    const stream = made.sandbox.exec("sleep 1000");
+    const stream = made.sandbox.exec("echo begun > /tmp/begun; sleep 1000");
     const ended = stream.then(
       () => undefined,
       (error: AgentRunError) => error,
     );
+    await until("the exec runs", () => made.sandbox.files.exists("/tmp/begun"));
     const began = performance.now();
     process.kill(made[which], "SIGKILL");
     await until("the sandbox has failed", async () => (await row(made.sandbox.id))?.state === "failed");
-    // Read from the server's own record of the end, not from our polling.
-    expect(performance.now() - began).toBeLessThan(noticedWithinMs * 5);
+    expect(performance.now() - began).toBeLessThan(noticedWithinMs * patience);
     expect(await ended).toMatchObject({ code: "sandbox_not_running", errorCause: expect.stringContaining(reason) });
     await expectFailed(made.sandbox.id, reason, why, counted + 1);
   });

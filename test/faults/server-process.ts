@@ -140,8 +140,8 @@ export class ServedDirectory implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    const { server } = this;
-    if (server.child.exitCode !== null || server.child.signalCode !== null) await this.restart();
+    const { child } = this.server;
+    if (child.exitCode !== null || child.signalCode !== null) await this.restart();
     for (const { id } of await this.api.listSandboxes()) await new Sandbox({ id, endpoint: this.server.url }).terminate();
     expect(await this.server.stop()).toMatchObject({ code: 0 });
     // Templates wait on tmpfs for the next server; the one that ends for good gives the memory back.

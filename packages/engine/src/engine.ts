@@ -189,7 +189,7 @@ class OpenEngine implements Engine {
     const core = this.#core;
     const entries = [...core.sandboxes.all()];
     if (sandboxes === "end") {
-      const living = entries.filter(({ record }) => record.end === null && record.state !== "paused");
+      const living = entries.filter(({ record }) => record.end === null);
       await Promise.all(living.map((entry) => endSandbox(core, entry, "terminated")));
     }
     await settledWithin([...this.#underWay], closeMsMax);

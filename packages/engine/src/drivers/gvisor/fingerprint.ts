@@ -37,7 +37,8 @@ function replaced(file: string): MitosError {
   return new MitosError("snapshot_incompatible", {
     message: "the sandbox cannot be saved any more; it runs on",
     cause: `${file} on the host was replaced or removed since a program in the sandbox opened it`,
-    remediation: "End the programs that use that file (after an upgrade of the host, most of them), or create a new sandbox from the template.",
+    remediation:
+      "End the programs that use that file (after an upgrade of the host, most of them), or create a new sandbox from the template.",
     context: { file },
   });
 }
