@@ -148,7 +148,7 @@ describe("a /dev/shm that is full", () => {
     const sandbox = await Sandbox.create({ template: "base", baseUrl: directory.server.url });
     await sandbox.exec("echo kept > kept");
     // Of the two kinds of room it has all the bytes that anybody can ask for in advance, and nearly no inodes.
-    const shm = `/proc/${directory.server.child.pid}/root/dev/shm`;
+    const shm = path.join("/proc", String(directory.server.child.pid), "root", "dev/shm");
     const { files, ffree } = statfsSync(shm);
     const enter = ["--mount", "--target", String(directory.server.child.pid)];
     execFileSync("nsenter", [...enter, "mount", "-o", `remount,nr_inodes=${files - ffree + 2}`, "/dev/shm"]);

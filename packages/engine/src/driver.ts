@@ -120,7 +120,7 @@ export interface Driver {
   prepare(spec: Omit<MachineSpec, "machineId" | "hostName">, count: number): void;
   /** A machine of an earlier server: still alive, or how it ended. */
   reattach(machineId: string): Promise<Machine | MachineExit>;
-  /** Ends every machine and removes every leftover that is not in `keep`. */
-  sweep(keep: ReadonlySet<string>): Promise<void>;
+  /** Ends every machine that is not in `keep`, and removes every leftover that neither those nor the `snapshots` need. */
+  sweep(keep: ReadonlySet<string>, snapshots?: readonly Snapshot[]): Promise<void>;
   close(): Promise<void>;
 }

@@ -1,7 +1,7 @@
 import { MitosError } from "@mitos/protocol";
 import type { Core } from "./core.ts";
 import { startsAtOnce } from "./core.ts";
-import type { Machine, MachineExit } from "./driver.ts";
+import type { Machine, MachineExit, Snapshot } from "./driver.ts";
 import { attach, recordExit } from "./lifecycle.ts";
 import { Semaphore } from "./mutex.ts";
 import type { Entry } from "./sandboxes.ts";
@@ -22,8 +22,9 @@ export async function recover(core: Core): Promise<void> {
   for (const record of core.templateStore.all()) {
     core.templates.set(record.request.id, { built: { record, snapshot: new SharedSnapshot(record.snapshot) }, building: null });
   }
-  await core.driver.sweep(new Set(entries.flatMap(({ live }) => (live ? [live.machine.machineId] : []))));
-  await core.places.sweep(new Set([...snapshotDirs(core)]));
+  const snapshots = [...knownSnapshots(core)];
+  await core.driver.sweep(new Set(entries.flatMap(({ live }) => (live ? [live.machine.machineId] : []))), snapshots);
+  await core.places.sweep(new Set(snapshots.map(({ dir }) => dir)));
 }
 
 async function recoverSandbox(core: Core, entry: Entry): Promise<void> {
@@ -98,7 +99,7 @@ async function exitWithin(machine: Machine, ms: number): Promise<MachineExit | u
   return exit;
 }
 
-function* snapshotDirs(core: Core): Iterable<string> {
-  for (const { built } of core.templates.values()) if (built) yield built.record.snapshot.dir;
-  for (const { saved } of core.sandboxes.all()) if (saved) yield saved.snapshot.dir;
+function* knownSnapshots(core: Core): Iterable<Snapshot> {
+  for (const { built } of core.templates.values()) if (built) yield built.record.snapshot;
+  for (const { saved } of core.sandboxes.all()) if (saved) yield saved.snapshot;
 }

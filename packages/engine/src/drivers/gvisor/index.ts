@@ -1,6 +1,6 @@
 import { mkdir } from "node:fs/promises";
 import type { Log } from "../../actions.ts";
-import type { Driver, Machine, MachineSpec } from "../../driver.ts";
+import type { Driver, Machine, MachineSpec, Snapshot } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
 import { closeCgroups, openCgroups } from "./cgroup.ts";
 import { createContainer, discardContainer } from "./container.ts";
@@ -10,7 +10,7 @@ import { nameContainer, openLayout, removeFoldersIfEmpty } from "./layout.ts";
 import { activate, GvisorMachine, notAMachine } from "./machine.ts";
 import { ReadyContainers } from "./ready.ts";
 import { reattach } from "./reattach.ts";
-import { type HostRoot, openHostRoot } from "./root.ts";
+import { type HostRoot, openHostRoot, removeOldRoots } from "./root.ts";
 import { runscCommands } from "./runsc.ts";
 import { type Facts, readCpu, readRoot, requireCompatible, saveMachine } from "./snapshot.ts";
 import type { ContainerShape } from "./spec.ts";
@@ -107,9 +107,13 @@ class GvisorDriver implements Driver {
     return found;
   }
 
-  async sweep(keep: ReadonlySet<string>): Promise<void> {
+  async sweep(keep: ReadonlySet<string>, snapshots: readonly Snapshot[] = []): Promise<void> {
     await this.#ready.settled();
     await sweep(this.#host, keep, new Set(this.#ready.ids()));
+    // One that cannot be read needs no root until it is repaired.
+    const roots = await Promise.all(snapshots.map((snapshot) => readRoot(snapshot).catch(() => undefined)));
+    const shapes = [...this.#machines].map(({ container }) => container.shape.root);
+    await removeOldRoots(this.#host.layout.state, new Set([this.#root, ...shapes, ...roots].flatMap((root) => (root ? [root.dir] : []))));
   }
 
   async close(): Promise<void> {
