@@ -298,3 +298,35 @@ describe("templates", () => {
     expect(await bench.snapshotFolders()).toHaveLength(1);
   });
 });
+
+describe("the end of a sandbox", () => {
+  it("is told once to whoever listens, with its cause, and to the next server's listeners when it was found there", async () => {
+    const told: string[] = [];
+    const stop = bench.engine.onEnd(({ id, cause }) => told.push(`${id} ${cause}`));
+    await bench.engine.create(sandbox("a"));
+    await bench.engine.create(sandbox("b", { timeoutSeconds: 60 }));
+    await bench.engine.create(sandbox("c"));
+    await bench.engine.terminate(a);
+    await bench.engine.terminate(a);
+    bench.clock.advance(60_000);
+    expect(told).toEqual(["a terminated", "b time-out"]);
+    stop();
+    await bench.engine.close({ sandboxes: "keep" });
+    for (const machine of bench.driver.machines.values()) await machine.end("power cut");
+    await bench.reopen();
+    for (const _listener of [1, 2]) bench.engine.onEnd(({ id, cause }) => told.push(`${id} ${cause}`));
+    await bench.engine.terminate(ids("c")[0]!);
+    expect(told.slice(2)).toEqual(["c lost", "c lost"]);
+  });
+
+  it("comes for paused sandboxes too when the server ends all", async () => {
+    await bench.engine.create(sandbox("a"));
+    const folders = await bench.snapshotFolders();
+    await bench.engine.pause(a);
+    await bench.engine.close({ sandboxes: "end" });
+    await bench.reopen();
+    expect(bench.engine.list()).toEqual([]);
+    expect(await bench.snapshotFolders()).not.toContainEqual(expect.stringMatching(/^pause-/));
+    expect(folders).toHaveLength(1);
+  });
+});
