@@ -279,7 +279,12 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     const snapshot = await saved(parent, () => driver.snapshot(parent.machine, path.join(base, "broken"), keepRunning));
     await end(parent);
     await writeFile(path.join(snapshot.dir, "pages.img"), "nonsense");
-    await expect(driver.restore(snapshot, newSpec())).rejects.toMatchObject({ code: "internal" });
+    await expect(driver.restore(snapshot, newSpec())).rejects.toMatchObject({
+      code: "snapshot_incompatible",
+      detail: { cause: expect.stringMatching(/pages\.img: it has 8 bytes instead of \d+/) },
+    });
+    // One whose damage nobody could see.
+    await expect(driver.restore({ ...snapshot, files: {} }, newSpec())).rejects.toMatchObject({ code: "internal" });
     await rm(snapshot.dir, { recursive: true });
   });
 

@@ -1,4 +1,3 @@
-import { mkdir } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import type { Log } from "@mitos/engine";
@@ -43,7 +42,6 @@ export async function startLocalServer(
   const { startServer, startTelemetry, wantsTelemetry } = await import("@mitos/server");
   const log = createLog(logLevel);
   const telemetry = otel || wantsTelemetry(process.env) ? await startTelemetry({ version: version() }) : undefined;
-  await mkdir(dataDir, { recursive: true, mode: 0o700 });
   const engine = await openEngine({ dataDir, engine: engineName, log });
   let firstKey: string | undefined;
   const start = async () => {

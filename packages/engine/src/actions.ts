@@ -103,6 +103,14 @@ export interface SandboxTree {
   readonly children: readonly SandboxTree[];
 }
 
+/** Why a sandbox is no more. The first three are somebody's wish, the others happened to it. */
+export type EndCause = "terminated" | "time-out" | "idle" | "oom_killed" | "exited" | "killed" | "lost" | "snapshot_lost";
+
+export interface SandboxEnd {
+  readonly id: SandboxId;
+  readonly cause: EndCause;
+}
+
 export interface ListFilter {
   readonly state?: SandboxState | undefined;
   readonly parent?: SandboxId | undefined;
@@ -347,14 +355,14 @@ export interface Engine extends Actions {
   /** Why no machine can be started any more, or null: looked at every few seconds at most. */
   unreadiness(): Promise<string | null>;
 
-  /**
-   * Told once for each sandbox that ends or fails from now on, whatever ended it; a pause is no end.
-   *
-   * @returns what stops it
-   */
-  onEnd(listener: (id: SandboxId) => void): () => void;
   /** The random bytes that this data directory keeps under a name: made when they are first asked for, the same ever after. */
   storedSecret(name: string, bytes: number): Uint8Array;
+
+  /**
+   * Tells of each sandbox that ends or fails, once; first of those that this engine found dead when it was opened.
+   * @returns ends the telling
+   */
+  onEnd(listener: (end: SandboxEnd) => void): () => void;
 
   /** Leaves machines running for the next server (`keep`), or ends them all. */
   close(options: { sandboxes: "keep" | "end" }): Promise<void>;

@@ -9,6 +9,7 @@ import type { ConnectGuest } from "./guest.ts";
 import type { Semaphore } from "./mutex.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 import type { SnapshotPlaces } from "./snapshots.ts";
+import { storageError } from "./storage-error.ts";
 import type { TemplateStore } from "./store/templates.ts";
 import type { TemplateEntry } from "./templates.ts";
 
@@ -55,5 +56,7 @@ export function newMachineId(): string {
 /** A failure of driver or link, told as one of ours: what was tried, and the foreign error for the log. */
 export function asMitosError(error: unknown, doing: string): MitosError {
   if (error instanceof MitosError) return error;
+  const storage = storageError(error);
+  if (storage) return storage;
   return new MitosError("internal", { cause: `${doing}: ${error instanceof Error ? error.message : String(error)}`, reason: error });
 }

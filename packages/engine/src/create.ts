@@ -3,7 +3,8 @@ import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId, preparedCount } from "./core.ts";
 import type { MachineResources } from "./driver.ts";
 import { attach, deadlineAfter, requireTimeout } from "./lifecycle.ts";
-import { startFromSnapshot } from "./start.ts";
+import type { Live } from "./sandboxes.ts";
+import { abandon, startFromSnapshot } from "./start.ts";
 import { useTemplate } from "./templates.ts";
 
 /**
@@ -43,8 +44,9 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
   });
   await entry.mutex.run(async () => {
     const startedMs = performance.now();
+    let live: Live | undefined;
     try {
-      const live = await startFromSnapshot(core, entry, template.snapshot, {
+      live = await startFromSnapshot(core, entry, template.snapshot, {
         env: request.env,
         secrets: request.secrets,
         forgetSecrets: true,
@@ -54,6 +56,7 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
       core.sandboxes.move(entry, "running", { forkTimeMs: performance.now() - startedMs });
       attach(core, entry, live);
     } catch (error) {
+      if (live) await abandon(live, request.id, error);
       core.sandboxes.forgetUnlessEnded(entry);
       throw asMitosError(error, `sandbox ${request.id} could not be started`);
     }

@@ -28,6 +28,17 @@ export interface Snapshot {
   readonly bytes: number;
   /** Everything that must still hold at restore, checked by the driver: builds, protocol, CPU, host files. */
   readonly requirements: SnapshotRequirements;
+  /** What lies in the folder, by name. Absent in records of earlier versions. */
+  readonly files?: Readonly<Record<string, SealedFile>> | undefined;
+}
+
+/** A file of a snapshot as it was when it was finished. */
+export interface SealedFile {
+  readonly bytes: number;
+  /** Of the content; for what is durable. */
+  readonly crc32?: number | undefined;
+  /** For what is not. */
+  readonly mtimeNs?: string | undefined;
 }
 
 export interface SnapshotRequirements {
@@ -123,7 +134,7 @@ export interface Driver {
   readonly readyStarts?: ReadyStarts | undefined;
   /** A machine of an earlier server: still alive, or how it ended. */
   reattach(machineId: string): Promise<Machine | MachineExit>;
-  /** Ends every machine and removes every leftover that is not in `keep`. */
-  sweep(keep: ReadonlySet<string>): Promise<void>;
+  /** Ends every machine that is not in `keep`, and removes every leftover that neither those nor the `snapshots` need. */
+  sweep(keep: ReadonlySet<string>, snapshots?: readonly Snapshot[]): Promise<void>;
   close(): Promise<void>;
 }

@@ -12,6 +12,7 @@ import type {
   Owner,
   Runtime,
   Sandbox,
+  SandboxEnd,
   TemplateRequest,
 } from "./actions.ts";
 import { Admission } from "./admission.ts";
@@ -20,6 +21,7 @@ import { type Core, Counters, startsAtOnce } from "./core.ts";
 import { create } from "./create.ts";
 import type { Driver } from "./driver.ts";
 import { pickDriver } from "./drivers/pick.ts";
+import { Ends } from "./ends.ts";
 import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
 import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
@@ -82,11 +84,13 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
       starts: new Semaphore(startsAtOnce),
       counters: new Counters(),
     };
+    const ends = new Ends(core.sandboxes);
     await recover(core);
+    ends.open();
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
     const stores = { idempotency: createIdempotencyStore(db, clock), keys: createKeys(db, clock), settings: new SettingsStore(db) };
-    return new OpenEngine(core, deadlines, stores, new Readiness(dataDir), () => db.close());
+    return new OpenEngine(core, { deadlines, ends, readiness: new Readiness(dataDir) }, stores, () => db.close());
   } catch (error) {
     await driver?.close();
     db.close();
@@ -101,11 +105,19 @@ interface Stores {
   readonly settings: SettingsStore;
 }
 
+/** What looks at the sandboxes without being asked. */
+interface Watches {
+  readonly deadlines: Deadlines;
+  readonly ends: Ends;
+  readonly readiness: Readiness;
+}
+
 class OpenEngine implements Engine {
   readonly #core: Core;
   readonly #deadlines: Deadlines;
   readonly #meters: Meters;
   readonly #readiness: Readiness;
+  readonly #ends: Ends;
   readonly #closeDatabase: () => void;
   readonly #underWay = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
@@ -113,11 +125,12 @@ class OpenEngine implements Engine {
   readonly idempotency: IdempotencyStore;
   readonly keys: Keys;
 
-  constructor(core: Core, deadlines: Deadlines, { idempotency, keys, settings }: Stores, readiness: Readiness, closeDatabase: () => void) {
+  constructor(core: Core, { deadlines, ends, readiness }: Watches, { idempotency, keys, settings }: Stores, closeDatabase: () => void) {
     this.#core = core;
     this.#meters = new Meters(core);
     this.#readiness = readiness;
     this.#deadlines = deadlines;
+    this.#ends = ends;
     this.#closeDatabase = closeDatabase;
     this.idempotency = idempotency;
     this.keys = keys;
@@ -211,8 +224,8 @@ class OpenEngine implements Engine {
     return runtime;
   }
 
-  onEnd(listener: (id: SandboxId) => void): () => void {
-    return this.#core.sandboxes.onEnd(listener);
+  onEnd(listener: (end: SandboxEnd) => void): () => void {
+    return this.#ends.listen(listener);
   }
 
   storedSecret(name: string, bytes: number): Uint8Array {
@@ -228,7 +241,7 @@ class OpenEngine implements Engine {
     const core = this.#core;
     const entries = [...core.sandboxes.all()];
     if (sandboxes === "end") {
-      const living = entries.filter(({ record }) => record.end === null && record.state !== "paused");
+      const living = entries.filter(({ record }) => record.end === null);
       await Promise.all(living.map((entry) => endSandbox(core, entry, "terminated")));
     }
     await settledWithin([...this.#underWay], closeMsMax);
@@ -240,6 +253,7 @@ class OpenEngine implements Engine {
     }
     await core.driver.close();
     await core.places.close(sandboxes === "keep");
+    core.sandboxes.close();
     this.#closeDatabase();
   }
 

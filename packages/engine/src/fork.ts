@@ -144,10 +144,11 @@ function insertChild(core: Core, request: ForkRequest, { record }: Entry, id: Sa
 /** The parent runs on whatever happens in here. */
 async function snapshotRunning(core: Core, parent: Entry, stateBytes: number): Promise<{ snapshot: SharedSnapshot; pausedMs: number }> {
   const live = requireLive(parent);
-  const dir = await core.places.choose("fork", stateBytes);
   const pausedAtMs = performance.now();
   const quiet = await live.guest.quiesce();
-  const snapshot = await core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: false }).finally(() => quiet.resume());
+  const snapshot = await core.places
+    .save("fork", stateBytes, (dir) => core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: false }))
+    .finally(() => quiet.resume());
   core.counters.saved("fork", snapshot.bytes);
   return { snapshot: new SharedSnapshot(snapshot), pausedMs: performance.now() - pausedAtMs };
 }
@@ -178,9 +179,11 @@ async function startAllOrNone(core: Core, captured: Captured, request: ForkReque
   try {
     if (failure) throw failure;
     const forkTimeMs = performance.now() - startedMs;
-    core.sandboxes.atomically(() => {
-      for (const { child } of started) core.sandboxes.move(child, "running", { forkTimeMs });
-    });
+    core.sandboxes.moveAll(
+      started.map(({ child }) => child),
+      "running",
+      { forkTimeMs },
+    );
   } catch (error) {
     await Promise.all(
       started.map(async ({ child, live }) => {

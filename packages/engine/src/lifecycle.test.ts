@@ -84,31 +84,6 @@ describe("create", () => {
   });
 });
 
-describe("the end of a sandbox", () => {
-  it("is told once to whoever asked, whatever ended it, and not for a pause", async () => {
-    const [b, c] = ids("b", "c") as [SandboxId, SandboxId];
-    const ended: SandboxId[] = [];
-    const stop = bench.engine.onEnd((id) => ended.push(id));
-    for (const id of ["a", "c"]) await bench.engine.create(sandbox(id));
-    const others = new Set(bench.driver.machines.keys());
-    await bench.engine.create(sandbox("b"));
-    const machine = [...bench.driver.machines].find(([id]) => !others.has(id))![1];
-    await bench.engine.pause(a);
-    await bench.engine.resume(a);
-    expect(ended).toEqual([]);
-    await bench.engine.terminate(a);
-    await bench.engine.terminate(a);
-    expect(ended).toEqual([a]);
-    await machine.end("by somebody else");
-    await until(() => ended.length === 2);
-    await bench.engine.terminate(b);
-    expect(ended).toEqual([a, b]);
-    stop();
-    await bench.engine.terminate(c);
-    expect(ended).toEqual([a, b]);
-  });
-});
-
 describe("pause and resume", () => {
   it("end the machine and bring it back, five times, and leave no snapshot behind", async () => {
     await bench.engine.create(sandbox("a"));
@@ -321,5 +296,60 @@ describe("templates", () => {
     await bench.engine.deleteTemplate(template("other").id);
     await expect(bench.engine.deleteTemplate(template("other").id)).rejects.toMatchObject({ code: "not_found" });
     expect(await bench.snapshotFolders()).toHaveLength(1);
+  });
+});
+
+describe("the end of a sandbox", () => {
+  it("is told once to whoever asked, whatever ended it, and not for a pause", async () => {
+    const [b, c] = ids("b", "c") as [SandboxId, SandboxId];
+    const ended: SandboxId[] = [];
+    const stop = bench.engine.onEnd(({ id }) => ended.push(id));
+    for (const id of ["a", "c"]) await bench.engine.create(sandbox(id));
+    const others = new Set(bench.driver.machines.keys());
+    await bench.engine.create(sandbox("b"));
+    const machine = [...bench.driver.machines].find(([id]) => !others.has(id))![1];
+    await bench.engine.pause(a);
+    await bench.engine.resume(a);
+    expect(ended).toEqual([]);
+    await bench.engine.terminate(a);
+    await bench.engine.terminate(a);
+    expect(ended).toEqual([a]);
+    await machine.end("by somebody else");
+    await until(() => ended.length === 2);
+    await bench.engine.terminate(b);
+    expect(ended).toEqual([a, b]);
+    stop();
+    await bench.engine.terminate(c);
+    expect(ended).toEqual([a, b]);
+  });
+
+  it("is told once to whoever listens, with its cause, and to the next server's listeners when it was found there", async () => {
+    const told: string[] = [];
+    const stop = bench.engine.onEnd(({ id, cause }) => told.push(`${id} ${cause}`));
+    await bench.engine.create(sandbox("a"));
+    await bench.engine.create(sandbox("b", { timeoutSeconds: 60 }));
+    await bench.engine.create(sandbox("c"));
+    await bench.engine.terminate(a);
+    await bench.engine.terminate(a);
+    bench.clock.advance(60_000);
+    expect(told).toEqual(["a terminated", "b time-out"]);
+    stop();
+    await bench.engine.close({ sandboxes: "keep" });
+    for (const machine of bench.driver.machines.values()) await machine.end("power cut");
+    await bench.reopen();
+    for (const _listener of [1, 2]) bench.engine.onEnd(({ id, cause }) => told.push(`${id} ${cause}`));
+    await bench.engine.terminate(ids("c")[0]!);
+    expect(told.slice(2)).toEqual(["c lost", "c lost"]);
+  });
+
+  it("comes for paused sandboxes too when the server ends all", async () => {
+    await bench.engine.create(sandbox("a"));
+    const folders = await bench.snapshotFolders();
+    await bench.engine.pause(a);
+    await bench.engine.close({ sandboxes: "end" });
+    await bench.reopen();
+    expect(bench.engine.list()).toEqual([]);
+    expect(await bench.snapshotFolders()).not.toContainEqual(expect.stringMatching(/^pause-/));
+    expect(folders).toHaveLength(1);
   });
 });

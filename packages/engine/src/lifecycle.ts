@@ -1,9 +1,9 @@
 import { limits, MitosError, type SandboxId } from "@mitos/protocol";
+import type { EndCause } from "./actions.ts";
 import type { Core } from "./core.ts";
 import type { Machine, MachineExit } from "./driver.ts";
 import type { Entry, Live } from "./sandboxes.ts";
 import { endedError } from "./states.ts";
-import type { EndCause } from "./store/sandboxes.ts";
 import { livingDescendants } from "./tree.ts";
 
 /** Timers are asked again at least this often: a suspended host or a stepped clock moves deadlines under a running timer. */

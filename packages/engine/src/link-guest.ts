@@ -13,10 +13,15 @@ const entropyBytes = 32;
 const warmKernelMs = 60_000;
 /** How long what is under way may wait, after its link was lost, to be told how the machine ended. */
 const lastWordsMs = 5_000;
+/** A host that is busy or was asleep is slow; a machine is given up only after this. */
+const handshakeMs = 30_000;
 
 /** A machine's agent over its link. */
 export function connectGuest(machine: Machine, hooks: GuestHooks): Guest {
-  const link = new LinkClient(machine.transport, { lastWords: () => settledWithin(machine.exited, lastWordsMs) });
+  const link = new LinkClient(machine.transport, {
+    handshakeTimeoutMs: handshakeMs,
+    lastWords: () => settledWithin(machine.exited, lastWordsMs),
+  });
   let closing = false;
   void link.closed.then((error) => {
     if (!closing) hooks.onLost(error ?? new Error("the link has ended"));

@@ -2,8 +2,9 @@ import { MitosError, type SandboxId } from "@mitos/protocol";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
 import { attach, requireLive } from "./lifecycle.ts";
+import type { Live } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
-import { startFromSnapshot } from "./start.ts";
+import { abandon, startFromSnapshot } from "./start.ts";
 import { requireAlive, requireState } from "./states.ts";
 
 /**
@@ -28,17 +29,17 @@ export async function pause(core: Core, id: SandboxId): Promise<void> {
     try {
       quiet = await live.guest.quiesce();
       const { memoryBytes } = await live.machine.meter();
-      const dir = await core.places.choose("pause", memoryBytes);
       // The machine is ended only after the commit: were it to end with the snapshot, a crash in between would lose the sandbox.
-      saved = new SharedSnapshot(await core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: true }));
+      const save = (dir: string) => core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: true });
+      saved = new SharedSnapshot(await core.places.save("pause", memoryBytes, save));
       requireAlive(entry.record);
-      core.sandboxes.move(entry, "paused", { snapshot: saved.snapshot, machineId: null });
+      core.sandboxes.moveDurably(entry, "paused", { snapshot: saved.snapshot, machineId: null });
       core.counters.saved("pause", saved.snapshot.bytes);
     } catch (error) {
       void saved?.discard();
       // Terminated or died meanwhile: that is the answer, and there is nothing to go on with.
       requireAlive(entry.record);
-      core.sandboxes.move(entry, "running");
+      core.sandboxes.fallBack(entry, "running");
       await quiet?.resume();
       throw asMitosError(error, `sandbox ${id} could not be saved; it runs on`);
     }
@@ -72,15 +73,17 @@ export async function resume(core: Core, id: SandboxId): Promise<void> {
     await core.driver.checkSnapshot(saved.snapshot);
     requireAlive(entry.record);
     core.sandboxes.move(entry, "resuming", { machineId: newMachineId(), generation: entry.record.generation + 1 });
+    let live: Live | undefined;
     try {
-      const live = await startFromSnapshot(core, entry, saved.snapshot, { env: {}, secrets: {}, forgetSecrets: false });
+      live = await startFromSnapshot(core, entry, saved.snapshot, { env: {}, secrets: {}, forgetSecrets: false });
       entry.activity.touch();
       core.sandboxes.move(entry, "running", { snapshot: null });
       entry.saved = null;
       attach(core, entry, live);
     } catch (error) {
+      if (live) await abandon(live, id, error);
       requireAlive(entry.record);
-      core.sandboxes.move(entry, "paused", { machineId: null });
+      core.sandboxes.fallBack(entry, "paused", { machineId: null });
       throw asMitosError(error, `sandbox ${id} could not be resumed; it is still paused`);
     }
     // Not awaited: a fork that still reads it removes it when it is done.

@@ -164,7 +164,7 @@ describe("the data directory", () => {
     await writeFile(path.join(dataDir, "mitos.db"), "this is no database, and long enough to be looked at as one".repeat(100));
     await expect(openEngine(options())).rejects.toMatchObject({
       code: "internal",
-      detail: { message: "the database is damaged", remediation: expect.stringContaining("mitos.db away") },
+      detail: { message: "the database is damaged", remediation: expect.stringMatching(/mitos\.db and mitos\.db-wal away/) },
     });
   });
 

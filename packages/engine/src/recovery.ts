@@ -1,11 +1,15 @@
 import { MitosError } from "@mitos/protocol";
 import type { Core } from "./core.ts";
 import { startsAtOnce } from "./core.ts";
+import type { Machine, MachineExit, Snapshot } from "./driver.ts";
 import { attach, recordExit } from "./lifecycle.ts";
 import { Semaphore } from "./mutex.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { connect } from "./start.ts";
+
+/** How long a machine that does not answer may take to say that, and why, it has ended. */
+const lastWordsMs = 500;
 
 /**
  * Takes up what an earlier server left, however it ended: living machines get a new link session, dead ones are reported once, and what was
@@ -18,8 +22,9 @@ export async function recover(core: Core): Promise<void> {
   for (const record of core.templateStore.all()) {
     core.templates.set(record.request.id, { built: { record, snapshot: new SharedSnapshot(record.snapshot) }, building: null });
   }
-  await core.driver.sweep(new Set(entries.flatMap(({ live }) => (live ? [live.machine.machineId] : []))));
-  await core.places.sweep(new Set([...snapshotDirs(core)]));
+  const snapshots = [...knownSnapshots(core)];
+  await core.driver.sweep(new Set(entries.flatMap(({ live }) => (live ? [live.machine.machineId] : []))), snapshots);
+  await core.places.sweep(new Set(snapshots.map(({ dir }) => dir)));
 }
 
 async function recoverSandbox(core: Core, entry: Entry): Promise<void> {
@@ -30,13 +35,13 @@ async function recoverSandbox(core: Core, entry: Entry): Promise<void> {
       return;
     case "resuming":
       // The snapshot is discarded only after the commit to running, so it is still whole; the half-started machine is swept.
-      core.sandboxes.move(entry, "paused", { machineId: null });
+      core.sandboxes.fallBack(entry, "paused", { machineId: null });
       return recoverPaused(core, entry);
     case "paused":
       return recoverPaused(core, entry);
     case "pausing":
       // Not committed: the machine is the sandbox, and a new session ends its quiet.
-      core.sandboxes.move(entry, "running");
+      core.sandboxes.fallBack(entry, "running");
       return recoverRunning(core, entry);
     case "running":
       return recoverRunning(core, entry);
@@ -59,7 +64,7 @@ async function recoverRunning(core: Core, entry: Entry): Promise<void> {
     core.sandboxes.end(entry, "failed", "lost", "its record names no machine");
     return;
   }
-  const found = await core.driver.reattach(machineId);
+  const found = await core.driver.reattach(machineId).catch((error: unknown) => lostBy(error));
   if ("reason" in found) {
     recordExit(core, entry, found);
     return;
@@ -70,16 +75,31 @@ async function recoverRunning(core: Core, entry: Entry): Promise<void> {
     await found.setDeadline(deadlineMs);
   } catch (error) {
     live.guest.close(new MitosError("unavailable", { cause: `sandbox ${id} does not answer` }));
-    await found.end("it did not answer the new server");
-    core.sandboxes.end(entry, "failed", "lost", `it did not answer after a restart of the server: ${String(error)}`);
-    core.log.warn({ sandbox: id, error: String(error) }, "a sandbox of an earlier server does not answer");
+    // One that ended by itself just now says why better than we can.
+    const exit = await exitWithin(found, lastWordsMs);
+    if (!exit) await found.end("it did not answer the new server");
+    recordExit(core, entry, exit ?? lostBy(error));
     return;
   }
   attach(core, entry, live);
   core.log.info({ sandbox: id }, "sandbox of an earlier server taken up");
 }
 
-function* snapshotDirs(core: Core): Iterable<string> {
-  for (const { built } of core.templates.values()) if (built) yield built.record.snapshot.dir;
-  for (const { saved } of core.sandboxes.all()) if (saved) yield saved.snapshot.dir;
+/** One sandbox that cannot be taken up does not keep the others from it. */
+function lostBy(error: unknown): MachineExit {
+  const why = error instanceof Error ? error.message : String(error);
+  return { reason: "lost", detail: `it could not be taken up after a restart of the server: ${why}`, atUnixMs: Date.now() };
+}
+
+async function exitWithin(machine: Machine, ms: number): Promise<MachineExit | undefined> {
+  const { promise: late, resolve } = Promise.withResolvers<undefined>();
+  const timer = setTimeout(() => resolve(undefined), ms);
+  const exit = await Promise.race([machine.exited, late]);
+  clearTimeout(timer);
+  return exit;
+}
+
+function* knownSnapshots(core: Core): Iterable<Snapshot> {
+  for (const { built } of core.templates.values()) if (built) yield built.record.snapshot;
+  for (const { saved } of core.sandboxes.all()) if (saved) yield saved.snapshot;
 }

@@ -1,18 +1,20 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
-import type { Runtime, Sandbox, SandboxState } from "./actions.ts";
+import type { EndCause, Runtime, Sandbox, SandboxState } from "./actions.ts";
 import type { Clock } from "./clock.ts";
 import type { Machine } from "./driver.ts";
 import type { Guest } from "./guest.ts";
 import { Mutex } from "./mutex.ts";
 import type { SharedSnapshot } from "./snapshots.ts";
 import { type Action, describeEnd, nextStates, requireAlive, requireState } from "./states.ts";
-import type { EndCause, SandboxRecord, SandboxStore } from "./store/sandboxes.ts";
+import type { SandboxRecord, SandboxStore } from "./store/sandboxes.ts";
 
 /** How long it is known that a sandbox existed, and why it is no more. */
 const tombstoneLifetimeMs = 24 * 60 * 60 * 1000;
 const tombstonesMax = 10_000;
 /** How often old tombstones are looked for, in sandboxes that end. */
 const buryEvery = 64;
+/** How long after the disk refused a record it is tried again. */
+const owedRetryMs = 1_000;
 
 /** A sandbox that has a machine: what it can be talked to through. */
 export interface Live {
@@ -79,21 +81,17 @@ export class Sandboxes {
   readonly #childUids = new Map<number, Set<number>>();
   #uidMax = 0;
   #ended = 0;
+  #cancelRetry: (() => void) | undefined;
   /** Told after each change of a record. */
   onChange: (entry: Entry) => void = () => {};
-  readonly #onEnd = new Set<(id: SandboxId) => void>();
+  /** Told once of each sandbox that has ended or failed. */
+  onEnd: (entry: Entry) => void = () => {};
 
   constructor(store: SandboxStore, clock: Clock) {
     this.#store = store;
     this.#clock = clock;
     for (const record of store.all()) this.#add(record);
     this.#buryOld();
-  }
-
-  /** Told after a sandbox has ended or failed, once. @returns what stops it */
-  onEnd(listener: (id: SandboxId) => void): () => void {
-    this.#onEnd.add(listener);
-    return () => void this.#onEnd.delete(listener);
   }
 
   /** Takes the id. @throws conflict when a sandbox that has not ended has it */
@@ -114,7 +112,8 @@ export class Sandboxes {
   /** Takes back an `insert` whose sandbox never ran, so that nothing of it is left. */
   forget(entry: Entry): void {
     const { uid, id, parentUid } = entry.record;
-    this.#store.delete(uid);
+    this.#store.deleteEventually(uid);
+    this.#retryWhatIsOwed();
     this.#byUid.delete(uid);
     if (this.#byId.get(id) === entry) this.#byId.delete(id);
     if (parentUid !== null) this.#childUids.get(parentUid)?.delete(uid);
@@ -122,39 +121,65 @@ export class Sandboxes {
     if (this.#childUids.get(uid)?.size === 0) this.#childUids.delete(uid);
   }
 
-  /** The one place where a sandbox changes its state; the disk has it before anybody else. */
+  /**
+   * The one place where a sandbox changes its state; the disk has it before anybody else.
+   *
+   * @throws quota_exceeded when the disk is full, internal when it fails: the sandbox is in the state in which it was
+   */
   move(entry: Entry, to: SandboxState, patch: Patch = {}): void {
-    const from = entry.record.state;
-    if (!(nextStates[from] as readonly SandboxState[]).includes(to)) {
-      throw new Error(`broken invariant: sandbox ${entry.record.id} cannot go from ${from} to ${to}`);
-    }
-    const record = { ...entry.record, ...patch, state: to };
+    const record = this.#next(entry, to, patch);
     this.#store.put(record);
-    (entry as MutableEntry).record = record;
-    if (to === "ended" && ++this.#ended % buryEvery === 0) this.#buryOld();
-    this.onChange(entry);
+    this.#set(entry, record);
+  }
+
+  /** The same for several at once: all of them on the disk, or none. */
+  moveAll(entries: readonly Entry[], to: SandboxState, patch: Patch = {}): void {
+    const records = entries.map((entry) => this.#next(entry, to, patch));
+    this.#store.put(...records);
+    for (const [index, entry] of entries.entries()) this.#set(entry, records[index]!);
+  }
+
+  /** The same, for a state whose snapshot must be found again after a power cut. */
+  moveDurably(entry: Entry, to: SandboxState, patch: Patch): void {
+    const record = this.#next(entry, to, patch);
+    this.#store.putDurably(record);
+    this.#set(entry, record);
+  }
+
+  /** Where a sandbox is whatever the disk says, because an attempt failed: the record follows as soon as it can be written. */
+  fallBack(entry: Entry, to: SandboxState, patch: Patch = {}): void {
+    const record = this.#next(entry, to, patch);
+    this.#store.putEventually(record);
+    this.#set(entry, record);
+    this.#retryWhatIsOwed();
   }
 
   /** Changes facts that are not the state (deadline, budget). */
   patch(entry: Entry, patch: Patch): void {
     const record = { ...entry.record, ...patch };
     this.#store.put(record);
-    (entry as MutableEntry).record = record;
-    this.onChange(entry);
+    this.#set(entry, record);
   }
 
-  /** Records an end; who ends it cleans up afterwards. False when it had ended before. */
+  /** Records an end, which no disk can refuse; who ends it cleans up afterwards. False when it had ended before. */
   end(entry: Entry, to: "ended" | "failed", cause: EndCause, detail = ""): boolean {
-    const from = entry.record.state;
-    if (from === "ended" || from === to) return false;
-    this.move(entry, to, {
-      end: entry.record.state === "failed" && entry.record.end ? entry.record.end : { cause, detail, atMs: this.#clock.nowMs() },
+    const { state, end } = entry.record;
+    if (state === "ended" || state === to) return false;
+    this.fallBack(entry, to, {
+      end: state === "failed" && end ? end : { cause, detail, atMs: this.#clock.nowMs() },
       machineId: null,
       snapshot: null,
     });
-    // A failed one that is deleted now has told its end before.
-    if (from !== "failed") for (const listener of this.#onEnd) listener(entry.record.id);
+    if (!end) this.onEnd(entry);
+    if (to === "ended" && ++this.#ended % buryEvery === 0) this.#buryOld();
     return true;
+  }
+
+  /** No retry is under way afterwards: what is owed is tried a last time. */
+  close(): void {
+    this.#cancelRetry?.();
+    this.#cancelRetry = undefined;
+    this.#store.settle();
   }
 
   /** @throws not_found; by state, see `requireState` */
@@ -167,11 +192,6 @@ export class Sandboxes {
   /** `forget` for a start that failed, unless somebody ended the sandbox meanwhile: then it is a tombstone like any other. */
   forgetUnlessEnded(entry: Entry): void {
     if (entry.record.state === "starting") this.forget(entry);
-  }
-
-  /** One step on the disk for several changes. */
-  atomically(changes: () => void): void {
-    this.#store.atomically(changes);
   }
 
   /** Also one on its way to another state: whoever changes it waits for that. @throws not_found, idle_timeout, oom_killed, sandbox_not_running */
@@ -232,6 +252,28 @@ export class Sandboxes {
     const entry = this.require(id, "runtime");
     if (!entry.live) throw new MitosError("unavailable", { cause: `sandbox ${id} is not connected` });
     return entry.live.guest.runtime;
+  }
+
+  #next(entry: Entry, to: SandboxState, patch: Patch): SandboxRecord {
+    const from = entry.record.state;
+    if (!(nextStates[from] as readonly SandboxState[]).includes(to)) {
+      throw new Error(`broken invariant: sandbox ${entry.record.id} cannot go from ${from} to ${to}`);
+    }
+    return { ...entry.record, ...patch, state: to };
+  }
+
+  #set(entry: Entry, record: SandboxRecord): void {
+    (entry as MutableEntry).record = record;
+    this.onChange(entry);
+  }
+
+  #retryWhatIsOwed(): void {
+    if (this.#cancelRetry || !this.#store.owes) return;
+    this.#cancelRetry = this.#clock.after(owedRetryMs, () => {
+      this.#cancelRetry = undefined;
+      this.#store.settle();
+      this.#retryWhatIsOwed();
+    });
   }
 
   #add(record: SandboxRecord): Entry {

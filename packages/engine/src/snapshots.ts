@@ -4,6 +4,7 @@ import { lstat, mkdir, readdir, readlink, realpath, rm, statfs, symlink } from "
 import path from "node:path";
 import type { Log, SnapshotKind } from "./actions.ts";
 import type { Snapshot } from "./driver.ts";
+import { isDiskFull } from "./storage-error.ts";
 
 const sharedMemoryRoot = "/dev/shm";
 /** In a folder on tmpfs: leads to the data directory that it belongs to. */
@@ -51,27 +52,39 @@ export class SharedSnapshot {
 export class SnapshotPlaces {
   readonly #diskRoot: string;
   readonly #fastRoot: string | null;
+  readonly #log: Log;
 
-  private constructor(diskRoot: string, fastRoot: string | null) {
+  private constructor(diskRoot: string, fastRoot: string | null, log: Log) {
     this.#diskRoot = diskRoot;
     this.#fastRoot = fastRoot;
+    this.#log = log;
   }
 
   static async open(dataDir: string, log: Log): Promise<SnapshotPlaces> {
     const diskRoot = path.join(await realpath(dataDir), "snapshots");
     await mkdir(diskRoot, { recursive: true, mode: 0o700 });
-    return new SnapshotPlaces(diskRoot, await openFastRoot(diskRoot, log));
+    return new SnapshotPlaces(diskRoot, await openFastRoot(diskRoot, log), log);
   }
 
   /**
-   * A path that does not exist yet, for the driver to fill.
-   * @param expectedBytes - how large it may get; beyond the room on tmpfs it goes to the disk
+   * Lets `save` fill a folder that does not exist yet: on tmpfs where it may and there is room, and on the disk when tmpfs turns out to be full
+   * after all. A save that failed has left nothing and its machine runs on.
+   *
+   * @param expectedBytes - how large it may get; beyond the room on tmpfs it goes to the disk at once
+   * @throws quota_exceeded when the disk is full as well, and what `save` throws
    */
-  async choose(kind: SnapshotKind, expectedBytes: number): Promise<string> {
+  async save(kind: SnapshotKind, expectedBytes: number, save: (dir: string) => Promise<Snapshot>): Promise<Snapshot> {
     const name = `${kind}-${randomBytes(8).toString("hex")}`;
     // A pause must outlive a restart of the host.
-    const fast = kind !== "pause" && this.#fastRoot !== null && (await hasRoom(this.#fastRoot, expectedBytes));
-    return path.join(fast && this.#fastRoot !== null ? this.#fastRoot : this.#diskRoot, name);
+    if (kind !== "pause" && this.#fastRoot !== null && (await hasRoom(this.#fastRoot, expectedBytes))) {
+      try {
+        return await save(path.join(this.#fastRoot, name));
+      } catch (error) {
+        if (!isDiskFull(error)) throw error;
+        this.#log.warn({ dir: this.#fastRoot, error: String(error) }, "tmpfs is full: a snapshot goes to the disk, which is slower");
+      }
+    }
+    return save(path.join(this.#diskRoot, name));
   }
 
   /** Removes every folder that is not in `keep`: half-made snapshots, and those whose owner has gone. */

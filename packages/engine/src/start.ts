@@ -1,4 +1,4 @@
-import { MitosError } from "@mitos/protocol";
+import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { Core } from "./core.ts";
 import type { Machine, Snapshot } from "./driver.ts";
 import { forkSelf } from "./fork.ts";
@@ -44,10 +44,15 @@ export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snap
     requireAlive(entry.record);
     return live;
   } catch (error) {
-    live.guest.close(new MitosError("unavailable", { cause: `sandbox ${record.id} did not start`, reason: error }));
-    await machine.end("start failed");
+    await abandon(live, record.id, error);
     throw error;
   }
+}
+
+/** Ends a machine that was started and is not to become its sandbox after all. */
+export async function abandon({ guest, machine }: Live, id: SandboxId, reason: unknown): Promise<void> {
+  guest.close(new MitosError("unavailable", { cause: `sandbox ${id} did not start`, reason }));
+  await machine.end("start failed");
 }
 
 /** A way to talk to a sandbox's machine. */

@@ -1,8 +1,8 @@
 import { MitosError } from "@mitos/protocol";
 import { describe, expect, it } from "vitest";
-import type { SandboxState } from "./actions.ts";
+import type { EndCause, SandboxState } from "./actions.ts";
 import { type Action, allowedStates, nextStates, requireState } from "./states.ts";
-import type { EndCause, SandboxRecord } from "./store/sandboxes.ts";
+import type { SandboxRecord } from "./store/sandboxes.ts";
 
 function record(state: SandboxState, cause?: EndCause): SandboxRecord {
   const end = cause ? { cause, detail: "", atMs: 0 } : null;

@@ -120,7 +120,12 @@ async function ensureBuilt(core: Core, request: TemplateRequest): Promise<Built>
     // A rebuild of the same definition leaves it to whoever made it.
     const done = build(core, isSame ? built.record.request : request).then((fresh) => {
       const { built: replaced } = entry;
-      core.templateStore.put(fresh.record);
+      try {
+        core.templateStore.put(fresh.record);
+      } catch (error) {
+        void fresh.snapshot.discard();
+        throw error;
+      }
       entry.built = fresh;
       void replaced?.snapshot.discard();
       return fresh;
@@ -198,8 +203,9 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
     await guest.quiesce();
     // The machine ends with its snapshot; that its link ends then is no loss.
     guest.close(new MitosError("canceled", { cause: "the template is being saved" }));
-    const dir = await core.places.choose("template", (await machine.meter()).memoryBytes);
-    const snapshot = await core.driver.snapshot(machine, dir, { leaveRunning: false, durable: false });
+    const saving = machine;
+    const save = (dir: string) => core.driver.snapshot(saving, dir, { leaveRunning: false, durable: false });
+    const snapshot = await core.places.save("template", (await machine.meter()).memoryBytes, save);
     core.counters.saved("template", snapshot.bytes);
     const creationTimeMs = Math.round(performance.now() - startedMs);
     core.log.info({ template: request.id, creationTimeMs, snapshotBytes: snapshot.bytes }, "template ready");

@@ -49,6 +49,8 @@ export interface SandboxJson {
   isolation: string;
   /** Null when it was made from a template. */
   parent_id: string | null;
+  /** Why it failed; only there when it has. */
+  end_reason?: string | null;
 }
 
 export interface SandboxDetailJson extends SandboxJson {

@@ -50,6 +50,8 @@ export interface ServerSandbox {
   createdAt: string;
   forkTimeMs: number;
   state?: string | undefined;
+  /** Why it failed or ended. */
+  endReason?: string | null | undefined;
   isolation?: string | undefined;
   /** Null when it was made from a template. */
   parentId?: string | null | undefined;
@@ -110,6 +112,7 @@ export function sandboxFromWire(row: Unchecked<SandboxDetailJson>): ServerSandbo
     createdAt: String(row.created_at ?? ""),
     forkTimeMs: Number(row.fork_time_ms ?? 0),
     ...(typeof row.state === "string" ? { state: row.state } : {}),
+    ...(row.end_reason === undefined ? {} : { endReason: row.end_reason as string | null }),
     ...(typeof row.isolation === "string" ? { isolation: row.isolation } : {}),
     ...(row.parent_id === undefined ? {} : { parentId: row.parent_id as string | null }),
     ...(Array.isArray(row.children) ? { children: row.children.filter((id) => typeof id === "string") } : {}),

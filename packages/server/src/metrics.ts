@@ -63,6 +63,13 @@ export function createMetrics(engine: Engine, streams: StreamCap, version: strin
       this.set(streams.total);
     },
   });
+  const ends = new Counter({
+    name: "mitos_sandbox_ends_total",
+    help: "Sandboxes that have ended or failed, by reason",
+    labelNames: ["reason"],
+    registers,
+  });
+  engine.onEnd(({ cause }) => ends.inc({ reason: cause }));
   addMetering(engine, registers);
   addCounts(engine, registers);
 

@@ -43,6 +43,7 @@ export function sandboxJson(sandbox: Sandbox, endpoint: string): SandboxJson {
     state: sandbox.state,
     isolation: sandbox.isolation,
     parent_id: sandbox.parentId,
+    ...(sandbox.endReason === null ? {} : { end_reason: sandbox.endReason }),
   };
 }
 

@@ -1,7 +1,8 @@
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { MitosError } from "@mitos/protocol";
+import { storageError } from "../storage-error.ts";
 
 /** Step n leads from schema n to n + 1. Steps are only ever added; a database of a later version is refused, not guessed at. */
 const migrations: readonly string[] = [
@@ -21,22 +22,41 @@ const migrations: readonly string[] = [
  * @throws conflict when another server uses the directory; internal when the file is corrupt or newer than this program
  */
 export function openDatabase(dataDir: string): DatabaseSync {
-  mkdirSync(dataDir, { recursive: true, mode: 0o700 });
   const file = path.join(dataDir, "mitos.db");
   let db: DatabaseSync | undefined;
   try {
+    mkdirSync(dataDir, { recursive: true, mode: 0o700 });
     db = new DatabaseSync(file, { timeout: 0 });
     db.exec("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;");
     // The first write takes the lock; until then another server could still open the file.
     db.exec("BEGIN EXCLUSIVE; COMMIT;");
     migrate(db, file);
     if (checkResult(db) !== "ok") throw corrupt(file, undefined);
+    noteHolder(dataDir);
   } catch (error) {
     db?.close();
     throw asOpenError(error, dataDir, file);
   }
-  writeFileSync(path.join(dataDir, "server.pid"), `${process.pid}\n`);
   return db;
+}
+
+/** For the message to whoever tries to use the directory too; a server on a full disk runs without it. */
+function noteHolder(dataDir: string): void {
+  const file = path.join(dataDir, "server.pid");
+  try {
+    writeFileSync(file, `${process.pid}\n`);
+  } catch {
+    rmSync(file, { force: true });
+  }
+}
+
+/** A record of a row. @throws internal for one that no server has written so */
+export function parseRecord<T>(row: Record<string, unknown>): T {
+  try {
+    return JSON.parse(String(row.record)) as T;
+  } catch (error) {
+    throw corrupt("mitos.db", error);
+  }
 }
 
 /** Runs `work` as one step on the disk: all of its writes hold, or none. */
@@ -47,8 +67,22 @@ export function transaction<T>(db: DatabaseSync, work: () => T): T {
     db.exec("COMMIT");
     return result;
   } catch (error) {
-    db.exec("ROLLBACK");
+    // A full disk has rolled it back already.
+    if (db.isTransaction) db.exec("ROLLBACK");
     throw error;
+  }
+}
+
+/**
+ * Runs one write that is on the disk itself when this returns, with everything before it. Other commits survive the end of this process,
+ * but a power cut can take the last of them back (`synchronous=NORMAL`).
+ */
+export function durably(db: DatabaseSync, write: () => void): void {
+  db.exec("PRAGMA synchronous = FULL");
+  try {
+    write();
+  } finally {
+    db.exec("PRAGMA synchronous = NORMAL");
   }
 }
 
@@ -90,6 +124,8 @@ function asOpenError(error: unknown, dataDir: string, file: string): MitosError 
     });
   }
   if (code !== undefined && [sqliteCorrupt, sqliteNotADatabase].includes(code & 0xff)) return corrupt(file, error);
+  const known = storageError(error, dataDir);
+  if (known) return known;
   return new MitosError("internal", {
     message: "the database could not be opened",
     cause: `${file}: ${error instanceof Error ? error.message : String(error)}`,
@@ -102,7 +138,7 @@ function corrupt(file: string, reason: unknown): MitosError {
   return new MitosError("internal", {
     message: "the database is damaged",
     cause: file,
-    remediation: `Move ${file} away and start again: templates are rebuilt, sandboxes of the old database are removed.`,
+    remediation: `Move ${file} and ${path.basename(file)}-wal away and start again: templates are rebuilt, sandboxes of the old database are removed.`,
     reason,
   });
 }

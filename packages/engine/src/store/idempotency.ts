@@ -2,6 +2,7 @@ import type { DatabaseSync } from "node:sqlite";
 import { MitosError } from "@mitos/protocol";
 import type { IdempotencyStore } from "../actions.ts";
 import type { Clock } from "../clock.ts";
+import { storageError } from "../storage-error.ts";
 
 const lifetimeMs = 24 * 60 * 60 * 1000;
 /** Above this the oldest records go early: a client that sends a fresh key with each request must not fill the disk. */
@@ -25,29 +26,50 @@ export function createIdempotencyStore(db: DatabaseSync, clock: Clock): Idempote
   // What was under way when an earlier server ended was never answered: a retry must run.
   db.exec("DELETE FROM idempotency WHERE resource IS NULL");
 
+  /** What the disk had no room for: known to this server, and to the next one a request that was never answered. */
+  const unsaved = new Map<string, Row | null>();
+  const saveOrKeep = (key: string, row: Row | null, save: () => void): void => {
+    try {
+      save();
+      unsaved.delete(key);
+    } catch {
+      if (unsaved.size >= recordsMax) unsaved.clear();
+      unsaved.set(key, row);
+    }
+  };
+
   let begun = 0;
   return {
     begin(kind, key) {
       const now = clock.nowMs();
       begun += 1;
       if (begun % 256 === 1) {
-        expire.run(now - lifetimeMs);
-        trim.run();
+        try {
+          expire.run(now - lifetimeMs);
+          trim.run();
+        } catch {
+          // Tried again with a later request.
+        }
       }
-      const row = find.get(key) as Row | undefined;
+      const row = unsaved.has(key) ? unsaved.get(key) : (find.get(key) as Row | undefined);
       // The same key for another kind of thing is treated as absent: one client's two calls, not a repetition.
       if (row && row.kind === kind && row.at_ms > now - lifetimeMs) {
         if (row.resource !== null) return { first: false, resource: row.resource };
         throw new MitosError("conflict", { cause: "a request with this Idempotency-Key is under way", retryAfterMs: 1000 });
       }
-      reserve.run(key, kind, now);
+      try {
+        reserve.run(key, kind, now);
+      } catch (error) {
+        throw storageError(error) ?? error;
+      }
+      unsaved.delete(key);
       return { first: true };
     },
     complete(kind, key, resource) {
-      complete.run(resource, key, kind);
+      saveOrKeep(key, { kind, resource, at_ms: clock.nowMs() }, () => complete.run(resource, key, kind));
     },
     release(kind, key) {
-      release.run(key, kind);
+      saveOrKeep(key, null, () => release.run(key, kind));
     },
   };
 }

@@ -1,10 +1,8 @@
 import type { DatabaseSync } from "node:sqlite";
-import type { Sandbox } from "../actions.ts";
+import type { EndCause, Sandbox } from "../actions.ts";
 import type { Snapshot } from "../driver.ts";
-import { transaction } from "./database.ts";
-
-/** Why a sandbox is no more. The first three are somebody's wish, the others happened to it. */
-export type EndCause = "terminated" | "time-out" | "idle" | "oom_killed" | "exited" | "killed" | "lost" | "snapshot_lost";
+import { storageError } from "../storage-error.ts";
+import { durably, parseRecord, transaction } from "./database.ts";
 
 /** What the engine shows of a sandbox, and what only it knows. */
 export interface SandboxRecord extends Omit<Sandbox, "children" | "endReason"> {
@@ -24,11 +22,19 @@ export interface SandboxRecord extends Omit<Sandbox, "children" | "endReason"> {
   readonly end: { readonly cause: EndCause; readonly detail: string; readonly atMs: number } | null;
 }
 
+/**
+ * The sandboxes' records on the disk.
+ *
+ * What is still to be decided is written first (`put`), and not done when the disk refuses it. What has happened already cannot be refused
+ * (`putEventually`, `deleteEventually`): it is owed to the disk, and written as soon as that takes it. A server that dies meanwhile leaves
+ * the earlier record, which recovery compares with the machine.
+ */
 export class SandboxStore {
   readonly #db;
   readonly #put;
   readonly #delete;
   readonly #all;
+  readonly #owed = new Map<number, SandboxRecord | null>();
 
   constructor(db: DatabaseSync) {
     this.#db = db;
@@ -37,20 +43,63 @@ export class SandboxStore {
     this.#all = db.prepare("SELECT record FROM sandboxes ORDER BY uid");
   }
 
-  put(record: SandboxRecord): void {
-    this.#put.run(record.uid, JSON.stringify(record));
+  /** All of the records, or none. @throws quota_exceeded (disk full), internal with a remedy */
+  put(...records: readonly SandboxRecord[]): void {
+    this.#guarded(() =>
+      transaction(this.#db, () => {
+        for (const record of records) this.#write(record.uid, record);
+      }),
+    );
+    for (const { uid } of records) this.#owed.delete(uid);
   }
 
-  delete(uid: number): void {
-    this.#delete.run(uid);
+  /** The same, and a power cut cannot take it back: for what the files on the disk are about to depend on. */
+  putDurably(record: SandboxRecord): void {
+    this.#guarded(() => durably(this.#db, () => this.#write(record.uid, record)));
+    this.#owed.delete(record.uid);
   }
 
-  /** All of the changes hold, or none. */
-  atomically(changes: () => void): void {
-    transaction(this.#db, changes);
+  putEventually(record: SandboxRecord): void {
+    this.#owed.set(record.uid, record);
+    this.settle();
+  }
+
+  deleteEventually(uid: number): void {
+    this.#owed.set(uid, null);
+    this.settle();
+  }
+
+  /** Writes what is owed. @returns why that is not possible now */
+  settle(): unknown {
+    for (const [uid, record] of this.#owed) {
+      try {
+        this.#write(uid, record);
+      } catch (error) {
+        return error;
+      }
+      this.#owed.delete(uid);
+    }
+    return undefined;
+  }
+
+  get owes(): boolean {
+    return this.#owed.size > 0;
   }
 
   all(): SandboxRecord[] {
-    return this.#all.all().map((row) => JSON.parse(String(row.record)) as SandboxRecord);
+    return this.#all.all().map((row) => parseRecord<SandboxRecord>(row));
+  }
+
+  #write(uid: number, record: SandboxRecord | null): void {
+    if (record) this.#put.run(uid, JSON.stringify(record));
+    else this.#delete.run(uid);
+  }
+
+  #guarded(write: () => void): void {
+    try {
+      write();
+    } catch (error) {
+      throw storageError(error) ?? error;
+    }
   }
 }

@@ -1,6 +1,8 @@
 import type { DatabaseSync } from "node:sqlite";
 import type { TemplateRequest } from "../actions.ts";
 import type { Snapshot } from "../driver.ts";
+import { storageError } from "../storage-error.ts";
+import { parseRecord } from "./database.ts";
 
 /** A template that is ready: a build under way is not stored, so a crash in it leaves nothing to clean but its folder. */
 export interface TemplateRecord {
@@ -22,14 +24,22 @@ export class TemplateStore {
   }
 
   put(record: TemplateRecord): void {
-    this.#put.run(record.request.id, JSON.stringify(record));
+    try {
+      this.#put.run(record.request.id, JSON.stringify(record));
+    } catch (error) {
+      throw storageError(error) ?? error;
+    }
   }
 
   delete(id: string): void {
-    this.#delete.run(id);
+    try {
+      this.#delete.run(id);
+    } catch (error) {
+      throw storageError(error) ?? error;
+    }
   }
 
   all(): TemplateRecord[] {
-    return this.#all.all().map((row) => JSON.parse(String(row.record)) as TemplateRecord);
+    return this.#all.all().map((row) => parseRecord<TemplateRecord>(row));
   }
 }

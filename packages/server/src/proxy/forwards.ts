@@ -25,7 +25,7 @@ export class Forwards {
   constructor(engine: Engine, log: Log) {
     this.#engine = engine;
     this.#log = log;
-    this.#stopListening = engine.onEnd((sandbox) => this.#end(sandbox));
+    this.#stopListening = engine.onEnd(({ id }) => this.#end(id));
   }
 
   /** The same port gives the same listener. @returns its port on 127.0.0.1. @throws quota_exceeded, unavailable */

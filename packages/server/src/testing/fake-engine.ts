@@ -23,6 +23,7 @@ import {
   type RunCodeRequest,
   type Runtime,
   type Sandbox,
+  type SandboxEnd,
   type SandboxState,
   type Template,
   unknownSandbox,
@@ -335,7 +336,7 @@ export class FakeEngine {
   readonly runtimes = new Map<string, FakeRuntime>();
   readonly creates: CreateRequest[] = [];
   readonly forks: ForkRequest[] = [];
-  readonly #onEnd = new Set<(id: SandboxId) => void>();
+  readonly #onEnd = new Set<(end: SandboxEnd) => void>();
   #clock = 1_750_000_000_000;
 
   readonly idempotency: IdempotencyStore = (() => {
@@ -443,10 +444,10 @@ export class FakeEngine {
   async terminate(id: string, options?: { subtree?: boolean }) {
     const { children } = this.get(id);
     this.sandboxes.delete(id);
-    for (const listener of this.#onEnd) listener(id as SandboxId);
+    for (const listener of this.#onEnd) listener({ id: id as SandboxId, cause: "terminated" });
     if (options?.subtree) for (const child of children) await this.terminate(child, options);
   }
-  onEnd(listener: (id: SandboxId) => void) {
+  onEnd(listener: (end: SandboxEnd) => void) {
     this.#onEnd.add(listener);
     return () => void this.#onEnd.delete(listener);
   }

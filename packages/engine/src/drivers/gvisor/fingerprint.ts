@@ -3,6 +3,8 @@ import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import type { HostRoot } from "./root.ts";
 
+/** How the kernel marks an open file that is no longer at its place. */
+const deletedMark = " (deleted)";
 /** The sentry's root is an empty folder of its own, in which the machine's root is mounted at /root. */
 const sentryPrefix = "/root/";
 const filesMax = 65_536;
@@ -12,6 +14,8 @@ const filesMax = 65_536;
  * used ones. After a restore, programs go on with whatever lies at these paths then.
  *
  * A machine's root itself is not in the list: its content never changes under its name.
+ *
+ * @throws snapshot_incompatible when one of them is no longer at its place
  */
 export async function hostFilesOf(sentryPid: number, root: HostRoot): Promise<Set<string>> {
   const files = new Set<string>();
@@ -22,9 +26,21 @@ export async function hostFilesOf(sentryPid: number, root: HostRoot): Promise<Se
   for (const target of targets) {
     if (!target?.startsWith(sentryPrefix)) continue;
     const file = hostPath(target.slice(sentryPrefix.length - 1), root);
+    if (file?.endsWith(deletedMark)) throw replaced(file.slice(0, -deletedMark.length));
     if (file) files.add(file);
   }
   return files;
+}
+
+/** A copy would find another file at that place, or none. */
+function replaced(file: string): MitosError {
+  return new MitosError("snapshot_incompatible", {
+    message: "the sandbox cannot be saved any more; it runs on",
+    cause: `${file} on the host was replaced or removed since a program in the sandbox opened it`,
+    remediation:
+      "End the programs that use that file (after an upgrade of the host, most of them), or create a new sandbox from the template.",
+    context: { file },
+  });
 }
 
 function hostPath(machinePath: string, root: HostRoot): string | undefined {

@@ -1,6 +1,6 @@
 import { mkdir } from "node:fs/promises";
 import type { Log } from "../../actions.ts";
-import type { Driver, Machine, MachineSpec } from "../../driver.ts";
+import type { Driver, Machine, MachineSpec, Snapshot } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
 import { closeCgroups, openCgroups } from "./cgroup.ts";
 import { createContainer, discardContainer } from "./container.ts";
@@ -10,7 +10,7 @@ import { nameContainer, openLayout, removeFoldersIfEmpty } from "./layout.ts";
 import { activate, GvisorMachine, notAMachine } from "./machine.ts";
 import { ReadyContainers } from "./ready.ts";
 import { reattach } from "./reattach.ts";
-import { type HostRoot, openHostRoot } from "./root.ts";
+import { type HostRoot, openHostRoot, removeOldRoots } from "./root.ts";
 import { runscCommands } from "./runsc.ts";
 import { type Facts, readCpu, readRoot, requireCompatible, saveMachine } from "./snapshot.ts";
 import type { ContainerShape } from "./spec.ts";
@@ -80,7 +80,9 @@ class GvisorDriver implements Driver {
 
   async restore(snapshot: Parameters<Driver["restore"]>[0], spec: MachineSpec): Promise<Machine> {
     const { runsc } = this.#host;
-    const [root] = await Promise.all([readRoot(snapshot), requireCompatible(snapshot, this.#facts)]);
+    // Whoever restores has let the content be checked just now, once for all children.
+    await requireCompatible(snapshot, this.#facts, { content: false });
+    const root = await readRoot(snapshot);
     return this.#start(spec, root, ({ dir, id }) => runsc.restore(dir, `${dir}/restored.pid`, snapshot.dir, id));
   }
 
@@ -93,7 +95,7 @@ class GvisorDriver implements Driver {
   }
 
   async checkSnapshot(snapshot: Parameters<Driver["checkSnapshot"]>[0]): Promise<void> {
-    await requireCompatible(snapshot, this.#facts);
+    await requireCompatible(snapshot, this.#facts, { content: true });
   }
 
   prepare(spec: Omit<MachineSpec, "machineId" | "hostName">, count: number): void {
@@ -106,9 +108,13 @@ class GvisorDriver implements Driver {
     return found;
   }
 
-  async sweep(keep: ReadonlySet<string>): Promise<void> {
+  async sweep(keep: ReadonlySet<string>, snapshots: readonly Snapshot[] = []): Promise<void> {
     await this.#ready.settled();
     await sweep(this.#host, keep, new Set(this.#ready.ids()));
+    // One that cannot be read needs no root until it is repaired.
+    const roots = await Promise.all(snapshots.map((snapshot) => readRoot(snapshot).catch(() => undefined)));
+    const shapes = [...this.#machines].map(({ container }) => container.shape.root);
+    await removeOldRoots(this.#host.layout.state, new Set([this.#root, ...shapes, ...roots].flatMap((root) => (root ? [root.dir] : []))));
   }
 
   async close(): Promise<void> {

@@ -35,6 +35,16 @@ function containerOfArguments(args: readonly string[], layout: Layout): string |
   return undefined;
 }
 
+/** The runsc commands that work on a container now. */
+export async function commandsOf(layout: Layout, containerId: string): Promise<number[]> {
+  const pids: number[] = [];
+  for (const pid of (await findProcesses(layout)).get(containerId) ?? []) {
+    const text = await readFile(`/proc/${pid}/cmdline`, "latin1").catch(() => "");
+    if (text.split("\0").some((arg) => arg === "checkpoint" || arg === "restore")) pids.push(pid);
+  }
+  return pids;
+}
+
 /** SIGKILL to every process of a container; resolves when none is left. @throws when one does not go */
 export async function killContainer(layout: Layout, containerId: string): Promise<void> {
   const until = Date.now() + vanishTimeoutMs;

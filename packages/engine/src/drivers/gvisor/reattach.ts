@@ -3,7 +3,10 @@ import { openContainer, readExit } from "./container.ts";
 import type { Host } from "./host.ts";
 import { containerOf, machineDir } from "./layout.ts";
 import { forget, GvisorMachine, toMachineExit } from "./machine.ts";
-import { killContainer } from "./processes.ts";
+import { commandsOf, killContainer, processGone } from "./processes.ts";
+
+/** Saving takes a second for each GiB; one that hangs is left to its own time-out. */
+const commandsMsMax = 15_000;
 
 /** A machine of an earlier server: still alive, or how it ended; nothing of an ended one is left afterwards. */
 export async function reattach(host: Host, machineId: string): Promise<Machine | MachineExit> {
@@ -15,6 +18,7 @@ export async function reattach(host: Host, machineId: string): Promise<Machine |
     try {
       // Refused while the shim watches no machine: the server died before the start was complete.
       await container.control.request("meter");
+      await commandsDone(host, containerId);
       return new GvisorMachine(host, container, machineId);
     } catch (error) {
       container.link.close();
@@ -28,4 +32,14 @@ export async function reattach(host: Host, machineId: string): Promise<Machine |
   const told = (await readExit(dir)) ?? {};
   await forget(host, machineId, containerId);
   return toMachineExit(told, undefined);
+}
+
+/** What the earlier server let runsc do (save the machine) ends first: its files would come up after they were swept. */
+async function commandsDone(host: Host, containerId: string): Promise<void> {
+  const untilMs = Date.now() + commandsMsMax;
+  for (const pid of await commandsOf(host.layout, containerId)) {
+    await processGone(pid, untilMs).catch((error: unknown) => {
+      host.log.warn({ container: containerId, error: String(error) }, "a command of an earlier server still works on a machine");
+    });
+  }
 }

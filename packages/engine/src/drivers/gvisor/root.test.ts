@@ -1,7 +1,7 @@
-import { access, mkdtemp, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { access, mkdir, mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { openHostRoot } from "./root.ts";
+import { openHostRoot, removeOldRoots } from "./root.ts";
 
 let base: string;
 const guest = (hash: string) => ({ path: path.join(base, "guest"), hash });
@@ -36,4 +36,17 @@ it("binds the Node program of the server when the host's cannot be used", async 
   const { dir, binds } = await openHostRoot(base, guest("a"), "/somewhere/node");
   expect(binds).toContainEqual({ source: "/somewhere/node", destination: "/opt/mitos/bin/node" });
   expect((await stat(path.join(dir, "opt/mitos/bin/node"))).size).toBe(0);
+});
+
+it("keeps every root that something needs, however old, and a few of the others", async () => {
+  const { dir: current } = await openHostRoot(base, guest("a"), undefined);
+  const names = Array.from({ length: 20 }, (_, index) => `root-${index.toString(16).padStart(16, "0")}`);
+  for (const [index, name] of [...names, `${names[0]}.partial-1`].entries()) {
+    await mkdir(path.join(base, name));
+    await utimes(path.join(base, name), index, index);
+  }
+  const needed = path.join(base, names[0]!);
+  await removeOldRoots(base, new Set([current, needed]));
+  const left = (await readdir(base)).filter((name) => name.startsWith("root-")).sort();
+  expect(left).toEqual([path.basename(current), names[0]!, ...names.slice(4)].sort());
 });

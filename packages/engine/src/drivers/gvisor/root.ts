@@ -35,7 +35,7 @@ const etcNever = new Set(["ssl/private"]);
 const etcEntriesMax = 8_192;
 const etcBytesMax = 64 * 1024 * 1024;
 
-/** Roots of earlier hosts states and agents stay for the snapshots that were made with them; this many. */
+/** Roots of earlier host states and agents that no machine and no known snapshot needs: this many stay, for a repair of what is damaged now. */
 const rootsKept = 16;
 
 type Entry =
@@ -63,7 +63,6 @@ export async function openHostRoot(stateDir: string, guest: Guest, node: string 
   } else {
     await build(dir, entries, guest);
   }
-  await removeOldRoots(stateDir, dir);
   return { dir, binds };
 }
 
@@ -159,12 +158,13 @@ async function build(dir: string, entries: readonly Entry[], guest: Guest): Prom
   }
 }
 
-async function removeOldRoots(stateDir: string, current: string): Promise<void> {
+/** Removes what a killed server has left half-made, and the oldest roots that nothing needs any more. */
+export async function removeOldRoots(stateDir: string, inUse: ReadonlySet<string>): Promise<void> {
   const roots: { dir: string; usedMs: number }[] = [];
   for (const name of await readdir(stateDir)) {
     const dir = path.join(stateDir, name);
     if (/^root-[0-9a-f]{16}\.partial-/.test(name)) await rm(dir, { recursive: true, force: true });
-    else if (/^root-[0-9a-f]{16}$/.test(name) && dir !== current) roots.push({ dir, usedMs: (await stat(dir)).mtimeMs });
+    else if (/^root-[0-9a-f]{16}$/.test(name) && !inUse.has(dir)) roots.push({ dir, usedMs: (await stat(dir)).mtimeMs });
   }
   roots.sort((a, b) => b.usedMs - a.usedMs);
   for (const { dir } of roots.slice(rootsKept)) await rm(dir, { recursive: true, force: true });

@@ -1,12 +1,14 @@
 import { createHash, randomBytes } from "node:crypto";
-import { mkdir, open, readdir, readFile, rename, rm, stat } from "node:fs/promises";
+import { mkdir, open, readFile, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
+import { diskFull } from "../../storage-error.ts";
 import { fingerprint, hostFilesOf, requireSameFiles } from "./fingerprint.ts";
 import type { GvisorMachine } from "./machine.ts";
 import type { HostRoot } from "./root.ts";
 import type { RunscCommands } from "./runsc.ts";
+import { requireIntact, sealFiles } from "./seal.ts";
 
 const saveTimeoutMs = 30_000;
 const saveTimeoutPerGiBMs = 60_000;
@@ -35,22 +37,24 @@ export async function saveMachine(
   const { root, resources } = container.shape;
   const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
   const frozen = machine.frozen;
-  await mkdir(partial, { mode: 0o700 });
   try {
+    await mkdir(partial, { mode: 0o700 });
     if (frozen) await machine.thaw();
     const timeoutMs = saveTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * saveTimeoutPerGiBMs;
     await machine.run("save a machine", runsc.checkpoint(partial, container.id), timeoutMs);
     // Afterwards: saving empties the sentry's cache of files that nobody uses, and what is closed from now on stays in it for a while.
-    const files = await hostFilesOf(container.sentryPid, root);
-    const requirements: SnapshotRequirements = { ...facts, hostFiles: await fingerprint(files) };
+    const hostFiles = await fingerprint(await hostFilesOf(container.sentryPid, root));
+    const requirements: SnapshotRequirements = { ...facts, hostFiles };
     await writeDetails(partial, { version: 1, requirements, root });
-    const bytes = await syncAndCount(partial, durable);
+    const { files, bytes } = await sealFiles(partial, { durable });
+    if (durable) await syncFolder(partial);
     await rename(partial, dir);
     if (durable) await syncFolder(path.dirname(dir));
-    return { dir, bytes, requirements };
+    return { dir, bytes, requirements, files };
   } catch (error) {
+    const full = saysDiskFull(error) ? diskFull(path.dirname(dir), error) : undefined;
     await rm(partial, { recursive: true, force: true });
-    throw error;
+    throw full ?? error;
   } finally {
     if (frozen) await machine.freeze();
   }
@@ -65,19 +69,10 @@ async function writeDetails(dir: string, details: Details): Promise<void> {
   }
 }
 
-async function syncAndCount(dir: string, durable: boolean): Promise<number> {
-  let bytes = 0;
-  for (const name of await readdir(dir)) {
-    const file = await open(path.join(dir, name));
-    try {
-      if (durable) await file.sync();
-      bytes += (await file.stat()).blocks * 512;
-    } finally {
-      await file.close();
-    }
-  }
-  if (durable) await syncFolder(dir);
-  return bytes;
+/** Said by a call of ours, or by runsc in its own words. */
+function saysDiskFull(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  return (error as NodeJS.ErrnoException).code === "ENOSPC" || /no space left on device|disk quota exceeded/i.test(error.message);
 }
 
 async function syncFolder(dir: string): Promise<void> {
@@ -103,8 +98,11 @@ export async function readRoot(snapshot: Snapshot): Promise<HostRoot> {
   return details.root;
 }
 
-/** @throws snapshot_incompatible with what does not hold any more */
-export async function requireCompatible(snapshot: Snapshot, facts: Facts): Promise<void> {
+/**
+ * @param content - whether the saved files are read and compared as well, as far as they have checksums
+ * @throws snapshot_incompatible with what does not hold any more
+ */
+export async function requireCompatible(snapshot: Snapshot, facts: Facts, { content }: { content: boolean }): Promise<void> {
   const { requirements } = snapshot;
   const names: Record<keyof Facts, string> = {
     driver: "engine",
@@ -117,6 +115,7 @@ export async function requireCompatible(snapshot: Snapshot, facts: Facts): Promi
     if (requirements[key] === facts[key]) continue;
     throw incompatible(`it was made with another ${names[key]}: ${show(requirements[key])}, and here is ${show(facts[key])}`);
   }
+  await requireIntact(snapshot, { content });
   const root = await readRoot(snapshot);
   if (!(await stat(root.dir).catch(() => undefined))) throw incompatible(`its root file system ${root.dir} is gone`);
   await requireSameFiles(requirements.hostFiles);

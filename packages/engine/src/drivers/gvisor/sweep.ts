@@ -26,9 +26,14 @@ export async function sweep(host: Host, keepMachines: ReadonlySet<string>, keepC
   ]);
   for (const containerId of found) {
     if (!isContainerId(containerId) || keep.has(containerId)) continue;
-    await killContainer(layout, containerId);
-    await removeTraces(host, containerId);
-    host.log.info({ container: containerId }, "removed what was left of a container");
+    try {
+      await killContainer(layout, containerId);
+      await removeTraces(host, containerId);
+      host.log.info({ container: containerId }, "removed what was left of a container");
+    } catch (error) {
+      // A process that the kernel does not let go of (a disk that hangs) keeps no server from starting; the next one tries again.
+      host.log.error({ container: containerId, error: String(error) }, "something of a container could not be removed");
+    }
   }
   for (const machineId of await readdir(layout.ids)) {
     const containerId = await containerOf(layout, machineId);

@@ -1,0 +1,87 @@
+import { type FileHandle, open, readdir, stat } from "node:fs/promises";
+import path from "node:path";
+import { crc32 } from "node:zlib";
+import { MitosError } from "@mitos/protocol";
+import type { SealedFile, Snapshot } from "../../driver.ts";
+
+const chunkBytes = 1024 * 1024;
+
+/**
+ * What the files of a finished snapshot are, so that one that is no longer whole is noticed before a machine is made of it. With `durable` they
+ * are on the disk when this resolves, and their content has a checksum: disks lose bits, and backups are copied. What lies in memory for
+ * a while is only asked whether it was written to since.
+ */
+export async function sealFiles(
+  dir: string,
+  { durable }: { durable: boolean },
+): Promise<{ files: Record<string, SealedFile>; bytes: number }> {
+  const files: Record<string, SealedFile> = {};
+  let bytes = 0;
+  for (const name of (await readdir(dir)).sort()) {
+    const file = await open(path.join(dir, name));
+    try {
+      const [sum] = durable ? await Promise.all([checksum(file), file.sync()]) : [undefined];
+      const { size, mtimeNs, blocks } = await file.stat({ bigint: true });
+      files[name] = sum === undefined ? { bytes: Number(size), mtimeNs: String(mtimeNs) } : { bytes: Number(size), crc32: sum };
+      bytes += Number(blocks) * 512;
+    } finally {
+      await file.close();
+    }
+  }
+  return { files, bytes };
+}
+
+/**
+ * @param content - whether the checksums are compared as well, for which everything is read
+ * @throws snapshot_incompatible naming the first file that is not what it was
+ */
+export async function requireIntact({ dir, files }: Snapshot, { content }: { content: boolean }): Promise<void> {
+  // Of a record that an earlier version has written.
+  if (!files) throw damaged(dir, "it was saved by an earlier version of Mitos, which kept no record of its files");
+  for (const [name, sealed] of Object.entries(files)) {
+    const target = path.join(dir, name);
+    const found = await stat(target, { bigint: true }).catch(() => undefined);
+    if (!found) throw damaged(target, "it is gone");
+    if (Number(found.size) !== sealed.bytes) throw damaged(target, `it has ${found.size} bytes instead of ${sealed.bytes}`);
+    if (sealed.mtimeNs !== undefined && String(found.mtimeNs) !== sealed.mtimeNs) throw damaged(target, "it was written to");
+    if (content && sealed.crc32 !== undefined && (await checksumOf(target)) !== sealed.crc32)
+      throw damaged(target, "its content has changed");
+  }
+}
+
+async function checksumOf(target: string): Promise<number> {
+  let file: FileHandle;
+  try {
+    file = await open(target);
+  } catch (error) {
+    throw damaged(target, error instanceof Error ? error.message : String(error));
+  }
+  try {
+    return await checksum(file);
+  } catch (error) {
+    throw damaged(target, `it cannot be read: ${error instanceof Error ? error.message : String(error)}`);
+  } finally {
+    await file.close();
+  }
+}
+
+/** Chunk by chunk, so that neither memory nor other requests suffer. */
+async function checksum(file: FileHandle): Promise<number> {
+  const buffer = Buffer.allocUnsafe(chunkBytes);
+  let sum = 0;
+  for (let at = 0; ; ) {
+    const { bytesRead } = await file.read(buffer, 0, chunkBytes, at);
+    if (bytesRead === 0) return sum;
+    sum = crc32(buffer.subarray(0, bytesRead), sum);
+    at += bytesRead;
+  }
+}
+
+function damaged(target: string, what: string): MitosError {
+  return new MitosError("snapshot_incompatible", {
+    message: "the saved state is not whole any more",
+    cause: `${target}: ${what}`,
+    remediation: "Put that file back from a backup, or terminate the sandbox and create a new one from the template.",
+    context: { file: target },
+  });
+}

@@ -1,0 +1,153 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, realpathSync, rmSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { Sandbox, SandboxServer } from "@mitos/sdk";
+import { expect } from "vitest";
+import { noTraces, Tracker } from "../support/traces.ts";
+
+const bin = path.resolve(import.meta.dirname, "../../packages/cli/bin/mitos.js");
+
+export interface Ended {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly out: string;
+  readonly err: string;
+}
+
+export interface StartOptions {
+  readonly args?: readonly string[];
+  readonly env?: Readonly<Record<string, string>>;
+  /** A command that becomes the server by exec, such as `unshare --mount sh -c '…; exec "$@"' sh`. */
+  readonly through?: readonly string[];
+}
+
+/** `mitos serve` as a user starts it: a process of its own, to be killed and started again. */
+export class ServerProcess {
+  readonly child: ChildProcess;
+  readonly ended: Promise<Ended>;
+  readonly seen = { out: "", err: "" };
+
+  private constructor(child: ChildProcess) {
+    this.child = child;
+    child.stdout?.on("data", (data) => {
+      this.seen.out += data;
+    });
+    child.stderr?.on("data", (data) => {
+      this.seen.err += data;
+    });
+    this.ended = once(child, "close").then(([code, signal]) => ({ code, signal, ...this.seen }) as Ended);
+  }
+
+  /** Resolves at once; the server may still be starting, or about to refuse. */
+  static spawn(dataDir: string, { args = [], env = {}, through = [] }: StartOptions = {}): ServerProcess {
+    const [command, ...rest] = [...through, process.execPath, bin, "serve", "--addr", "127.0.0.1:0", "--data-dir", dataDir, ...args];
+    return new ServerProcess(spawn(command!, rest, { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] }));
+  }
+
+  /** How a server ends that is not to come up. @throws when it does */
+  static async refused(dataDir: string, options: StartOptions = {}): Promise<Ended> {
+    const server = ServerProcess.spawn(dataDir, options);
+    const came = await Promise.race([server.ended, server.#announced().then(() => "up" as const)]);
+    if (came !== "up") return came;
+    await server.kill();
+    throw new Error("the server has started");
+  }
+
+  /** Resolves when the server listens. */
+  static async start(dataDir: string, options: StartOptions = {}): Promise<ServerProcess> {
+    const server = ServerProcess.spawn(dataDir, options);
+    await server.listening();
+    return server;
+  }
+
+  /** @throws with what it said when it ends instead */
+  async listening(): Promise<void> {
+    const first = await Promise.race([this.ended, this.#announced()]);
+    if (first) throw new Error(`the server did not start: ${first.code ?? first.signal} ${first.out}${first.err}`);
+  }
+
+  get url(): string {
+    const url = /Mitos listens on (http:\S+)/.exec(this.seen.out)?.[1];
+    if (!url) throw new Error(`the server does not listen: ${this.seen.err}`);
+    return url;
+  }
+
+  get api(): SandboxServer {
+    return new SandboxServer(this.url);
+  }
+
+  /** SIGKILL, as from an impatient administrator or the kernel. */
+  async kill(): Promise<void> {
+    this.child.kill("SIGKILL");
+    await this.ended;
+  }
+
+  /** SIGTERM, and what came of it. */
+  stop(signal: NodeJS.Signals = "SIGTERM"): Promise<Ended> {
+    this.child.kill(signal);
+    return this.ended;
+  }
+
+  /** Never resolves when the server ends instead. */
+  #announced(): Promise<undefined> {
+    return new Promise((resolve) => {
+      const look = () => {
+        if (this.seen.out.includes("\n  data ")) resolve(undefined);
+      };
+      this.child.stdout?.on("data", look);
+      look();
+    });
+  }
+}
+
+/** A data directory whose servers come and go. Disposing of it ends everything and fails when something is left. */
+export class ServedDirectory implements AsyncDisposable {
+  readonly dataDir: string;
+  readonly #tracker: Tracker;
+  readonly #options: StartOptions;
+  /** The server now, or the last one. */
+  server!: ServerProcess;
+
+  private constructor(dataDir: string, options: StartOptions) {
+    this.dataDir = dataDir;
+    this.#options = options;
+    this.#tracker = new Tracker(dataDir);
+  }
+
+  /** @param parent - where the directory is made, for example on a small disk */
+  static async open(options: StartOptions = {}, parent: string = os.tmpdir()): Promise<ServedDirectory> {
+    const directory = new ServedDirectory(realpathSync(mkdtempSync(path.join(parent, "mitos-faults-"))), options);
+    await directory.restart();
+    return directory;
+  }
+
+  get api(): SandboxServer {
+    return this.server.api;
+  }
+
+  /** The next server on this directory; the earlier one has ended. */
+  async restart(options: StartOptions = this.#options): Promise<ServerProcess> {
+    this.server = await ServerProcess.start(this.dataDir, options);
+    return this.server;
+  }
+
+  /** The server is killed, and the next one takes up what it left. */
+  async crash(): Promise<void> {
+    await this.server.kill();
+    await this.restart();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    const { child } = this.server;
+    if (child.exitCode !== null || child.signalCode !== null) await this.restart();
+    for (const { id } of await this.api.listSandboxes()) await new Sandbox({ id, endpoint: this.server.url }).terminate();
+    expect(await this.server.stop()).toMatchObject({ code: 0 });
+    // Templates wait on tmpfs for the next server; the one that ends for good gives the memory back.
+    await this.restart({ ...this.#options, args: [...(this.#options.args ?? []), "--ephemeral"] });
+    expect(await this.server.stop()).toMatchObject({ code: 0 });
+    rmSync(this.dataDir, { recursive: true, force: true });
+    expect(this.#tracker.find()).toEqual(noTraces);
+  }
+}
