@@ -480,7 +480,7 @@ impl Keeper {
                 self.commands.push(Command::spawn(&argv, env.as_ref(), link, timeout, Some(caller))?);
                 return Ok(None);
             }
-            Request::Watch { pid, pid_file, cgroup_memory } => {
+            Request::Watch { pid, pid_file, cgroup_memory, cgroup_pids } => {
                 if let Some(machine) = &self.machine {
                     return Err(format!("watch: pid {} is watched already; one shim keeps one machine", machine.pid));
                 }
@@ -489,7 +489,7 @@ impl Keeper {
                     (None, Some(path)) => Machine::pid_from_file(&path)?,
                     _ => return Err("watch: give either pid or pid_file".into()),
                 };
-                self.machine = Some(Machine::watch(pid, cgroup_memory.as_deref())?);
+                self.machine = Some(Machine::watch(pid, cgroup_memory.as_deref(), cgroup_pids.as_deref())?);
                 return Ok(Some(Reply::Watching { ok: true, pid }));
             }
             Request::OnEnd { commands } => {
@@ -563,7 +563,7 @@ impl Keeper {
             self.kill_all();
             if self.reap() || until <= now {
                 if let Some(machine) = &mut self.machine {
-                    machine.note_oom();
+                    machine.note_limits();
                 }
                 self.phase = Phase::Cleaning { next: 0 };
             }
@@ -668,7 +668,9 @@ impl Keeper {
             None if status.signal.is_some() => ("killed".into(), false),
             None => ("exited".into(), false),
         };
-        Exit { reason, exit_code: status.exit_code, signal: status.signal, oom, at_unix_ms: unix_ms() }
+        // Ended for another cause it may have met the limit as well, without harm.
+        let process_limit = self.cause.is_none() && !oom && self.machine.as_ref().is_some_and(Machine::process_limit);
+        Exit { reason, exit_code: status.exit_code, signal: status.signal, oom, process_limit, at_unix_ms: unix_ms() }
     }
 
     // ------------------------------------------------------------------ what goes out

@@ -2,7 +2,7 @@ import { MitosError, type TemplateId } from "@mitos/protocol";
 import type { Template, TemplateRequest } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
-import type { Machine, Snapshot } from "./driver.ts";
+import { type Machine, programsMax, type Snapshot } from "./driver.ts";
 import type { Guest } from "./guest.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import type { TemplateRecord } from "./store/templates.ts";
@@ -156,6 +156,7 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
       forgetSecrets: true,
       deadlineMs: null,
       forkBudget: 0,
+      processesMax: programsMax(request.resources),
     });
     if (request.workload) await runWorkload(guest.runtime, request.workload);
     await warm(core, guest, request.id);
