@@ -167,7 +167,7 @@ export function toMachineExit(told: JsonObject, resources: MachineResources | un
     case undefined:
       return { reason: "lost", detail: "its shim on the host vanished", atUnixMs };
     case "exited":
-      return { reason, detail: `its first process ended with ${String(told.exit_code)}`, atUnixMs };
+      return { reason, detail: `its first process ${describeExitCode(told.exit_code)}`, atUnixMs };
     case "killed":
       return { reason, detail: `its host process was killed by signal ${String(told.signal)}`, atUnixMs };
     case "deadline":
@@ -178,6 +178,11 @@ export function toMachineExit(told: JsonObject, resources: MachineResources | un
     default:
       return { reason: "terminated", detail: reason, atUnixMs };
   }
+}
+
+/** runsc tells a signal from inside the machine as a shell does: 128 and its number. */
+function describeExitCode(code: unknown): string {
+  return typeof code === "number" && code > 128 ? `was killed from inside by signal ${code - 128}` : `ended with ${String(code)}`;
 }
 
 export function notAMachine(layout: Layout): MitosError {
