@@ -9,9 +9,9 @@ use std::sync::OnceLock;
 
 use tokio::sync::oneshot;
 
-use super::{limits, link_attributes};
 use super::reaper::{self, ExitStatus};
 use super::user::User;
+use super::{limits, link_attributes};
 
 const NOFILE_DEFAULT: u64 = 65_536;
 const NOFILE_MIN: u64 = 64;

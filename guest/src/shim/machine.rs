@@ -58,8 +58,18 @@ impl Machine {
 
     /// Looked up once, before the commands of `on_end`, which remove the cgroup.
     pub fn note_limits(&mut self) {
-        self.out_of_memory = self.oom.as_ref().is_some_and(OomCounter::has_killed);
+        self.note_oom();
         self.out_of_tasks = self.tasks.as_ref().is_some_and(TaskCounter::has_refused);
+    }
+
+    /// Whether something of it has been killed for want of memory.
+    pub fn note_oom(&mut self) -> bool {
+        self.out_of_memory |= self.oom.as_ref().is_some_and(OomCounter::has_killed);
+        self.out_of_memory
+    }
+
+    pub fn counts_oom(&self) -> bool {
+        self.oom.is_some()
     }
 
     pub fn oom(&self) -> bool {

@@ -23,6 +23,8 @@ const envelopeHeaderBytes = 5;
 const endStreamFlag = 0x02;
 const openTimeoutMs = 30_000;
 const closeReasonBytesMax = 123;
+/** With more than this unread, a client gets no answer to its pings. */
+const pongBytesMax = 64 * 1024;
 
 const closeCode = { done: 1000, notOpen: 1003, tooManyStreams: 1008, failed: 1011 } as const;
 
@@ -38,6 +40,7 @@ export function createWebSocketExec(context: ServerContext): WebSocketExec {
     noServer: true,
     maxPayload: limits.webSocketMessageBytesMax,
     perMessageDeflate: false,
+    autoPong: false, // answers would pile up for a client that sends pings and reads nothing
     handleProtocols: (offered) => (offered.has(subprotocol) ? subprotocol : false),
   });
   return {
@@ -99,6 +102,9 @@ async function session(context: ServerContext, webSocket: WebSocket, sandbox: Sa
     if (!context.shutdown.aborted) gone.abort(new MitosError("canceled", { cause: "the client closed the socket" }));
   });
   webSocket.on("error", () => {}); // "close" follows
+  webSocket.on("ping", (data) => {
+    if (webSocket.readyState === webSocket.OPEN && webSocket.bufferedAmount < pongBytesMax) webSocket.pong(data);
+  });
 
   const input = new Input(webSocket);
   let pty = false;
