@@ -157,7 +157,11 @@ export function toMachineExit(told: JsonObject, resources: MachineResources | un
   const reason = typeof told.reason === "string" ? told.reason.slice(0, 256) : undefined;
   const atUnixMs = typeof told.at_unix_ms === "number" ? told.at_unix_ms : Date.now();
   if (told.oom === true) {
-    return { reason: "oom_killed", detail: `it used more memory than its limit${resources ? ` of ${resources.memSizeMiB} MiB` : ""}`, atUnixMs };
+    return {
+      reason: "oom_killed",
+      detail: `it used more memory than its limit${resources ? ` of ${resources.memSizeMiB} MiB` : ""}`,
+      atUnixMs,
+    };
   }
   if (told.process_limit === true) {
     const limit = resources ? ` of ${resources.processesMax}` : "";
