@@ -11,6 +11,13 @@ const rounds = Number(process.argv[2] ?? 15);
 const silent: Log = { debug: nothing, info: nothing, warn: nothing, error: nothing };
 function nothing() {}
 
+/** What a neighbour does while the execs of a sandbox that behaves are measured. */
+const misbehaving = {
+  "computes in four processes": "for i in 1 2 3 4; do while :; do :; done & done; wait",
+  "forks without end": "bomb() { bomb | bomb & }; while :; do bomb; sleep 0.1; done",
+  "prints without end": "yes",
+};
+
 const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-bench-"));
 const engine = await openEngine({ dataDir, engine: "gvisor", log: silent });
 const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: silent, version: "bench" });
@@ -20,6 +27,7 @@ try {
   await timed("template built", () => engineReady());
   const warm = await create({ baseUrl: server.url });
   for (let round = 0; round < rounds; round++) await measureOne(warm);
+  for (const [what, command] of Object.entries(misbehaving)) await measureBeside(warm, what, command);
   await warm.terminate();
   print();
 } finally {
@@ -50,6 +58,15 @@ async function measureOne(warm: Sandbox): Promise<void> {
   await timed("pause", () => fresh.pause());
   await timed("resume", () => fresh.resume());
   await timed("terminate", () => fresh.terminate());
+}
+
+/** The last column of its row is what the neighbour costs: the ratio to a quiet exec. */
+async function measureBeside(warm: Sandbox, what: string, command: string): Promise<void> {
+  const neighbour = await create({ baseUrl: server.url, resources: { processesMax: 128 } });
+  await neighbour.execBackground(["sh", "-c", command]).started;
+  await new Promise((resolve) => setTimeout(resolve, 2_000)); // until it is at its worst
+  for (let round = 0; round < rounds; round++) await timed(`exec \`true\` while a neighbour ${what}`, () => warm.exec("true"));
+  await neighbour.terminate();
 }
 
 async function timed<T>(name: string, work: () => Promise<T>): Promise<T> {

@@ -7,11 +7,33 @@ import assert from "node:assert/strict";
 import { existsSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
+import type { Driver } from "../../packages/engine/src/driver.ts";
 import { createGvisorDriver, defaultRuntimeDir } from "../../packages/engine/src/drivers/gvisor/index.ts";
 import { leftovers } from "./leftovers.ts";
 import { adopt, boot, end, newSpec, run, saved, start } from "./sandbox.ts";
 
 const quiet = { debug() {}, info() {}, warn() {}, error: console.error };
+
+/** What programs may use, with cgroups or without. */
+async function limits(driver: Driver): Promise<void> {
+  const bombed = await boot(driver);
+  const forks = `python3 -c '
+import os, time
+while True:
+    try:
+        if os.fork() == 0: time.sleep(1000)
+    except OSError as error: print(error.strerror, flush=True); break
+'`;
+  assert.equal(await run(bombed, `${forks}; pkill -9 python3; true`), "Resource temporarily unavailable");
+  await end(bombed);
+
+  const hungry = await boot(driver, { memSizeMiB: 128 });
+  await start(hungry, "exec python3 -c 'held = []\nwhile True: held.append(bytearray(os.urandom(1) * (1 << 20)))' || true");
+  await start(hungry, "exec python3 -c 'x = bytearray(400 << 20); import time; time.sleep(1000)'");
+  const exit = await hungry.machine.exited;
+  assert.equal(exit.reason, "oom_killed");
+  assert.match(exit.detail, /limit of 128 MiB/);
+}
 
 export async function lifeCycle(dataDir: string): Promise<void> {
   await mkdir(dataDir, { recursive: true });
@@ -57,6 +79,7 @@ for attempt in range(200):
     await end(parent, ...children);
     for (const { machine } of [parent, ...children]) assert.equal((await machine.exited).reason, "terminated");
     await rm(snapshot.dir, { recursive: true });
+    await limits(driver);
   } finally {
     await driver.close();
   }

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+use super::limits;
 use super::paths::{self, test_root};
 use crate::proto::guest::v1 as pb;
 
@@ -101,6 +102,7 @@ fn renew(request: pb::Adopt) -> Result<Renewed, String> {
     let clock_step_nanos = step_clock(request.wall_clock_unix_nanos);
     renew_host_name(&request.host_name)?;
     write_atomically("/etc/machine-id", &format!("{}\n", request.machine_id), 0o444)?;
+    limits::set_processes_max(request.processes_max);
     {
         let mut state = environment_state();
         if request.forget_secrets {

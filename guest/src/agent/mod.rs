@@ -9,6 +9,7 @@ pub mod files;
 pub mod identity;
 mod init;
 pub mod kernel;
+mod limits;
 mod link;
 mod link_attributes;
 pub mod paths;

@@ -9,9 +9,9 @@ use std::sync::OnceLock;
 
 use tokio::sync::oneshot;
 
-use super::link_attributes;
 use super::reaper::{self, ExitStatus};
 use super::user::User;
+use super::{limits, link_attributes};
 
 const NOFILE_DEFAULT: u64 = 65_536;
 const NOFILE_MIN: u64 = 64;
@@ -140,6 +140,7 @@ struct Prepared {
     fds: Vec<(OwnedFd, RawFd)>,
     terminal: Option<RawFd>,
     nofile: u64,
+    processes: Option<libc::rlimit>,
     drop_bounding_set: bool,
     filter: Option<&'static [libc::sock_filter]>,
     /// Written by the child, read by us after it has called execve or exited.
@@ -192,6 +193,7 @@ impl Prepared {
             fds,
             terminal: program.terminal,
             nofile: nofile_limit(),
+            processes: limits::processes().filter(|_| may_drop_bounding_set()),
             drop_bounding_set: may_drop_bounding_set(),
             filter: link_attributes::filter().filter(|_| may_drop_bounding_set()),
             failed_step: 0,
@@ -267,6 +269,9 @@ impl Prepared {
             if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
                 limit.rlim_cur = self.nofile.min(limit.rlim_max);
                 libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+            }
+            if let Some(limit) = &self.processes {
+                libc::setrlimit(libc::RLIMIT_NPROC, limit);
             }
             if let Some(filter) = self.filter
                 && !link_attributes::install(filter)

@@ -1,4 +1,4 @@
-//! Whether a memory cgroup has killed for want of memory.
+//! Whether a limit of a cgroup was met: killed for want of memory, or refused a task.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,27 @@ impl OomCounter {
 
     pub fn has_killed(&self) -> bool {
         read(&self.file, self.key).is_some_and(|now| now > self.before)
+    }
+}
+
+/// Counts refused tasks: gVisor's own process does not survive one.
+pub struct TaskCounter {
+    file: PathBuf,
+    before: u64,
+}
+
+impl TaskCounter {
+    pub fn new(cgroup: &Path) -> Result<Self, String> {
+        // The same name and form in v1 (since Linux 4.5) and v2.
+        let file = cgroup.join("pids.events");
+        let before = read(&file, Some("max")).ok_or_else(|| {
+            format!("read the task counter {}: it is not there; give a cgroup folder with the pids controller", file.display())
+        })?;
+        Ok(Self { file, before })
+    }
+
+    pub fn has_refused(&self) -> bool {
+        read(&self.file, Some("max")).is_some_and(|now| now > self.before)
     }
 }
 
@@ -65,7 +86,20 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_task_is_seen() {
+        let dir = std::env::temp_dir().join(format!("mitos-pids-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("pids.events"), "max 3\n").unwrap();
+        let counter = TaskCounter::new(&dir).unwrap();
+        assert!(!counter.has_refused());
+        fs::write(dir.join("pids.events"), "max 4\n").unwrap();
+        assert!(counter.has_refused());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
     fn a_folder_without_a_counter_is_refused() {
         assert!(OomCounter::new(Path::new("/proc")).is_err());
+        assert!(TaskCounter::new(Path::new("/proc")).is_err());
     }
 }

@@ -12,6 +12,8 @@ pub struct Exit {
     pub exit_code: Option<i32>,
     pub signal: Option<i32>,
     pub oom: bool,
+    /// It ended by itself after the kernel had refused it a process or thread.
+    pub process_limit: bool,
     pub at_unix_ms: u64,
 }
 

@@ -48,6 +48,9 @@ const FIRST_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const LINK_NOTICE: Duration = Duration::from_secs(5);
 /// The wall clock may be set, so a deadline is looked at this often at least.
 const DEADLINE_CHECK: Duration = Duration::from_secs(30);
+/// The kernel kills the largest process of a cgroup, which may be the one in which a single program of the guest runs: then the machine would
+/// live on, crippled, and nobody would be told.
+const OOM_CHECK: Duration = Duration::from_millis(500);
 const MEMORY_INTERVAL_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
 
 pub struct Keeper {
@@ -70,6 +73,7 @@ pub struct Keeper {
     on_end: Vec<Vec<String>>,
     deadline: Option<Deadline>,
     memory_limit: Option<MemoryLimit>,
+    next_oom_check: Instant,
     cpu_ms: u64,
     phase: Phase,
     /// Why the machine ends; the first cause wins.
@@ -163,6 +167,7 @@ impl Keeper {
             on_end: Vec::new(),
             deadline: None,
             memory_limit: None,
+            next_oom_check: now,
             cpu_ms: 0,
             phase: Phase::Serving { first_connection: Some(now + FIRST_CONNECTION_TIMEOUT) },
             cause: None,
@@ -254,6 +259,9 @@ impl Keeper {
                 }
                 if let Some(deadline) = &self.deadline {
                     until(Duration::from_millis(deadline.unix_ms.saturating_sub(unix_ms())).min(DEADLINE_CHECK));
+                }
+                if self.machine.as_ref().is_some_and(Machine::counts_oom) {
+                    until(self.next_oom_check.saturating_duration_since(now));
                 }
                 if let Some(limit) = self.memory_limit.as_ref().filter(|_| self.machine.is_some()) {
                     until(limit.next.saturating_duration_since(now));
@@ -480,7 +488,7 @@ impl Keeper {
                 self.commands.push(Command::spawn(&argv, env.as_ref(), link, timeout, Some(caller))?);
                 return Ok(None);
             }
-            Request::Watch { pid, pid_file, cgroup_memory } => {
+            Request::Watch { pid, pid_file, cgroup_memory, cgroup_pids } => {
                 if let Some(machine) = &self.machine {
                     return Err(format!("watch: pid {} is watched already; one shim keeps one machine", machine.pid));
                 }
@@ -489,7 +497,7 @@ impl Keeper {
                     (None, Some(path)) => Machine::pid_from_file(&path)?,
                     _ => return Err("watch: give either pid or pid_file".into()),
                 };
-                self.machine = Some(Machine::watch(pid, cgroup_memory.as_deref())?);
+                self.machine = Some(Machine::watch(pid, cgroup_memory.as_deref(), cgroup_pids.as_deref())?);
                 return Ok(Some(Reply::Watching { ok: true, pid }));
             }
             Request::OnEnd { commands } => {
@@ -571,7 +579,7 @@ impl Keeper {
             self.kill_all();
             if self.reap() || until <= now {
                 if let Some(machine) = &mut self.machine {
-                    machine.note_oom();
+                    machine.note_limits();
                 }
                 self.phase = Phase::Cleaning { next: 0 };
             }
@@ -596,6 +604,12 @@ impl Keeper {
         }
         if let Some(deadline) = self.deadline.take_if(|deadline| deadline.unix_ms <= unix_ms()) {
             return self.begin_end(&deadline.reason, false);
+        }
+        if self.next_oom_check <= now {
+            self.next_oom_check = now + OOM_CHECK;
+            if self.machine.as_mut().is_some_and(Machine::note_oom) {
+                return self.begin_end("oom_killed", true);
+            }
         }
         if self.machine.is_none() || self.memory_limit.as_ref().is_none_or(|limit| limit.next > now) {
             return;
@@ -676,7 +690,9 @@ impl Keeper {
             None if status.signal.is_some() => ("killed".into(), false),
             None => ("exited".into(), false),
         };
-        Exit { reason, exit_code: status.exit_code, signal: status.signal, oom, at_unix_ms: unix_ms() }
+        // Ended for another cause it may have met the limit as well, without harm.
+        let process_limit = self.cause.is_none() && !oom && self.machine.as_ref().is_some_and(Machine::process_limit);
+        Exit { reason, exit_code: status.exit_code, signal: status.signal, oom, process_limit, at_unix_ms: unix_ms() }
     }
 
     // ------------------------------------------------------------------ what goes out

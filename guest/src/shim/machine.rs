@@ -1,6 +1,6 @@
 //! The one process that *is* the machine.
 
-use super::cgroup::OomCounter;
+use super::cgroup::{OomCounter, TaskCounter};
 use super::sys;
 use nix::sys::wait::WaitStatus;
 use std::fs;
@@ -11,7 +11,9 @@ pub struct Machine {
     pub pid: i32,
     pub pidfd: OwnedFd,
     oom: Option<OomCounter>,
+    tasks: Option<TaskCounter>,
     out_of_memory: bool,
+    out_of_tasks: bool,
     /// Set when it has ended.
     pub ended: Option<Status>,
 }
@@ -35,11 +37,12 @@ impl Status {
 }
 
 impl Machine {
-    pub fn watch(pid: i32, cgroup_memory: Option<&Path>) -> Result<Self, String> {
+    pub fn watch(pid: i32, cgroup_memory: Option<&Path>, cgroup_pids: Option<&Path>) -> Result<Self, String> {
         let oom = cgroup_memory.map(OomCounter::new).transpose()?;
+        let tasks = cgroup_pids.map(TaskCounter::new).transpose()?;
         let pidfd = sys::pidfd_open(pid)
             .map_err(|error| format!("watch pid {pid}: {error}; it has ended already or was never started, see machine.log"))?;
-        Ok(Self { pid, pidfd, oom, out_of_memory: false, ended: None })
+        Ok(Self { pid, pidfd, oom, tasks, out_of_memory: false, out_of_tasks: false, ended: None })
     }
 
     pub fn pid_from_file(path: &Path) -> Result<i32, String> {
@@ -54,11 +57,26 @@ impl Machine {
     }
 
     /// Looked up once, before the commands of `on_end`, which remove the cgroup.
-    pub fn note_oom(&mut self) {
-        self.out_of_memory = self.oom.as_ref().is_some_and(OomCounter::has_killed);
+    pub fn note_limits(&mut self) {
+        self.note_oom();
+        self.out_of_tasks = self.tasks.as_ref().is_some_and(TaskCounter::has_refused);
+    }
+
+    /// Whether something of it has been killed for want of memory.
+    pub fn note_oom(&mut self) -> bool {
+        self.out_of_memory |= self.oom.as_ref().is_some_and(OomCounter::has_killed);
+        self.out_of_memory
+    }
+
+    pub fn counts_oom(&self) -> bool {
+        self.oom.is_some()
     }
 
     pub fn oom(&self) -> bool {
         self.out_of_memory
+    }
+
+    pub fn process_limit(&self) -> bool {
+        self.out_of_tasks
     }
 }

@@ -19,6 +19,7 @@ pub enum Request {
         pid: Option<i32>,
         pid_file: Option<PathBuf>,
         cgroup_memory: Option<PathBuf>,
+        cgroup_pids: Option<PathBuf>,
     },
     OnEnd {
         commands: Vec<Vec<String>>,

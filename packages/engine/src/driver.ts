@@ -11,6 +11,14 @@ export interface MachineResources {
   readonly processesMax: number;
 }
 
+/**
+ * How many processes and threads programs really get: a process costs a machine half a MiB to one even if it only sleeps, so that with more
+ * of them than MiB of memory a fork bomb would end its machine for want of memory instead of being told no.
+ */
+export function programsMax({ processesMax, memSizeMiB }: MachineResources): number {
+  return Math.min(processesMax, memSizeMiB);
+}
+
 /** Where the root file system of a machine comes from. */
 export type RootSource = { readonly kind: "host" };
 

@@ -14,6 +14,8 @@ export interface Adoption {
   readonly forgetSecrets: boolean;
   readonly deadlineMs: number | null;
   readonly forkBudget: number;
+  /** `programsMax` of its resources. */
+  readonly processesMax: number;
 }
 
 /** The agent of one machine, as the engine's actions need it. */

@@ -68,5 +68,6 @@ function identityOf(adoption: Adoption) {
     forgetSecrets: adoption.forgetSecrets,
     deadlineUnixMs: BigInt(adoption.deadlineMs ?? 0),
     forkBudget: adoption.forkBudget,
+    processesMax: adoption.processesMax,
   };
 }

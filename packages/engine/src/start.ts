@@ -1,6 +1,6 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { Core } from "./core.ts";
-import type { Machine, Snapshot } from "./driver.ts";
+import { type Machine, programsMax, type Snapshot } from "./driver.ts";
 import { forkSelf } from "./fork.ts";
 import type { Adoption } from "./guest.ts";
 import { hostNameOf } from "./host-name.ts";
@@ -40,6 +40,7 @@ export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snap
       generation: record.generation,
       deadlineMs: record.deadlineMs,
       forkBudget: record.forkBudget,
+      processesMax: programsMax(record.resources),
     });
     requireAlive(entry.record);
     return live;

@@ -2,7 +2,7 @@ import { isImageReference, MitosError, type TemplateId } from "@mitos/protocol";
 import type { Owner, Template, TemplateRequest } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
-import type { Machine, Snapshot } from "./driver.ts";
+import { type Machine, programsMax, type Snapshot } from "./driver.ts";
 import type { Guest } from "./guest.ts";
 import { hostNameOf } from "./host-name.ts";
 import { SharedSnapshot } from "./snapshots.ts";
@@ -197,6 +197,7 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
       forgetSecrets: true,
       deadlineMs: null,
       forkBudget: 0,
+      processesMax: programsMax(request.resources),
     });
     if (request.workload) await runWorkload(guest.runtime, request.workload);
     await warm(core, guest, request.id);

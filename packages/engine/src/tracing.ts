@@ -66,7 +66,7 @@ export function traceDriver(driver: Driver): Driver {
       ),
     prepare: (spec, count) => driver.prepare(spec, count),
     reattach: (machineId) => driver.reattach(machineId),
-    sweep: (keep) => driver.sweep(keep),
+    sweep: (keep, snapshots) => driver.sweep(keep, snapshots),
     close: () => driver.close(),
   };
 }

@@ -14,6 +14,8 @@ export interface Network {
 export interface Resources {
   vcpuCount?: number | undefined;
   memSizeMiB?: number | undefined;
+  /** Processes and threads; never more than one for each MiB of memory. */
+  processesMax?: number | undefined;
 }
 
 /** A program that is started while the template is built, so that every sandbox wakes with it running. */
@@ -78,10 +80,11 @@ export function networkToWire(network: Network): Record<string, unknown> {
   return wire;
 }
 
-export function resourcesToWire({ vcpuCount, memSizeMiB }: Resources): Record<string, unknown> {
+export function resourcesToWire({ vcpuCount, memSizeMiB, processesMax }: Resources): Record<string, unknown> {
   return {
     ...(vcpuCount === undefined ? {} : { vcpu_count: vcpuCount }),
     ...(memSizeMiB === undefined ? {} : { mem_size_mib: memSizeMiB }),
+    ...(processesMax === undefined ? {} : { processes_max: processesMax }),
   };
 }
 

@@ -12,6 +12,7 @@ import { Auth } from "./auth/auth.ts";
 import { createConnectHandler, refuseRpc, servicePrefix } from "./connect/handler.ts";
 import type { ServerContext } from "./context.ts";
 import { toConnectError } from "./errors.ts";
+import { closeWhenIdle, http2Limits, idleMs, makeRoom } from "./http/connections.ts";
 import { type AnyRequest, isLoopback, refusal } from "./http/guard.ts";
 import { type AnyResponse, endLateBody, sendConnectError, sendEnvelope } from "./http/plain.ts";
 import { createSharedPort } from "./http/shared-port.ts";
@@ -52,6 +53,8 @@ export interface ServerOptions {
   readonly previewSecret?: Uint8Array | undefined;
   /** A connection that sends nothing is closed after this. */
   readonly silenceMs?: number | undefined;
+  /** Of all clients together; one more is closed at once. */
+  readonly connectionsMax?: number | undefined;
 }
 
 export interface RunningServer {
@@ -67,8 +70,8 @@ const closeGraceMs = 4500;
 /** For the streams that are broken off to say why. */
 const lastWordsMs = 500;
 const silenceMsDefault = 10_000;
-const http1Timeouts = { headersTimeout: 20_000, keepAliveTimeout: 65_000, requestTimeout: 0 } as const;
-const http2StreamsMax = 256;
+const connectionsMaxDefault = 4096;
+const http1Timeouts = { headersTimeout: 20_000, keepAliveTimeout: idleMs, requestTimeout: 0 } as const;
 const previewSecretBytes = 32;
 
 /** @throws invalid_input for a host that is not loopback on a server without keys; the system's error when the address is taken */
@@ -171,16 +174,28 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     });
     socket.once("close", () => done(refusedWith ?? 101));
   });
-  const sessions = new Set<ServerHttp2Session>();
-  const http2 = createHttp2({ settings: { maxConcurrentStreams: http2StreamsMax } }, dispatch);
+  /** And how many requests are open on each. */
+  const sessions = new Map<ServerHttp2Session, number>();
+  const http2 = createHttp2(http2Limits, dispatch);
   http2.on("checkContinue", dispatch);
   http2.on("session", (session) => {
-    sessions.add(session);
+    const openStreams = () => sessions.get(session) ?? 0;
+    sessions.set(session, 0);
+    session.on("stream", (stream) => {
+      sessions.set(session, openStreams() + 1);
+      stream.on("close", () => sessions.has(session) && sessions.set(session, openStreams() - 1));
+    });
+    closeWhenIdle(session, openStreams);
     session.on("close", () => sessions.delete(session));
     session.on("error", (error) => log.debug({ err: error }, "an HTTP/2 session failed"));
   });
 
-  const { port, endSilent } = createSharedPort(http1, http2, options.silenceMs ?? silenceMsDefault);
+  const { port, endSilent } = createSharedPort(http1, http2, {
+    silenceMs: options.silenceMs ?? silenceMsDefault,
+    connectionsMax: options.connectionsMax ?? connectionsMaxDefault,
+  });
+  const idleSessions = () => [...sessions].filter(([, open]) => open === 0).map(([session]) => session);
+  makeRoom(port, http1, idleSessions, log);
   const sockets = new Set<Socket>();
   port.on("connection", (socket) => {
     sockets.add(socket);
@@ -204,7 +219,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     endSilent();
     forwards.close();
     http1.close();
-    for (const session of sessions) session.close();
+    for (const session of sessions.keys()) session.close();
     // A connection that is busy now is idle later.
     const idle = setInterval(() => http1.closeIdleConnections(), 100);
     const cut = setTimeout(() => shutdown.abort(new MitosError("unavailable", { cause: "the server is going down" })), closeGraceMs);
@@ -215,7 +230,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     clearInterval(idle);
     clearTimeout(cut);
     clearTimeout(end);
-    for (const session of sessions) session.destroy();
+    for (const session of sessions.keys()) session.destroy();
     for (const webSocket of webSockets) webSocket.close();
     await app.close();
     await context.audit.close();

@@ -601,3 +601,34 @@ describe("a hostile guest", () => {
     await expect(link.unary(method.list, { parent: "/" })).rejects.toMatchObject({ code: "sandbox_exhausted" });
   });
 });
+
+describe("a guest that says nothing", () => {
+  it("is asked, and lost when it does not answer while a call waits", async () => {
+    const { fake, link } = await connected({}, { silenceMs: 20 });
+    fake.handler = () => new Promise(() => {});
+    const call = link.unary(method.list, { parent: "/" });
+    await expect(link.ping()).resolves.toBeGreaterThan(0);
+    fake.mute = true;
+    await expect(call).rejects.toMatchObject({ code: "unavailable" });
+    expect(await link.closed).toMatchObject({ message: expect.stringContaining("has not answered") });
+    expect(fake.sent(frameType.ping).length).toBeGreaterThanOrEqual(2);
+  });
+
+  it("is left alone while it answers, is asked to be quiet, or no call waits", async () => {
+    const { fake, link } = await connected({}, { silenceMs: 10 });
+    const pings = () => fake.sent(frameType.ping).length;
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(pings()).toBe(0);
+    fake.handler = () => new Promise(() => {});
+    const call = link.unary(method.list, { parent: "/" }).catch((error: unknown) => error);
+    await expect.poll(pings).toBeGreaterThan(2);
+    const quiet = await link.quiesce();
+    const before = pings();
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(pings()).toBe(before);
+    await quiet.resume();
+    await expect.poll(pings).toBeGreaterThan(before);
+    link.close();
+    expect(await call).toMatchObject({ code: "unavailable" });
+  });
+});

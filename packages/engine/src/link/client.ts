@@ -26,6 +26,7 @@ const openMessageBytesMax = 60_000;
 const channelNumberMax = 0xffff_fffe;
 /** Over all channels: what waits here for its taker, and messages that are being put together. */
 const heldBytesMaxDefault = 128 * 1024 * 1024;
+const silenceMsDefault = 60_000;
 const pingsMax = 16;
 const pingBytesMax = 64;
 const tunnelChunkBytes = 61_440;
@@ -37,6 +38,11 @@ export interface LinkOptions {
   /** How long HELLO_ACK and ADOPTED may take. Default 10 s: a restored machine may have to load its pages first. */
   readonly handshakeTimeoutMs?: number;
   readonly heldBytesMax?: number;
+  /**
+   * While a call is under way and the guest has said nothing for so long it is sent a PING; without an answer in the same time again the link
+   * is lost. Default 60 s: an agent among hundreds of busy programs is slow, one that was stopped is silent.
+   */
+  readonly silenceMs?: number;
   /**
    * Resolves when whoever owns the machine has had its chance to `close` a lost session with the reason; called when the link is lost. What
    * is under way fails no earlier. Default: at once.
@@ -121,6 +127,10 @@ export class LinkClient {
   readonly #writer: FrameWriter;
   readonly #handshakeTimeoutMs: number;
   readonly #heldBytesMax: number;
+  readonly #silenceMs: number;
+  /** Runs while calls are under way. */
+  #silenceWatch: NodeJS.Timeout | undefined;
+  #heard = false;
   readonly #lastWords: (() => Promise<unknown>) | undefined;
   readonly #session = randomBytes(16).toString("hex");
   readonly #channels = new Map<number, Channel>();
@@ -145,6 +155,7 @@ export class LinkClient {
   constructor(transport: FrameTransport, options: LinkOptions = {}) {
     this.#handshakeTimeoutMs = options.handshakeTimeoutMs ?? 10_000;
     this.#heldBytesMax = options.heldBytesMax ?? heldBytesMaxDefault;
+    this.#silenceMs = options.silenceMs ?? silenceMsDefault;
     this.#lastWords = options.lastWords;
     const { promise, resolve } = Promise.withResolvers<Error | undefined>();
     this.closed = promise;
@@ -159,6 +170,7 @@ export class LinkClient {
     };
     transport.onFrame((type, flags, channel, payload) => {
       if (this.#state !== "greeting" && this.#state !== "open") return;
+      this.#heard = true;
       try {
         this.#receive(type, flags, channel, payload);
       } catch (error) {
@@ -424,7 +436,24 @@ export class LinkClient {
     this.#channels.set(channel.number, channel);
     if (isGuestChannel(channel.number)) this.#guestChannels += 1;
     else this.#hostChannels += 1;
+    if (this.#hostChannels > 0) this.#silenceWatch ??= setInterval(() => this.#checkSilence(), this.#silenceMs).unref();
     return channel;
+  }
+
+  #endSilenceWatch(): void {
+    clearInterval(this.#silenceWatch);
+    this.#silenceWatch = undefined;
+  }
+
+  #checkSilence(): void {
+    const silent = !this.#heard;
+    this.#heard = false;
+    // Asked to be quiet, or asked already.
+    if (!silent || this.#quiet || this.#quiescing || this.#pings.length > 0) return;
+    this.ping(this.#silenceMs).catch(() => {
+      if (!this.#heard && !this.#quiet && !this.#quiescing)
+        this.#lose(new Error(`the agent has not answered for ${(2 * this.#silenceMs) / 1000} s`));
+    });
   }
 
   #forget(channel: Channel): void {
@@ -432,6 +461,7 @@ export class LinkClient {
     if (!this.#channels.delete(channel.number)) return;
     if (isGuestChannel(channel.number)) this.#guestChannels -= 1;
     else this.#hostChannels -= 1;
+    if (this.#hostChannels === 0) this.#endSilenceWatch();
   }
 
   #sendReset(channel: number, status: Uint8Array): void {
@@ -604,6 +634,7 @@ export class LinkClient {
       return;
     }
     this.#state = "lost";
+    this.#endSilenceWatch();
     this.#closeError = linkLost(reason);
     this.#writer.stop();
     this.#settleClosed(reason);
@@ -615,6 +646,7 @@ export class LinkClient {
   #finish(reason: Error | undefined): void {
     if (this.#state === "closed") return;
     this.#state = "closed";
+    this.#endSilenceWatch();
     const error = reason instanceof MitosError ? reason : linkLost(reason);
     this.#closeError = error;
     this.#writer.stop();

@@ -102,6 +102,8 @@ export class FakeGuest {
   readonly calls = new Map<number, FakeCall>();
   handler: (call: FakeCall) => Promise<void> = async (call) => call.end("unimplemented");
   quiet = false;
+  /** While set, PING gets no answer. */
+  mute = false;
   session = "";
   /** While set, the host's writes are not finished. */
   blocked: Promise<void> | undefined;
@@ -188,7 +190,7 @@ export class FakeGuest {
         for (const each of this.calls.values()) each.wake();
         break;
       case frameType.ping:
-        this.control(frameType.pong, payload);
+        if (!this.mute) this.control(frameType.pong, payload);
         break;
       case frameType.open: {
         const open = fromBinary(guest.OpenSchema, payload);

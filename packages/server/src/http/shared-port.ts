@@ -9,13 +9,15 @@ import { createServer, type Server, type Socket } from "node:net";
 /** The beginning of every HTTP/2 connection; no HTTP/1 request begins so. */
 const http2Preface = Buffer.from("PRI * HTTP/2.0\r\n");
 
-const connectionsMax = 4096;
-
 /**
  * @param silenceMs - a connection that has not shown its protocol by then is closed
  * @returns the server to listen with, and what ends the connections that have not shown their protocol yet
  */
-export function createSharedPort(http1: Http1Server, http2: Http2Server, silenceMs: number): { port: Server; endSilent: () => void } {
+export function createSharedPort(
+  http1: Http1Server,
+  http2: Http2Server,
+  { silenceMs, connectionsMax }: { silenceMs: number; connectionsMax: number },
+): { port: Server; endSilent: () => void } {
   // Starts the parser's own watch over header and keep-alive time-outs, which otherwise begins with `listen`.
   http1.emit("listening");
   const silent = new Set<Socket>();

@@ -39,6 +39,8 @@ export interface Sessions {
 
 const openTimeoutMs = 30_000;
 const closeReasonBytesMax = 123;
+/** With more than this unread, a client gets no answer to its pings. */
+const pongBytesMax = 64 * 1024;
 
 const closeCode = { done: 1000, notOpen: 1003, tooManyStreams: 1008, failed: 1011 } as const;
 
@@ -48,6 +50,7 @@ export function createSessions(context: ServerContext, framing: Framing): Sessio
     noServer: true,
     maxPayload: limits.webSocketMessageBytesMax,
     perMessageDeflate: false,
+    autoPong: false, // answers would pile up for a client that sends pings and reads nothing
     handleProtocols: (offered) => (offered.has(subprotocol) ? subprotocol : false),
   });
   return {
@@ -127,6 +130,9 @@ async function run({ context, audit, framing, sandbox, runtime, opening, place }
     if (!context.shutdown.aborted) gone.abort(new MitosError("canceled", { cause: "the client closed the socket" }));
   });
   webSocket.on("error", () => {}); // "close" follows
+  webSocket.on("ping", (data) => {
+    if (webSocket.readyState === webSocket.OPEN && webSocket.bufferedAmount < pongBytesMax) webSocket.pong(data);
+  });
 
   const input = new Input(webSocket, framing, opening);
   let pty = false;

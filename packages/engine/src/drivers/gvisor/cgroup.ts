@@ -6,8 +6,10 @@ const mount = "/sys/fs/cgroup";
 
 /** What sentry, gofer and shim need beside the guest's own memory, so that `memSizeMiB` really can be used by programs. */
 export const memoryOverheadMiB = 64;
-/** Host tasks of the sentry itself; every thread of the guest is one more. */
-const tasksOverhead = 256;
+/** Host tasks of the sentry itself and of the agent. */
+const tasksOverhead = 512;
+/** Every process or thread of the guest is two on the host, and a third while the sentry waits for the host in its name. */
+const tasksPerProcess = 3;
 const cpuPeriodUs = 100_000;
 
 export interface Cgroups {
@@ -16,6 +18,8 @@ export interface Cgroups {
   readonly hierarchies: readonly string[];
   /** The one that tells memory and out-of-memory kills. */
   readonly memory: string;
+  /** The one that counts tasks. Undefined: v1 without that controller. */
+  readonly pids: string | undefined;
   readonly swapLimit: boolean;
   readonly parent: string;
 }
@@ -37,7 +41,7 @@ export async function openCgroups(parent: string): Promise<Cgroups | undefined> 
 }
 
 async function version2(parent: string): Promise<Cgroups> {
-  return { version: 2, hierarchies: [mount], memory: mount, swapLimit: false, parent };
+  return { version: 2, hierarchies: [mount], memory: mount, pids: mount, swapLimit: false, parent };
 }
 
 /** runsc makes a cgroup in every v1 hierarchy that is mounted, and in a unified one beside them only its own name. */
@@ -48,7 +52,8 @@ async function version1(parent: string): Promise<Cgroups | undefined> {
     if (name !== "unified" && (await isThere(path.join(mount, name, "cgroup.procs")))) hierarchies.push(path.join(mount, name));
   }
   const memory = path.join(mount, "memory");
-  return hierarchies.includes(memory) ? { version: 1, hierarchies, memory, swapLimit: false, parent } : undefined;
+  const pids = hierarchies.find((hierarchy) => path.basename(hierarchy) === "pids");
+  return hierarchies.includes(memory) ? { version: 1, hierarchies, memory, pids, swapLimit: false, parent } : undefined;
 }
 
 function hasSwapLimit(cgroups: Cgroups): Promise<boolean> {
@@ -61,7 +66,8 @@ export function ociResources(resources: MachineResources, cgroups: Cgroups): obj
   const limit = memoryLimitBytes(resources);
   return {
     memory: { limit, ...(cgroups.swapLimit ? { swap: limit } : {}) },
-    pids: { limit: resources.processesMax + tasksOverhead },
+    // The limit that programs meet is the sandbox's own (EAGAIN, see the agent's `limits.rs`); this one ends who got around it.
+    pids: { limit: tasksPerProcess * resources.processesMax + tasksOverhead },
     cpu: { quota: resources.vcpuCount * cpuPeriodUs, period: cpuPeriodUs },
   };
 }
@@ -70,9 +76,12 @@ export function memoryLimitBytes(resources: MachineResources): number {
   return (resources.memSizeMiB + memoryOverheadMiB) * 1024 * 1024;
 }
 
-/** The folder in which the shim reads memory and out-of-memory kills of a container. */
-export function memoryFolder(cgroups: Cgroups, containerId: string): string {
-  return path.join(cgroups.memory, cgroups.parent, containerId);
+/** Where the shim reads whether a container was ended by a limit: fields of its `watch`. */
+export function watchedFolders({ memory, pids, parent }: Cgroups, containerId: string): Record<string, string> {
+  return {
+    cgroup_memory: path.join(memory, parent, containerId),
+    ...(pids ? { cgroup_pids: path.join(pids, parent, containerId) } : {}),
+  };
 }
 
 /** Containers that still have a cgroup, whether they live or not. */

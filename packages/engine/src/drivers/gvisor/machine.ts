@@ -1,8 +1,8 @@
 import { rm } from "node:fs/promises";
 import { MitosError } from "@mitos/protocol";
-import type { FrameTransport, Machine, MachineExit, Metering } from "../../driver.ts";
+import type { FrameTransport, Machine, MachineExit, MachineResources, Metering } from "../../driver.ts";
 import type { JsonObject } from "../../link/transport.ts";
-import { memoryLimitBytes } from "./cgroup.ts";
+import { memoryLimitBytes, watchedFolders } from "./cgroup.ts";
 import { type Container, readExit, removeTraces, runCommand } from "./container.ts";
 import type { Host } from "./host.ts";
 import { type Layout, nameOf } from "./layout.ts";
@@ -114,7 +114,7 @@ export class GvisorMachine implements Machine {
       if (!told.reason) await killContainer(this.#host.layout, id);
       await processGone(shimPid);
       await forget(this.#host, this.machineId, id);
-      return toMachineExit(told, this.container.shape.resources.memSizeMiB);
+      return toMachineExit(told, this.container.shape.resources);
     } catch (error) {
       this.#host.log.error({ machine: this.machineId, error }, "something of an ended machine could not be removed");
       return { reason: "lost", detail: "something of it could not be removed from the host", atUnixMs: Date.now() };
@@ -134,7 +134,7 @@ export async function activate(host: Host, container: Container, machineId: stri
     await Promise.all([
       control.request("watch", {
         pid: container.sentryPid,
-        ...(host.cgroups ? { cgroup_memory: `${host.cgroups.memory}/${host.cgroups.parent}/${container.id}` } : {}),
+        ...(host.cgroups ? watchedFolders(host.cgroups, container.id) : {}),
       }),
       ...(host.cgroups ? [] : [control.request("memory_limit", { bytes: memoryLimitBytes(shape.resources), interval_ms: memoryCheckMs })]),
       runCommand(control, "start a machine", argv, timeoutMs),
@@ -158,17 +158,25 @@ export async function forget(host: Host, machineId: string, containerId: string)
   await rm(nameOf(host.layout, machineId), { force: true });
 }
 
-export function toMachineExit(told: JsonObject, memSizeMiB: number | undefined): MachineExit {
+export function toMachineExit(told: JsonObject, resources: MachineResources | undefined): MachineExit {
   const reason = typeof told.reason === "string" ? told.reason.slice(0, 256) : undefined;
   const atUnixMs = typeof told.at_unix_ms === "number" ? told.at_unix_ms : Date.now();
   if (told.oom === true) {
-    return { reason: "oom_killed", detail: `it used more memory than its limit${memSizeMiB ? ` of ${memSizeMiB} MiB` : ""}`, atUnixMs };
+    return {
+      reason: "oom_killed",
+      detail: `it used more memory than its limit${resources ? ` of ${resources.memSizeMiB} MiB` : ""}`,
+      atUnixMs,
+    };
+  }
+  if (told.process_limit === true) {
+    const limit = resources ? ` of ${resources.processesMax}` : "";
+    return { reason: "killed", detail: `it had more processes and threads than its limit${limit} allows`, atUnixMs };
   }
   switch (reason) {
     case undefined:
       return { reason: "lost", detail: "its shim on the host vanished", atUnixMs };
     case "exited":
-      return { reason, detail: `its first process ended with ${String(told.exit_code)}`, atUnixMs };
+      return { reason, detail: `its first process ${describeExitCode(told.exit_code)}`, atUnixMs };
     case "killed":
       return { reason, detail: `its host process was killed by signal ${String(told.signal)}`, atUnixMs };
     case "deadline":
@@ -179,6 +187,11 @@ export function toMachineExit(told: JsonObject, memSizeMiB: number | undefined):
     default:
       return { reason: "terminated", detail: reason, atUnixMs };
   }
+}
+
+/** runsc tells a signal from inside the machine as a shell does: 128 and its number. */
+function describeExitCode(code: unknown): string {
+  return typeof code === "number" && code > 128 ? `was killed from inside by signal ${code - 128}` : `ended with ${String(code)}`;
 }
 
 export function notAMachine(layout: Layout): MitosError {

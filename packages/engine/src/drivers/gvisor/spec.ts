@@ -1,11 +1,12 @@
 import { createHash } from "node:crypto";
+import { resourceBounds } from "@mitos/protocol";
 import type { MachineResources } from "../../driver.ts";
 import { type Cgroups, ociResources } from "./cgroup.ts";
 import { agentPath, type HostRoot } from "./root.ts";
 
 /**
- * What an ordinary container's root may do, and sys_admin for the agent itself: host name and mounts. Every process that it starts for a user
- * has only the former.
+ * What an ordinary container's root may do, and two more for the agent itself: sys_admin for host name and mounts, sys_resource for the limits
+ * of processes that a snapshot holds. Every process that it starts for a user has only the former.
  */
 const capabilities = [
   "AUDIT_WRITE",
@@ -23,9 +24,11 @@ const capabilities = [
   "SETUID",
   "SYS_ADMIN",
   "SYS_CHROOT",
+  "SYS_RESOURCE",
 ].map((name) => `CAP_${name}`);
 
 const openFilesMax = 65_536;
+const processesMax = resourceBounds.processesMax[1];
 
 const env = [
   "PATH=/opt/mitos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -52,7 +55,8 @@ export function ociSpec(containerId: string, { root, resources }: ContainerShape
       capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
       rlimits: [
         { type: "RLIMIT_NOFILE", soft: openFilesMax, hard: openFilesMax },
-        { type: "RLIMIT_NPROC", soft: resources.processesMax, hard: resources.processesMax },
+        // The agent gives each program the limit of the sandbox, which may be another than that of its template.
+        { type: "RLIMIT_NPROC", soft: processesMax, hard: processesMax },
         { type: "RLIMIT_CORE", soft: 0, hard: 0 },
       ],
     },

@@ -213,6 +213,13 @@ export declare type Adopt = Message<"guest.v1.Adopt"> & {
    * @generated from field: uint32 fork_budget = 14;
    */
   forkBudget: number;
+
+  /**
+   * How many processes and threads the programs of one user may have, the agent's own not counted. 0 = as many as the machine was started with.
+   *
+   * @generated from field: uint32 processes_max = 15;
+   */
+  processesMax: number;
 };
 
 /**

@@ -1,0 +1,324 @@
+/** Tries to get out of a sandbox, as root in it: each attempt is refused or stays inside, and the host is as it was. */
+
+import { createHash } from "node:crypto";
+import { chmodSync, existsSync, lstatSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createServer, type Server } from "node:net";
+import os from "node:os";
+import path from "node:path";
+import type { Sandbox } from "@mitos/sdk";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { findGuest } from "../../packages/engine/src/drivers/gvisor/find.ts";
+import { type LiveServer, startLiveServer } from "../support/live-server.ts";
+import { until } from "../support/until.ts";
+
+const isRoot = process.getuid?.() === 0;
+const program = readFileSync(path.join(import.meta.dirname, "../fixtures/escape.py"));
+const secretDir = mkdtempSync(path.join(os.tmpdir(), "mitos-escape-"));
+const secret = path.join(secretDir, "secret");
+/** Below /usr, which every sandbox sees; only root can put a file of its own there. */
+const hostFile = isRoot ? `/usr/local/share/mitos-escape-${process.pid}` : "/usr/lib/os-release";
+const abstractName = `mitos-escape-${process.pid}`;
+
+let live: LiveServer;
+let neighbour: Sandbox;
+let sandbox: Sandbox;
+const listeners: Server[] = [];
+/** Connections that reached the host. */
+let reached = 0;
+let before: ReturnType<typeof hostFacts>;
+let results: Record<string, { refused?: string; reached?: true | { sees?: unknown; read?: string } }>;
+
+beforeAll(async () => {
+  writeFileSync(secret, "of the host");
+  if (isRoot) writeFileSync(hostFile, "of the host");
+  if (isRoot) chmodSync(hostFile, 0o644);
+  const port = await listen({ host: "0.0.0.0", port: 0 });
+  await listen({ path: `\0${abstractName}` });
+  await listen({ path: path.join(secretDir, "host.sock") });
+  live = await startLiveServer();
+  neighbour = await live.create();
+  sandbox = await live.create();
+  await sandbox.files.write("/workspace/escape.py", program);
+  before = hostFacts();
+  const address = Object.values(os.networkInterfaces())
+    .flat()
+    .find((one) => one?.family === "IPv4" && !one.internal)?.address;
+  const host = {
+    disk: diskNumbers(),
+    paths: [secretDir, live.dataDir, "/root/.bashrc", "/etc/shadow", "/home", import.meta.dirname].filter((one) => one !== "/home"),
+    port,
+    address: address ?? "192.0.2.1",
+    abstract: abstractName,
+    socket: path.join(secretDir, "host.sock"),
+    file: hostFile,
+  };
+  const { stdout, stderr, exitCode } = await sandbox.exec(["python3", "/workspace/escape.py", JSON.stringify(host)], {
+    timeoutSeconds: 90,
+  });
+  expect(exitCode, stderr).toBe(0);
+  results = JSON.parse(stdout);
+});
+afterAll(async () => {
+  for (const listener of listeners) listener.close();
+  rmSync(secretDir, { recursive: true });
+  if (isRoot) rmSync(hostFile);
+  await live.close();
+});
+
+async function listen(options: { host?: string; port?: number; path?: string }): Promise<number> {
+  const server = createServer((socket) => {
+    reached += 1;
+    socket.destroy();
+  });
+  listeners.push(server);
+  await new Promise<void>((resolve) => server.listen(options, resolve));
+  const address = server.address();
+  return typeof address === "object" && address ? address.port : 0;
+}
+
+/** Major and minor number of a disk of the host, so that the attempt is at one that exists. */
+function diskNumbers(): [number, number] {
+  const name = existsSync("/sys/block") ? readdirSync("/sys/block")[0] : undefined;
+  const text = name ? readFileSync(`/sys/block/${name}/dev`, "utf8") : "8:0";
+  const [major, minor] = text.trim().split(":").map(Number);
+  return [major ?? 8, minor ?? 0];
+}
+
+/** What an attempt that works would have changed. */
+function hostFacts() {
+  const { mode, uid, gid, mtimeMs, ino, nlink, size, ctimeMs } = lstatSync(hostFile);
+  const read = (file: string) => (existsSync(file) ? readFileSync(file, "utf8") : undefined);
+  return {
+    file: { mode, uid, gid, mtimeMs, ino, nlink, size, ctimeMs, content: readFileSync(hostFile, "utf8") },
+    besideIt: readdirSync(path.dirname(hostFile)).sort(),
+    sleep: statSync("/usr/bin/sleep").mtimeMs,
+    hostname: os.hostname(),
+    corePattern: read("/proc/sys/kernel/core_pattern"),
+    modprobe: read("/proc/sys/kernel/modprobe"),
+    mounts: read("/proc/self/mounts")
+      ?.split("\n")
+      .filter((line) => line.includes("/mnt")),
+    modules: read("/proc/modules")?.split("\n").length,
+    ownProcess: process.pid,
+    secret: readFileSync(secret, "utf8"),
+  };
+}
+
+const refused = { refused: expect.stringMatching(/./) };
+const staysInside = { reached: { sees: [] } };
+const changedHereOnly = { reached: { sees: "changed here" } };
+
+describe("from inside, root", () => {
+  it.each<[attempt: string, outcome: object]>([
+    ["mount_a_file_system", refused],
+    ["mount_a_host_device", refused],
+    ["mount_a_host_device_in_a_user_namespace", refused],
+    ["bind_over_the_hosts_files_in_a_user_namespace", staysInside],
+    ["unmount_proc", refused],
+    ["change_the_root", refused],
+    ["leave_a_chroot", staysInside],
+    ["open_a_tree", refused],
+    ["make_a_mount_by_the_new_calls", refused],
+    ["enter_the_namespaces_of_process_1", refused],
+    ["open_by_handle", refused],
+    ["look_through_the_root_of_process_1", refused],
+    ["press_sysrq", refused],
+    ["set_the_core_pattern", refused],
+    ["set_the_modprobe_path", refused],
+    ["set_binfmt", refused],
+    ["set_a_uevent_helper", refused],
+    ["set_a_release_agent", refused],
+    ["leave_the_cgroup", refused],
+    ["read_kernel_memory", refused],
+    ["read_memory_device", refused],
+    ["open_port_device", refused],
+    ["open_kvm", refused],
+    ["open_fuse", refused],
+    ["open_the_hosts_kernel_log", refused],
+    ["open_a_loop_control", refused],
+    ["read_the_hosts_shadow", refused],
+    ["read_the_hosts_docker_socket", refused],
+    ["make_and_read_a_block_device", refused],
+    ["make_and_read_memory", refused],
+    ["make_and_read_kernel_memory", refused],
+    ["make_and_open_kvm", refused],
+    ["trace_the_agent", refused],
+    ["trace_the_agent_from_a_user_namespace", refused],
+    ["seize_the_agent", refused],
+    ["read_the_agents_memory_by_call", refused],
+    ["open_the_agents_memory", refused],
+    ["read_the_link", refused],
+    ["write_the_link", refused],
+    ["take_the_link", refused],
+    ["find_descriptors_that_are_not_ours", staysInside],
+    ["reach_the_hosts_loopback", refused],
+    ["reach_the_hosts_loopback_by_another_address", refused],
+    ["reach_the_host_by_its_address", refused],
+    ["reach_the_hosts_loopback_v6", refused],
+    ["reach_cloud_metadata", refused],
+    ["reach_cloud_metadata_v6", refused],
+    ["reach_the_internet", refused],
+    ["reach_the_internet_v6", refused],
+    ["reach_an_abstract_socket_of_the_host", refused],
+    ["reach_a_unix_socket_of_the_host", refused],
+    ["reach_docker", refused],
+    ["open_a_raw_socket", refused],
+    ["open_a_packet_socket", refused],
+    ["open_a_vsock", refused],
+    ["send_to_the_internet_by_udp", refused],
+    ["find_network_devices", { reached: { sees: ["lo"] } }],
+    ["call_init_module", refused],
+    ["call_finit_module", refused],
+    ["call_delete_module", refused],
+    ["call_bpf", refused],
+    ["call_userfaultfd", refused],
+    ["call_io_uring_setup", refused],
+    ["call_add_key", refused],
+    ["call_keyctl", refused],
+    ["call_kexec_load", refused],
+    ["call_swapon", refused],
+    ["call_acct", refused],
+    ["call_perf_event_open", refused],
+    ["call_quotactl", refused],
+    ["call_lookup_dcookie", refused],
+    ["call_reboot", refused],
+    ["call_clock_settime", refused],
+    ["rename_the_host", refused],
+    ["rename_the_host_in_a_user_namespace", { reached: { sees: "pwned" } }],
+    // chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, sys_chroot, mknod, audit_write, setfcap
+    ["gain_capabilities", { reached: { sees: expect.stringMatching(/^00000000a80405fb 00000000a80405fb$/) } }],
+    ["see_processes_of_the_host", staysInside],
+    ["see_files_of_the_host", staysInside],
+    ["list_folders_of_the_host", { reached: { sees: {} } }],
+    ["overwrite_a_file_of_the_host", changedHereOnly],
+    ["append_to_a_file_of_the_host", changedHereOnly],
+    ["truncate_a_file_of_the_host", changedHereOnly],
+    ["set_the_mode_of_a_file_of_the_host", changedHereOnly],
+    ["set_the_owner_of_a_file_of_the_host", changedHereOnly],
+    ["set_the_times_of_a_file_of_the_host", changedHereOnly],
+    ["set_an_attribute_of_a_file_of_the_host", changedHereOnly],
+    ["link_a_file_of_the_host", changedHereOnly],
+    ["rename_a_file_of_the_host", changedHereOnly],
+    ["replace_a_file_of_the_host", changedHereOnly],
+    ["remove_a_file_of_the_host", changedHereOnly],
+    ["make_a_file_beside_it", changedHereOnly],
+    ["overwrite_a_program_that_runs", changedHereOnly],
+  ])("may try to %s", (attempt, outcome) => {
+    expect(results[attempt]).toEqual(outcome);
+  });
+
+  it("has tried nothing else", () => {
+    const notInTheTable = ["call_iopl", "list_the_agents_descriptors", "read_the_agents_environment"];
+    const rows = Object.entries(results).filter(([name]) => !notInTheTable.includes(name));
+    expect(rows.every(([, result]) => result.refused || result.reached)).toBe(true);
+    expect(rows).toHaveLength(92);
+  });
+
+  it("finds nothing of the host in the agent's environment", () => {
+    const { read } = results.read_the_agents_environment!.reached as { read: string };
+    for (const known of [live.dataDir, os.hostname(), os.homedir() === "/root" ? secretDir : os.homedir()])
+      expect(read).not.toContain(known);
+  });
+
+  it("leaves the host, its files and the neighbour as they were", async () => {
+    expect(hostFacts()).toEqual(before);
+    expect(reached).toBe(0);
+    expect((await neighbour.exec(["cat", hostFile])).stdout).toBe(before.file.content);
+    expect((await neighbour.exec("sleep 0; hostname")).stdout.trim()).toBe(neighbour.id);
+    expect((await sandbox.exec("echo alive")).stdout).toBe("alive\n");
+  });
+
+  it("can break its own agent, which ends that sandbox alone and says so", async () => {
+    const { path: guest, hash } = await findGuest(undefined);
+    const own = await live.create();
+    await own.exec(["python3", "-c", "import os; os.kill(1, 9)"]).catch(() => undefined);
+    const record = () => live.engine.list().find(({ id }) => id === own.id);
+    await until("it has failed", () => record()?.state === "failed");
+    expect(record()?.endReason).toBe("exited: its first process was killed from inside by signal 9");
+    await own.terminate();
+    expect(createHash("sha256").update(readFileSync(guest)).digest("hex")).toBe(hash);
+    expect((await neighbour.exec("echo alive")).stdout).toBe("alive\n");
+  });
+});
+
+describe("a file that a program has prepared for the server", () => {
+  const never = [
+    "/proc/self/fd/0",
+    "/proc/1/fd/0",
+    "/proc/1/fd/1",
+    "/dev/stdin",
+    "/dev/zero",
+    "/workspace/fifo",
+    "/workspace/device",
+    "/workspace/socket",
+  ];
+
+  beforeAll(async () => {
+    const prepare = `
+import os, socket
+os.chdir("/workspace")
+os.mkfifo("fifo")
+os.mknod("device", 0o20600, os.makedev(1, 5))
+socket.socket(socket.AF_UNIX).bind("socket")
+os.symlink("/proc/self/fd/0", "to-the-link")
+os.symlink("${secret}", "to-the-host")
+os.symlink("loop", "loop")
+os.makedirs("odd")
+for name in (b"line\\nbreak", b"not \\xff text", b"-rf", b"..."): open(os.path.join(b"odd", name), "w").close()
+with open("huge", "wb") as file: file.truncate(1 << 42)
+`;
+    const { exitCode, stderr } = await sandbox.exec(["python3", "-c", prepare]);
+    expect(exitCode, stderr).toBe(0);
+  });
+
+  it.each([...never, "/workspace/to-the-link"])("is not read when it is %s", async (file) => {
+    await expect(sandbox.files.readBytes(file)).rejects.toMatchObject({ code: "invalid_input" });
+  });
+
+  it.each([...never, "/workspace/to-the-link"])("is not written through when it is %s", async (file) => {
+    const failed = await sandbox.files.write(file, "x").then(
+      () => undefined,
+      (error: { code: string }) => error.code,
+    );
+    // What lies in an ordinary folder may be replaced by a file; nothing is ever written into it.
+    if (!file.startsWith("/workspace/")) expect(failed).toMatch(/^(invalid_input|file_failed|not_found|permission_denied|forbidden)$/);
+    expect((await sandbox.exec("echo alive")).stdout).toBe("alive\n");
+  });
+
+  it.each(["to-the-host", "loop", "../../../../../../../../etc/shadow", "../..".repeat(40)])(
+    "leads nowhere on the host: %s",
+    async (name) => {
+      await expect(sandbox.files.readBytes(`/workspace/${name}`)).rejects.toMatchObject({ code: expect.stringMatching(/./) });
+      expect(readFileSync(secret, "utf8")).toBe("of the host");
+    },
+  );
+
+  it("may be sparse and larger than any memory: it is refused or can be left", async () => {
+    const rss = process.memoryUsage.rss();
+    const answer = await fetch(`${live.url}/v1/sandboxes/${sandbox.id}/files?path=/workspace/huge`, {
+      headers: { Connection: "close" },
+      signal: AbortSignal.timeout(5_000),
+    }).catch(() => undefined);
+    await answer?.body?.cancel();
+    expect(process.memoryUsage.rss() - rss).toBeLessThan(128 * 1024 * 1024);
+    expect((await sandbox.exec("rm /workspace/huge; echo alive")).stdout).toBe("alive\n");
+  });
+
+  it("may have any name: a folder of them can be listed", async () => {
+    expect(await sandbox.files.list("/workspace/odd")).toHaveLength(4);
+  });
+});
+
+it("a program of another user stays that user", async () => {
+  const command =
+    "id -u; grep -h Cap[PE] /proc/self/status; python3 -c 'import os; os.setuid(0)' 2>&1 | tail -1; cat /root/.x 2>&1; kill -0 1 2>&1";
+  const { stdout } = await sandbox.exec(command, { user: "nobody" });
+  const [uid, permitted, effective, setuid, ...rest] = stdout.split("\n");
+  expect({ uid, permitted, effective, setuid }).toEqual({
+    uid: "65534",
+    permitted: "CapPrm:\t0000000000000000",
+    effective: "CapEff:\t0000000000000000",
+    setuid: "PermissionError: [Errno 1] Operation not permitted",
+  });
+  expect(rest.join("\n")).toMatch(/Permission denied[\s\S]*not permitted/i);
+});
