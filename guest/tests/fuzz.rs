@@ -145,7 +145,12 @@ fn random_frame(random: &mut Random) -> (FrameType, bool, u32, Vec<u8>) {
             (FrameType::Credit, false, channel, random.pick(&[vec![], vec![0, 0, 1, 0], vec![255; 4], odd]))
         }
         7..=11 => {
-            let open = pb::Open { method: random.pick(&METHODS).into(), message: random.bytes(200).into(), end: random.below(2) == 0 };
+            let open = pb::Open {
+                method: random.pick(&METHODS).into(),
+                message: random.bytes(200).into(),
+                end: random.below(2) == 0,
+                ..Default::default()
+            };
             let far = 2 * (10 + random.below(2000)) as u32;
             let number = random.pick(&[channel, far, 1, 0]);
             let odd = random.bytes(60);
