@@ -47,9 +47,16 @@ export interface MachineExit {
   readonly atUnixMs: number;
 }
 
-export interface Metering {
+export interface MachineMetering {
   readonly memoryBytes: number;
   readonly cpuMs: number;
+}
+
+export interface Metering extends MachineMetering {
+  /** Sent by programs of the sandbox through the egress gate, since this server took the sandbox up. */
+  readonly egressBytes: number;
+  /** What came back. */
+  readonly egressReceivedBytes: number;
 }
 
 /** The frames of one machine, whole, in order. Back-pressure: `send` resolves when more may be written. */
@@ -74,7 +81,7 @@ export interface Machine {
   /** Stops every process of the machine on the host (0 % CPU) until `thaw`. */
   freeze(): Promise<void>;
   thaw(): Promise<void>;
-  meter(): Promise<Metering>;
+  meter(): Promise<MachineMetering>;
   /** SIGKILL, clean up, resolve when nothing is left. Idempotent. */
   end(reason: string): Promise<void>;
 }

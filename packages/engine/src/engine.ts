@@ -16,6 +16,8 @@ import { type Core, startsAtOnce } from "./core.ts";
 import { create } from "./create.ts";
 import type { Driver } from "./driver.ts";
 import { pickDriver } from "./drivers/pick.ts";
+import { EgressGate } from "./egress/gate.ts";
+import { type EgressNetwork, hostNetwork } from "./egress/network.ts";
 import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
 import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
@@ -51,6 +53,7 @@ export interface EngineParts {
   readonly connectGuest?: ConnectGuest;
   readonly clock?: Clock;
   readonly admission?: Admission;
+  readonly egressNetwork?: EgressNetwork;
 }
 
 export async function openEngineWith({ dataDir, log }: EngineOptions, parts: EngineParts): Promise<Engine> {
@@ -65,6 +68,7 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
       connectGuest: parts.connectGuest ?? connectGuest,
       log,
       clock,
+      egress: new EgressGate(parts.egressNetwork ?? hostNetwork, log, clock),
       admission: parts.admission ?? new Admission(),
       places: await SnapshotPlaces.open(dataDir, log),
       sandboxes: new Sandboxes(new SandboxStore(db), clock),
@@ -157,9 +161,9 @@ class OpenEngine implements Engine {
 
   meter(id: SandboxId) {
     return this.#run(async () => {
-      const { live } = this.#core.sandboxes.require(id, "meter");
+      const { live, egress } = this.#core.sandboxes.require(id, "meter");
       if (!live) throw new MitosError("unavailable", { cause: `sandbox ${id} has no machine now` });
-      return live.machine.meter();
+      return { ...(await live.machine.meter()), egressBytes: egress.sentBytes, egressReceivedBytes: egress.receivedBytes };
     });
   }
 

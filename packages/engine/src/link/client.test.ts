@@ -75,7 +75,7 @@ describe("handshake", () => {
   });
 
   it("refuses an agent of another protocol with snapshot_incompatible", async () => {
-    const fake = new FakeGuest({ protocolVersion: 2 });
+    const fake = new FakeGuest({ protocolVersion: 99 });
     await expect(new LinkClient(fake.transport).hello()).rejects.toMatchObject({ code: "snapshot_incompatible" });
   });
 

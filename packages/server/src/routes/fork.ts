@@ -7,6 +7,7 @@ import { z } from "zod";
 import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
 import { idempotencyKey, once } from "../idempotency.ts";
+import { checkNetwork } from "../network.ts";
 import { checkCeiling, env, metadata, resources, sandboxId, seconds, templateId } from "../schemas.ts";
 import { endpointOf, sandboxJson } from "../shapes.ts";
 
@@ -25,7 +26,11 @@ const createBody = z.object({
   idle_timeout_seconds: seconds.nullish(),
   metadata: metadata.nullish(),
   resources: resources.nullish(),
+  network: z.unknown(),
 });
+
+/** Ignoring it would leave a child with other rules than its maker believes. */
+const inherited = z.unknown().refine((value) => value === undefined || value === null, "a child has the network rules of its parent");
 
 const forkBody = z
   .object({
@@ -36,6 +41,7 @@ const forkBody = z
     // null = no deadline; absent = what remains of the parent's.
     timeout_seconds: seconds.nullable().optional(),
     env: env.nullish(),
+    network: inherited,
     // Sent by published clients; the parent always stands still for the snapshot only.
     pause_source: z.boolean().optional(),
   })
@@ -57,6 +63,8 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
     const from = parseTemplate(body.template);
     checkCeiling(body.timeout_seconds, maxExecTimeoutSeconds, body.id);
     checkCeiling(body.idle_timeout_seconds, maxExecTimeoutSeconds, body.id);
+    const rules = body.network === undefined || body.network === null ? undefined : checkNetwork(body.network);
+    if (rules && from.kind === "live") check(z.object({ network: inherited }), { network: body.network });
     const endpoint = endpointOf(request);
     const answer = (sandbox: Sandbox) => ({ ...sandboxJson(sandbox, endpoint), template_id: `${livePrefix}${sandbox.id}` });
 
@@ -79,6 +87,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
                 idleTimeoutSeconds: body.idle_timeout_seconds ?? null,
                 metadata: body.metadata ?? {},
                 ...(body.resources ? { resources: body.resources } : {}),
+                network: rules,
               });
         done();
         return { resource: sandbox.id, answer: answer(sandbox) };

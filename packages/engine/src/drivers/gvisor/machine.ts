@@ -1,6 +1,6 @@
 import { rm } from "node:fs/promises";
 import { MitosError } from "@mitos/protocol";
-import type { FrameTransport, Machine, MachineExit, Metering } from "../../driver.ts";
+import type { FrameTransport, Machine, MachineExit, MachineMetering } from "../../driver.ts";
 import type { JsonObject } from "../../link/transport.ts";
 import { memoryLimitBytes } from "./cgroup.ts";
 import { type Container, readExit, removeTraces, runCommand } from "./container.ts";
@@ -62,7 +62,7 @@ export class GvisorMachine implements Machine {
     return this.#frozen;
   }
 
-  async meter(): Promise<Metering> {
+  async meter(): Promise<MachineMetering> {
     const reply = await this.#ask("meter");
     return { memoryBytes: Number(reply.memory_bytes), cpuMs: Number(reply.cpu_ms) };
   }
