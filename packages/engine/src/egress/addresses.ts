@@ -66,7 +66,8 @@ export function isWithin(inner: AddressRange, outer: AddressRange): boolean {
  * 6to4 (2002::/16) forms carry one. Other addresses are given back as they are.
  */
 export function unwrap(address: IpAddress): IpAddress {
-  if (address.family === 4) return address;
+  // :: and ::1 are themselves, not 0.0.0.0 and 0.0.0.1 in compatible form.
+  if (address.family === 4 || address.value <= 1n) return address;
   for (const { range, shift } of embeddings) {
     if (isIn(address, range)) return { family: 4, value: (address.value >> shift) & 0xffff_ffffn };
   }
@@ -112,7 +113,6 @@ function range(text: string): AddressRange {
 const sixToFour = range("2002::/16");
 const embeddings: readonly { readonly range: AddressRange; readonly shift: bigint }[] = [
   { range: range("::ffff:0:0/96"), shift: 0n },
-  // ::1 and :: become 0.0.0.1 and 0.0.0.0, which are refused as well.
   { range: range("::/96"), shift: 0n },
   { range: range("64:ff9b::/96"), shift: 0n },
   { range: sixToFour, shift: 80n },
@@ -123,9 +123,9 @@ const named = (what: string, ...ranges: string[]) => ranges.map((text) => [what,
 const neverRanges: readonly (readonly [string, AddressRange])[] = [
   ...named("a cloud's metadata service", "169.254.169.254/32", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"),
   ...named("a cloud's metadata service", "fd00:ec2::/32", "fd20:ce::254/128"),
-  ...named("a loopback address", "127.0.0.0/8"),
+  ...named("a loopback address", "127.0.0.0/8", "::1/128"),
   ...named("a link-local address", "169.254.0.0/16", "fe80::/10"),
-  ...named("an unspecified address", "0.0.0.0/8"),
+  ...named("an unspecified address", "0.0.0.0/8", "::/128"),
   ...named("a multicast address", "224.0.0.0/4", "ff00::/8"),
   ...named("the broadcast address", "255.255.255.255/32"),
   ...named("an address of a tunnel", "2001::/32", "64:ff9b:1::/48"),

@@ -74,23 +74,13 @@ export class EgressGate {
       throw denied(target, denial);
     };
 
-    /** The connection and nothing else: what it throws is for the program to read. */
+    /** What it throws is for the program to read. */
     const dial = async (target: Target, signal: AbortSignal): Promise<Socket> => {
       require(target, checkTarget(policy, target));
-      const allowed: IpAddress[] = [];
-      let refused: Denial | undefined;
       const candidates = target.address ? [target.address] : await lookups.run(() => this.#resolve(target.name, signal));
-      const own = new Set(this.#network.ownAddresses().flatMap((text) => keyOf(text) ?? []));
-      for (const address of candidates) {
-        const denial = own.has(formatAddress(address))
-          ? { reason: `${formatAddress(address)} is an address of the server's own host, which no rule can allow` }
-          : target.address
-            ? undefined
-            : checkResolved(policy, target, address);
-        if (denial) refused ??= denial;
-        else allowed.push(address);
-      }
-      if (allowed.length === 0) require(target, refused);
+      const denials = candidates.map((address) => this.#ownDenial(address) ?? checkResolved(policy, target, address));
+      const allowed = candidates.filter((_, index) => !denials[index]);
+      if (allowed.length === 0) require(target, denials[0]);
       return this.#connect(allowed, target, signal);
     };
 
@@ -130,6 +120,16 @@ export class EgressGate {
       const address = parseAddress(text);
       return address ? unwrap(address) : [];
     });
+  }
+
+  #ownDenial(address: IpAddress): Denial | undefined {
+    const text = formatAddress(address);
+    // Those with a zone are link-local, which are refused anyway.
+    const own = this.#network.ownAddresses().some((each) => {
+      const parsed = parseAddress(each);
+      return parsed !== undefined && formatAddress(unwrap(parsed)) === text;
+    });
+    return own ? { reason: `${text} is an address of the server's own host, which no rule can allow` } : undefined;
   }
 
   /** Tries one address after another. No name is resolved from here on, so what was checked is what is connected to. */
@@ -184,11 +184,6 @@ function denied(target: Target, { reason, remedy }: Denial): MitosError {
   return new MitosError("permission_denied", { message });
 }
 
-function keyOf(text: string): string | undefined {
-  const address = parseAddress(text);
-  return address && formatAddress(unwrap(address));
-}
-
 /** Carries bytes both ways until both have ended, or one is broken: then both are. */
 async function relay(socket: Socket, stream: EgressStream, usage: EgressUsage): Promise<void> {
   const cut = (): void => {
@@ -199,13 +194,13 @@ async function relay(socket: Socket, stream: EgressStream, usage: EgressUsage): 
     if (stream.signal.aborted) throw new MitosError("canceled");
     await stream.accept({});
     await Promise.all([inwards(socket, stream, usage), outwards(socket, stream, usage)]);
+    // Both ends are said by now, though ours may still wait for credit: nothing is to be aborted.
   } catch (error) {
     if (error instanceof MitosError) throw error;
     throw new MitosError("unavailable", { message: "the connection broke", reason: error });
   } finally {
     stream.signal.removeEventListener("abort", cut);
     socket.destroy();
-    stream.abort();
   }
 }
 

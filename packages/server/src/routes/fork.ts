@@ -26,11 +26,11 @@ const createBody = z.object({
   idle_timeout_seconds: seconds.nullish(),
   metadata: metadata.nullish(),
   resources: resources.nullish(),
-  network: z.unknown(),
+  network: z.unknown().optional(),
 });
 
 /** Ignoring it would leave a child with other rules than its maker believes. */
-const inherited = z.unknown().refine((value) => value === undefined || value === null, "a child has the network rules of its parent");
+const inherited = z.null("a child has the network rules of its parent").optional();
 
 const forkBody = z
   .object({
