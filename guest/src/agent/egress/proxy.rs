@@ -47,14 +47,13 @@ async fn serve_http(mut stream: TcpStream, gate: impl Gate, first: u8) {
         Ok(Request::Forward { host, port, head }) => (host, port, &b""[..], [head, rest].concat()),
         Err(error) => return refuse(stream, &refusal_of(error)).await,
     };
-    match or_gone(&mut stream, gate.connect(&host, port)).await {
-        Some(Ok(connection)) => {
-            if stream.write_all(answer).await.is_ok() {
-                relay(stream, connection, sent).await;
-            }
-        }
-        Some(Err(refusal)) => refuse(stream, &refusal).await,
-        None => {}
+    let Some(connected) = or_gone(&mut stream, gate.connect(&host, port)).await else { return };
+    let connection = match connected {
+        Ok(connection) => connection,
+        Err(refusal) => return refuse(stream, &refusal).await,
+    };
+    if stream.write_all(answer).await.is_ok() {
+        relay(stream, connection, sent).await;
     }
 }
 
