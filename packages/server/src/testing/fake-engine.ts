@@ -379,7 +379,7 @@ export class FakeEngine {
       state: "running",
       isolation: "mock",
       resources: resourceDefaults,
-      network: template.network,
+      network: request?.network ?? template.network,
       metadata: request?.metadata ?? {},
       createdAtMs: this.#clock++,
       forkTimeMs: 0.842,
