@@ -390,7 +390,10 @@ export class LinkClient {
         const accept = (reply: MessageInitShape<O>) => channel.send(toBinary(method.output, create(method.output, reply)));
         await handler(request, { ...byteStream(channel), accept, signal: left.signal });
       };
-      serve().catch((error: unknown) => channel.refuse(statusOfError(error)));
+      serve().catch((error: unknown) => {
+        channel.refuse(statusOfError(error));
+        channel.discard(); // what came before a good end and nobody took
+      });
     });
   }
 
