@@ -6,6 +6,7 @@ import { MitosError } from "@mitos/protocol";
 import type { Driver, Machine, MachineResources, MachineSpec } from "../../packages/engine/src/driver.ts";
 import type { Guest } from "../../packages/engine/src/guest.ts";
 import { connectGuest } from "../../packages/engine/src/link-guest.ts";
+import { noEgress } from "../../packages/engine/src/testing.ts";
 
 export const resources: MachineResources = { vcpuCount: 1, memSizeMiB: 256, processesMax: 256 };
 
@@ -24,7 +25,7 @@ let generation = 0;
 /** Opens the link of a machine and gives it its identity. */
 export async function adopt(machine: Machine): Promise<Sandbox> {
   generation += 1;
-  const guest = connectGuest(machine, { onActivity: () => () => {}, onForkSelf: async () => [], onLost: () => {} });
+  const guest = connectGuest(machine, { onActivity: () => () => {}, egress: noEgress, onForkSelf: async () => [], onLost: () => {} });
   await guest.open({
     sandboxId: machine.machineId,
     templateId: "test",

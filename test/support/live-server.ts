@@ -1,10 +1,13 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import { type Engine, type Log, openEngine } from "@mitos/engine";
+import type { Engine, Log } from "@mitos/engine";
 import { type CreateOptions, create, type Sandbox } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
 import { expect } from "vitest";
+import { pickDriver } from "../../packages/engine/src/drivers/pick.ts";
+import type { EgressNetwork } from "../../packages/engine/src/egress/network.ts";
+import { openEngineWith } from "../../packages/engine/src/engine.ts";
 import { noTraces, Tracker } from "./traces.ts";
 
 /** A server with an engine (the real one unless said otherwise) in this process, on a port of its own, with a data directory of its own. */
@@ -17,8 +20,9 @@ export interface LiveServer {
   close(): Promise<void>;
 }
 
-export async function startLiveServer(kind: EngineKind = "gvisor"): Promise<LiveServer> {
-  const { engine, dataDir, close } = await startLiveEngine(kind);
+/** @param egressNetwork - instead of the host's */
+export async function startLiveServer(kind: EngineKind = "gvisor", egressNetwork?: EgressNetwork): Promise<LiveServer> {
+  const { engine, dataDir, close } = await startLiveEngine(kind, egressNetwork);
   const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: quiet, version: "test" });
   return {
     url: server.url,
@@ -46,10 +50,11 @@ export interface LiveEngine {
   close(current?: Engine): Promise<void>;
 }
 
-export async function startLiveEngine(kind: EngineKind = "gvisor"): Promise<LiveEngine> {
+export async function startLiveEngine(kind: EngineKind = "gvisor", egressNetwork?: EgressNetwork): Promise<LiveEngine> {
   const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-test-"));
   const tracker = new Tracker(dataDir);
-  const engine = await openEngine({ dataDir, engine: kind, log: quiet });
+  const options = { dataDir, engine: kind, log: quiet };
+  const engine = await openEngineWith(options, { pickDriver: () => pickDriver(options), ...(egressNetwork ? { egressNetwork } : {}) });
   return {
     engine,
     dataDir,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 
-use super::{identity, paths, socket};
+use super::{egress, identity, paths, socket};
 
 const PATH: &str = "/opt/mitos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Of the agent's own environment; programs do not see them.
@@ -39,6 +39,7 @@ fn close_inherited_on_exec() {
 fn base_environment(inherited: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
     let defaults = [("PATH", PATH), ("HOME", "/root"), ("USER", "root"), ("LOGNAME", "root"), ("LANG", "C.UTF-8"), ("SHELL", "/bin/sh")];
     let mut environment: BTreeMap<String, String> = defaults.map(|(key, value)| (key.into(), value.into())).into();
+    environment.extend(egress::environment());
     environment.extend(inherited.filter(|(key, _)| !OWN_VARIABLES.contains(&key.as_str())));
     environment.insert("MITOS_SOCKET".into(), paths::own(socket::PATH).to_string_lossy().into_owned());
     environment

@@ -4,6 +4,7 @@ pub mod archive;
 pub mod call;
 mod channel;
 mod dispatch;
+mod egress;
 mod epoll;
 pub mod files;
 pub mod identity;
@@ -53,7 +54,8 @@ async fn serve() -> std::io::Result<()> {
     let (received, outgoing) = link::start(libc::STDIN_FILENO, libc::STDOUT_FILENO)?;
     let (link, session) =
         session::start(received, outgoing, |method, first, call| Box::pin(async move { dispatch::dispatch(&method, first, call).await }));
-    tokio::spawn(socket::run(link));
+    tokio::spawn(socket::run(link.clone()));
+    tokio::spawn(egress::run(link));
     tokio::spawn(session.run());
     reaper::run().await
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::call::{Call, Status};
 use super::channel::{Arrived, Channel, ReceiveWindow, SendCredit, Violation};
@@ -19,7 +19,7 @@ use super::link::{Outgoing, Received};
 use crate::proto::guest::v1 as pb;
 use crate::wire::{FrameType, Header};
 
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 pub const CHANNELS_MAX: usize = 512;
 const PING_BYTES_MAX: usize = 64;
 const CONTROL_FRAMES_MAX: usize = 1024;
@@ -82,20 +82,84 @@ struct Shared {
     control: mpsc::Sender<Queued>,
     /// Capacity 1: channels wait for their turn in the order in which they became ready, so that one frame of each goes in turn.
     data: mpsc::Sender<Queued>,
+    /// Held from the choice of a channel number until its OPEN is on its way.
+    opening: tokio::sync::Mutex<()>,
 }
 
 #[derive(Default)]
 struct OpenChannels {
     channels: HashMap<u32, Channel>,
-    calls: HashMap<u32, PendingCall>,
+    /// Calls to the host that the host has not ended.
+    calls: HashMap<u32, oneshot::Sender<Ended>>,
     last_host: u32,
     last_guest: u32,
     host_count: usize,
 }
 
-/// A unary call to the host.
-struct PendingCall {
-    ended: oneshot::Sender<Result<(), (String, String)>>,
+/// The status of the host's END or RESET: its code and message.
+type Ended = Result<(), (String, String)>;
+
+/// A call to the host. Dropping it before both ends have ended resets it.
+pub struct HostStream {
+    /// The host's messages after the first; `None` when it has ended, for whatever reason: see `ended`.
+    inbound: mpsc::Receiver<Bytes>,
+    /// Whole messages to the host. Dropping it is our half-close.
+    outbound: mpsc::Sender<Bytes>,
+    first: Option<oneshot::Receiver<Bytes>>,
+    ended: oneshot::Receiver<Ended>,
+    _abandoned: DropGuard,
+}
+
+impl HostStream {
+    /// The host's first message. Once.
+    pub async fn first(&mut self) -> Result<Bytes, CallError> {
+        let no_answer = || CallError::Refused("internal".into(), "the host sent no answer".into());
+        let mut first = self.first.take().ok_or_else(no_answer)?;
+        tokio::select! {
+            biased;
+            Ok(message) = &mut first => Ok(message),
+            end = &mut self.ended => {
+                call_result(end)?;
+                let message = first.await.map_err(|_| no_answer())?;
+                // Read already; whoever asks again hears the same.
+                let (sender, ended) = oneshot::channel();
+                let _ = sender.send(Ok(()));
+                self.ended = ended;
+                Ok(message)
+            }
+        }
+    }
+
+    /// How the host has ended its side. Once, after `first`.
+    pub async fn ended(&mut self) -> Result<(), CallError> {
+        call_result((&mut self.ended).await)
+    }
+
+    /// The host's messages, ours, and how it ends, for two tasks at once.
+    pub fn halves(self) -> (mpsc::Receiver<Bytes>, mpsc::Sender<Bytes>, HostEnd) {
+        (self.inbound, self.outbound, HostEnd { ended: self.ended, _abandoned: self._abandoned })
+    }
+}
+
+/// What is left of a stream whose halves are in use. Dropping it resets the stream unless both ends have ended.
+pub struct HostEnd {
+    ended: oneshot::Receiver<Ended>,
+    _abandoned: DropGuard,
+}
+
+impl HostEnd {
+    /// As `HostStream::ended`.
+    pub async fn ended(&mut self) -> Result<(), CallError> {
+        call_result((&mut self.ended).await)
+    }
+}
+
+fn call_result(end: Result<Ended, oneshot::error::RecvError>) -> Result<(), CallError> {
+    match end {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err((code, message))) => Err(CallError::Refused(code, message)),
+        Err(_) => Err(CallError::SessionLost),
+    }
 }
 
 impl Link {
@@ -122,50 +186,64 @@ impl Link {
         }
     }
 
-    /// Calls a unary method of the host.
+    /// Calls a unary method of the host. A caller that is dropped resets the call.
     pub async fn call(&self, method: &str, message: &impl Message) -> Result<Bytes, CallError> {
-        if *self.shared.gate.borrow() == Gate::Shut && self.channels().last_host == 0 && self.epoch() == 0 {
-            return Err(CallError::SessionLost);
-        }
+        let mut stream = self.open(method, message, true);
+        let reply = stream.first().await?;
+        stream.ended().await?;
+        Ok(reply)
+    }
+
+    /// Opens a stream to the host. With `end` there is no message but this one.
+    pub fn open(&self, method: &str, message: &impl Message, end: bool) -> HostStream {
         let cancelled = CancellationToken::new();
-        let (ended_sender, mut ended) = oneshot::channel();
-        let (epoch, number, mut arrived, window) = {
-            let mut open = self.channels();
-            if open.calls.len() >= CHANNELS_MAX {
-                return Err(CallError::Refused("resource_exhausted".into(), "too many calls to the host are open".into()));
-            }
-            let number = if open.last_guest == 0 { 1 } else { open.last_guest + 2 };
-            open.last_guest = number;
-            let (channel, arrived) = Channel::new(cancelled.clone());
-            let window = channel.window();
-            open.channels.insert(number, channel);
-            open.calls.insert(number, PendingCall { ended: ended_sender });
-            (self.epoch(), number, arrived, window)
-        };
-        let open = pb::Open { method: method.into(), message: message.encode_to_vec().into(), end: true, traceparent: String::new() };
-        let exchange = async {
-            self.data(epoch, FrameType::Open, false, number, open.encode_to_vec().into()).await;
-            let mut reply = None;
-            loop {
-                tokio::select! {
-                    biased;
-                    Some(message) = arrived.recv() => {
-                        self.credit(epoch, number, window.handed_on(message.message.len(), message.credit)).await;
-                        reply.get_or_insert(message.message);
-                    }
-                    end = &mut ended => return match (end, reply) {
-                        (Ok(Ok(())), Some(reply)) => Ok(reply),
-                        (Ok(Ok(())), None) => Err(CallError::Refused("internal".into(), "the host sent no answer".into())),
-                        (Ok(Err((code, message))), _) => Err(CallError::Refused(code, message)),
-                        (Err(_), _) => Err(CallError::SessionLost),
-                    },
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            result = exchange => result,
-            () = cancelled.cancelled() => Err(CallError::SessionLost),
+        let (channel, arrived) = Channel::new(cancelled.clone());
+        let (first_sender, first) = oneshot::channel();
+        let (inbound_sender, inbound) = mpsc::channel(1);
+        let (outbound, outbound_receiver) = mpsc::channel(1);
+        let (ended_sender, ended) = oneshot::channel();
+        let abandoned = CancellationToken::new();
+        let open = pb::Open { method: method.into(), message: message.encode_to_vec().into(), end, traceparent: String::new() };
+        let (link, guard) = (self.clone(), abandoned.clone().drop_guard());
+        tokio::spawn(async move {
+            let (window, credit) = (channel.window(), channel.send_credit.clone());
+            // Numbers ascend in the order in which the OPEN frames leave.
+            let turn = link.shared.opening.lock().await;
+            let Some((epoch, number)) = link.admit(channel, ended_sender, end) else { return };
+            let side = Side { link: link.clone(), epoch, number, cancelled };
+            link.data(epoch, FrameType::Open, false, number, open.encode_to_vec().into()).await;
+            drop(turn);
+            tokio::spawn(pump(side.clone(), arrived, window, first_sender, inbound_sender));
+            send_to_host(side, outbound_receiver, end, credit, abandoned).await;
+        });
+        HostStream { inbound, outbound, first: Some(first), ended, _abandoned: guard }
+    }
+
+    /// None when there is no session yet, or too much is open: whoever waits for the end of the call is told.
+    fn admit(&self, mut channel: Channel, ended: oneshot::Sender<Ended>, our_end_sent: bool) -> Option<(u64, u32)> {
+        let mut open = self.channels();
+        let epoch = self.epoch();
+        if epoch == 0 {
+            return None;
+        }
+        if open.channels.len() - open.host_count >= CHANNELS_MAX {
+            let _ = ended.send(Err(("resource_exhausted".into(), "too many calls to the host are open".into())));
+            return None;
+        }
+        let number = if open.last_guest == 0 { 1 } else { open.last_guest + 2 };
+        open.last_guest = number;
+        channel.our_end_sent = our_end_sent;
+        open.channels.insert(number, channel);
+        open.calls.insert(number, ended);
+        Some((epoch, number))
+    }
+
+    /// Whether the channel was still open.
+    fn forget(&self, epoch: u64, number: u32) -> bool {
+        let mut open = self.channels();
+        self.epoch() == epoch && {
+            open.calls.remove(&number);
+            open.remove(number).is_some()
         }
     }
 
@@ -203,7 +281,7 @@ pub fn start(received: mpsc::Receiver<Received>, outgoing: mpsc::Sender<Outgoing
     let (control, control_receiver) = mpsc::channel(CONTROL_FRAMES_MAX);
     let (data, data_receiver) = mpsc::channel(1);
     let (gate, gate_receiver) = watch::channel(Gate::Shut);
-    let shared = Shared { open: Mutex::default(), epoch: AtomicU64::new(0), gate, control, data };
+    let shared = Shared { open: Mutex::default(), epoch: AtomicU64::new(0), gate, control, data, opening: tokio::sync::Mutex::default() };
     let link = Link { shared: Arc::new(shared) };
     tokio::spawn(write(link.clone(), gate_receiver, control_receiver, data_receiver, outgoing));
     (link.clone(), Session { link, phase: Phase::AwaitingHello, received, handler })
@@ -450,11 +528,11 @@ impl Session {
         let open = &mut *open;
         let Some(channel) = open.channels.get_mut(&number) else { return known(open, number) };
         channel.their_end()?;
+        let both_ended = channel.our_end_sent;
         if let Some(call) = open.calls.remove(&number) {
-            let pb::Status { code, message, .. } = decode(payload)?;
-            let _ = call.ended.send(if code.is_empty() { Ok(()) } else { Err((code, message)) });
-            open.remove(number);
-        } else if channel.our_end_sent {
+            let _ = call.send(ended(payload)?);
+        }
+        if both_ended {
             open.remove(number);
         }
         Ok(())
@@ -463,15 +541,18 @@ impl Session {
     fn reset(&mut self, number: u32, payload: Bytes) -> Result<(), Violation> {
         let mut open = self.link.channels();
         let Some(channel) = open.remove(number) else { return known(&open, number) };
-        match open.calls.remove(&number) {
-            Some(call) => {
-                let pb::Status { code, message, .. } = decode(payload)?;
-                let _ = call.ended.send(Err((if code.is_empty() { "canceled".into() } else { code }, message)));
-            }
-            None => channel.cancel(true),
+        if let Some(call) = open.calls.remove(&number) {
+            let canceled = || ("canceled".into(), "the host ended the call".into());
+            let _ = call.send(ended(payload)?.and_then(|()| Err(canceled())));
         }
+        channel.cancel(true);
         Ok(())
     }
+}
+
+fn ended(payload: Bytes) -> Result<Ended, Violation> {
+    let pb::Status { code, message, .. } = decode(payload)?;
+    Ok(if code.is_empty() { Ok(()) } else { Err((code, message)) })
 }
 
 fn decode<M: Message + Default>(payload: Bytes) -> Result<M, Violation> {
@@ -572,6 +653,37 @@ async fn drain(
         biased;
         () = cancelled.cancelled() => {}
         () = finished => {}
+    }
+}
+
+/// Sends what is handed to it after the OPEN, then END; RESET once nobody is left who could take what the host still sends.
+async fn send_to_host(
+    side: Side,
+    mut outbound: mpsc::Receiver<Bytes>,
+    end_sent: bool,
+    credit: Arc<SendCredit>,
+    abandoned: CancellationToken,
+) {
+    let cancelled = side.cancelled.clone();
+    let all = async {
+        if !end_sent {
+            while let Some(message) = outbound.recv().await {
+                send_message(&side, message, &credit).await;
+            }
+            side.link.data(side.epoch, FrameType::End, false, side.number, Bytes::new()).await;
+            side.link.our_end(side.epoch, side.number);
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        biased;
+        () = cancelled.cancelled() => return,
+        () = abandoned.cancelled() => {}
+        () = all => {}
+    }
+    if side.link.forget(side.epoch, side.number) {
+        let status = encode_status(Status::new("canceled", "the program went away"), None);
+        side.link.data(side.epoch, FrameType::Reset, false, side.number, status).await;
     }
 }
 

@@ -76,6 +76,8 @@ export interface CreateRequest {
   readonly idleTimeoutSeconds: number | null;
   readonly metadata: Readonly<Record<string, string>>;
   readonly resources?: Partial<MachineResources> | undefined;
+  /** Instead of the template's; its children inherit it. */
+  readonly network?: NetworkPolicy | undefined;
   /** How many children the sandbox may ask for from inside. Default 0. */
   readonly forkBudget?: number | undefined;
   readonly owner?: Owner | undefined;

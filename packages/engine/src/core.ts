@@ -5,6 +5,7 @@ import type { Log, SnapshotKind } from "./actions.ts";
 import type { Admission } from "./admission.ts";
 import type { Clock } from "./clock.ts";
 import type { Driver } from "./driver.ts";
+import type { EgressGate } from "./egress/gate.ts";
 import type { ConnectGuest } from "./guest.ts";
 import type { Semaphore } from "./mutex.ts";
 import type { Sandboxes } from "./sandboxes.ts";
@@ -17,6 +18,7 @@ import type { TemplateEntry } from "./templates.ts";
 export interface Core {
   readonly driver: Driver;
   readonly connectGuest: ConnectGuest;
+  readonly egress: EgressGate;
   readonly log: Log;
   readonly clock: Clock;
   readonly admission: Admission;

@@ -28,7 +28,7 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
     state: "starting",
     isolation: core.driver.isolation,
     resources,
-    network: template.request.network,
+    network: request.network ?? template.request.network,
     metadata: request.metadata,
     createdAtMs: core.clock.nowMs(),
     forkTimeMs: 0,

@@ -66,14 +66,20 @@ export interface MachineExit {
   readonly atUnixMs: number;
 }
 
-export interface Metering {
+/** What the processes of one machine use on the host. */
+export interface MachineMetering {
   /** What is this machine's alone: its own memory, and the private memory of the processes that run it. */
   readonly memoryBytes: number;
   /** Pages of host files that it has mapped: in memory once, however many machines map them. 0 unless asked for. */
   readonly sharedBytes: number;
   readonly cpuMs: number;
-  /** What it has sent out through the egress gate. */
-  readonly egressBytes?: number | undefined;
+}
+
+export interface Metering extends MachineMetering {
+  /** Sent by programs of the sandbox through the egress gate, since this server took the sandbox up. */
+  readonly egressBytes: number;
+  /** What came back. */
+  readonly egressReceivedBytes: number;
 }
 
 /** The frames of one machine, whole, in order. Back-pressure: `send` resolves when more may be written. */
@@ -99,7 +105,7 @@ export interface Machine {
   freeze(): Promise<void>;
   thaw(): Promise<void>;
   /** @param shared - also what it shares: that takes its shim some milliseconds, in which its link waits */
-  meter(options?: { shared: boolean }): Promise<Metering>;
+  meter(options?: { shared: boolean }): Promise<MachineMetering>;
   /** SIGKILL, clean up, resolve when nothing is left. Idempotent. */
   end(reason: string): Promise<void>;
 }

@@ -21,6 +21,8 @@ import { type Core, Counters, startsAtOnce } from "./core.ts";
 import { create } from "./create.ts";
 import type { Driver } from "./driver.ts";
 import { pickDriver } from "./drivers/pick.ts";
+import { EgressGate } from "./egress/gate.ts";
+import { type EgressNetwork, hostNetwork } from "./egress/network.ts";
 import { Ends } from "./ends.ts";
 import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
@@ -62,6 +64,7 @@ export interface EngineParts {
   readonly connectGuest?: ConnectGuest;
   readonly clock?: Clock;
   readonly admission?: Admission;
+  readonly egressNetwork?: EgressNetwork;
 }
 
 export async function openEngineWith({ dataDir, log }: EngineOptions, parts: EngineParts): Promise<Engine> {
@@ -76,6 +79,7 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
       connectGuest: traceGuests(parts.connectGuest ?? connectGuest),
       log,
       clock,
+      egress: new EgressGate(parts.egressNetwork ?? hostNetwork, log, clock),
       admission: parts.admission ?? new Admission(),
       places: await SnapshotPlaces.open(dataDir, log),
       sandboxes: new Sandboxes(new SandboxStore(db), clock),

@@ -1,5 +1,5 @@
 import type { MitosError } from "@mitos/protocol";
-import type { Runtime } from "./actions.ts";
+import type { Runtime, Tunnel } from "./actions.ts";
 import type { Machine } from "./driver.ts";
 
 /** Who a machine becomes: payload of ADOPT (docs/link.md). */
@@ -35,8 +35,30 @@ export interface GuestHooks {
   readonly onActivity: () => () => void;
   /** The guest asks for children of its own. */
   readonly onForkSelf: (count: number, label: string) => Promise<readonly string[]>;
+  /** The guest wants out. */
+  readonly egress: SandboxEgress;
   /** The link ended although nobody closed it: the machine broke the protocol or died. */
   readonly onLost: (error: Error) => void;
+}
+
+/** A connection that a program in the sandbox asks for, before and after it is accepted. */
+export interface EgressStream extends Tunnel {
+  accept(reply: Record<never, never>): Promise<void>;
+  /** The stream is gone before both sides have ended it. */
+  readonly signal: AbortSignal;
+}
+
+export interface EgressAnswer {
+  readonly ports: readonly number[];
+  readonly any: boolean;
+}
+
+/** What a sandbox may do outside. */
+export interface SandboxEgress {
+  /** Resolves when the connection is over. @throws permission_denied with the rule, unavailable, sandbox_exhausted, invalid_input */
+  connect(host: string, port: number, stream: EgressStream): Promise<void>;
+  /** @throws permission_denied with the rule, invalid_input */
+  ports(name: string): EgressAnswer;
 }
 
 /** How the engine talks to a machine; tests of the engine bring their own. */

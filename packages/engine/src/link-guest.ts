@@ -27,6 +27,11 @@ export function connectGuest(machine: Machine, hooks: GuestHooks): Guest {
     if (!closing) hooks.onLost(error ?? new Error("the link has ended"));
   });
   link.onGuestCall(pb.Host.method.forkSelf, async ({ count, label }) => ({ children: [...(await hooks.onForkSelf(count, label))] }));
+  link.onGuestStream(pb.Host.method.egress, ({ host, port }, stream) => hooks.egress.connect(host, port, stream));
+  link.onGuestCall(pb.Host.method.egressPorts, async ({ name }) => {
+    const { ports, any } = hooks.egress.ports(name);
+    return { ports: [...ports], any };
+  });
   return {
     runtime: createRuntime(link, hooks),
     async open(adoption) {

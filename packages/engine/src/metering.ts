@@ -1,7 +1,7 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { NodeUsage, SandboxUsage } from "./actions.ts";
 import type { Core } from "./core.ts";
-import type { Machine, Metering } from "./driver.ts";
+import type { Machine, MachineMetering, Metering } from "./driver.ts";
 import { Semaphore } from "./mutex.ts";
 import type { Entry } from "./sandboxes.ts";
 
@@ -16,8 +16,8 @@ const reportMsMax = 1000;
 export class Meters {
   readonly #core: Core;
   readonly #asks = new Semaphore(asksAtOnce);
-  readonly #asked = new WeakMap<Machine, Promise<Metering>>();
-  readonly #last = new WeakMap<Machine, Metering>();
+  readonly #asked = new WeakMap<Machine, Promise<MachineMetering>>();
+  readonly #last = new WeakMap<Machine, MachineMetering>();
   #report: { readonly usage: Promise<NodeUsage>; readonly validUntilMs: number } | undefined;
 
   constructor(core: Core) {
@@ -38,9 +38,9 @@ export class Meters {
   }
 
   async one(id: SandboxId): Promise<Metering> {
-    const { live } = this.#core.sandboxes.require(id, "meter");
+    const { live, egress } = this.#core.sandboxes.require(id, "meter");
     if (!live) throw new MitosError("unavailable", { cause: `sandbox ${id} has no machine now` });
-    return live.machine.meter();
+    return { ...(await live.machine.meter()), egressBytes: egress.sentBytes, egressReceivedBytes: egress.receivedBytes };
   }
 
   async #measureAll(): Promise<NodeUsage> {
@@ -53,21 +53,21 @@ export class Meters {
   }
 
   async #measure(entry: Entry): Promise<SandboxUsage> {
-    const { record, live, saved } = entry;
+    const { record, live, saved, egress } = entry;
     const { metering, isStale } = live ? await this.#ask(live.machine) : { metering: undefined, isStale: false };
     return {
       id: record.id,
       templateId: record.templateId,
       memoryBytes: metering?.memoryBytes ?? 0,
       sharedBytes: metering?.sharedBytes ?? 0,
-      egressBytes: metering?.egressBytes ?? 0,
+      egressBytes: egress.sentBytes,
       // A machine writes into its own memory; only a pause puts it on the disk.
       diskBytes: saved?.snapshot.bytes ?? 0,
       isStale,
     };
   }
 
-  async #ask(machine: Machine): Promise<{ metering: Metering | undefined; isStale: boolean }> {
+  async #ask(machine: Machine): Promise<{ metering: MachineMetering | undefined; isStale: boolean }> {
     const { promise: late, resolve } = Promise.withResolvers<undefined>();
     const timer = setTimeout(resolve, answerMsMax, undefined);
     try {
@@ -82,7 +82,7 @@ export class Meters {
   }
 
   /** A machine that owes an answer is not asked again. */
-  #measurement(machine: Machine): Promise<Metering> {
+  #measurement(machine: Machine): Promise<MachineMetering> {
     const open = this.#asked.get(machine);
     if (open) return open;
     const asked = this.#asks.run(() => machine.meter({ shared: true }));

@@ -2,6 +2,7 @@ import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { EndCause, Runtime, Sandbox, SandboxState } from "./actions.ts";
 import type { Clock } from "./clock.ts";
 import type { Machine } from "./driver.ts";
+import type { EgressUsage } from "./egress/gate.ts";
 import type { Guest } from "./guest.ts";
 import { Mutex } from "./mutex.ts";
 import type { SharedSnapshot } from "./snapshots.ts";
@@ -31,6 +32,7 @@ export interface Entry {
   /** The pause's snapshot, kept until the last fork of it has read it. */
   saved: SharedSnapshot | null;
   readonly activity: Activity;
+  readonly egress: EgressUsage;
 }
 
 /** What keeps an idle time-out from running: calls and streams inside the sandbox. Questions about it (get, list) do not. */
@@ -277,7 +279,14 @@ export class Sandboxes {
   }
 
   #add(record: SandboxRecord): Entry {
-    const entry: Entry = { record, mutex: new Mutex(), live: null, saved: null, activity: new Activity(this.#clock) };
+    const entry: Entry = {
+      record,
+      mutex: new Mutex(),
+      live: null,
+      saved: null,
+      activity: new Activity(this.#clock),
+      egress: { sentBytes: 0, receivedBytes: 0 },
+    };
     this.#byUid.set(record.uid, entry);
     this.#byId.set(record.id, entry);
     this.#uidMax = Math.max(this.#uidMax, record.uid);

@@ -60,6 +60,7 @@ export async function abandon({ guest, machine }: Live, id: SandboxId, reason: u
 export function connect(core: Core, entry: Entry, machine: Machine): Live {
   const guest = core.connectGuest(machine, {
     onActivity: () => entry.activity.begin(),
+    egress: core.egress.open({ id: entry.record.id, network: entry.record.network, usage: entry.egress }),
     onForkSelf: (count) => forkSelf(core, entry, count),
     onLost: (error) => linkLost(core, entry, machine, error),
   });

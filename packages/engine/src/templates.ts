@@ -184,6 +184,7 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
     await machine.setDeadline(Date.now() + buildMsMax);
     guest = core.connectGuest(machine, {
       onActivity: () => () => {},
+      egress: core.egress.open({ id: request.id, network: request.network, usage: { sentBytes: 0, receivedBytes: 0 } }),
       onForkSelf: () => Promise.reject(new MitosError("budget_exhausted", { cause: "a template that is being built cannot fork" })),
       onLost: (error) => core.log.warn({ template: request.id, error: error.message }, "the link to a template's machine was lost"),
     });

@@ -3,16 +3,25 @@
 import { mkdtemp, readdir, realpath, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import { type SandboxId, toSandboxId, toTemplateId } from "@mitos/protocol";
+import { MitosError, type SandboxId, toSandboxId, toTemplateId } from "@mitos/protocol";
 import type { CreateRequest, Engine, Log, TemplateRequest } from "./actions.ts";
 import { Admission } from "./admission.ts";
 import type { Clock } from "./clock.ts";
 import type { Driver, Machine, MachineExit, MachineSpec } from "./driver.ts";
 import { openMockDriver } from "./drivers/mock/driver.ts";
 import { openEngineWith } from "./engine.ts";
+import type { SandboxEgress } from "./guest.ts";
 import { fastRootOf } from "./snapshots.ts";
 
 export const quiet: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+
+/** For guests whose engine lets nothing out. */
+export const noEgress: SandboxEgress = {
+  connect: () => Promise.reject(new MitosError("permission_denied", { message: "egress is denied: there is no gate" })),
+  ports: () => {
+    throw new MitosError("permission_denied", { message: "egress is denied: there is no gate" });
+  },
+};
 
 export class ManualClock implements Clock {
   // Of today, since machines keep their own deadlines by the real clock.

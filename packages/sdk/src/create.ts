@@ -3,15 +3,13 @@ import { newIdempotencyKey } from "./config.ts";
 import { NotFoundError } from "./errors.ts";
 import type { Sandbox } from "./sandbox.ts";
 import { type ForkTemplateOptions, SandboxServer } from "./server.ts";
-import type { Network, Workload } from "./types.ts";
+import type { Workload } from "./types.ts";
 
 export interface CreateOptions extends Connection, ForkTemplateOptions {
   /** Default: `python`. */
   template?: string | undefined;
   /** Default: a new one. */
   id?: string | undefined;
-  /** Belongs to the template, which is built with it. */
-  network?: Network | undefined;
   /** Belongs to the template, which is built with it. */
   workload?: Workload | undefined;
 }
@@ -22,24 +20,16 @@ export interface CreateOptions extends Connection, ForkTemplateOptions {
  * @param options - or only the template's name
  */
 export async function create(options: CreateOptions | string = {}): Promise<Sandbox> {
-  const {
-    template = "python",
-    id,
-    apiKey,
-    baseUrl,
-    network,
-    workload,
-    ...rest
-  } = typeof options === "string" ? { template: options } : options;
+  const { template = "python", id, apiKey, baseUrl, workload, ...rest } = typeof options === "string" ? { template: options } : options;
   const server = SandboxServer.fromAuth({ apiKey, baseUrl });
   // One key for both tries: if the first did make a sandbox after all, the second answers with it.
   const fork = { ...rest, idempotencyKey: rest.idempotencyKey ?? newIdempotencyKey() };
-  const shape = { network, workload, signal: rest.signal };
-  if (network || workload) await server.ensureTemplate(template, shape);
+  const shape = { workload, signal: rest.signal };
+  if (workload) await server.ensureTemplate(template, shape);
   try {
     return await server.fork(template, id, fork);
   } catch (error) {
-    if (!(error instanceof NotFoundError) || network || workload) throw error;
+    if (!(error instanceof NotFoundError) || workload) throw error;
   }
   await server.ensureTemplate(template, shape);
   return server.fork(template, id, fork);

@@ -359,17 +359,11 @@ describe("create", () => {
     expect(server.requests[0]?.headers["idempotency-key"]).toBe(server.requests[2]?.headers["idempotency-key"]);
   });
 
-  it("builds the template with the network that was asked for, sending what differs from the default", async () => {
-    await using server = await startFakeServer((request, response) => {
-      const body = request.json();
-      json(response, request.path === "/v1/templates" ? 409 : 200, row(body.id as string));
-    });
+  it("asks for the network of the sandbox, not of its template, sending what differs from the default", async () => {
+    await using server = await startFakeServer((request, response) => json(response, 200, row(request.json().id as string)));
     await create({ baseUrl: server.url, network: { block: true, egress: "deny", allowDomains: ["api.example.com:443"] } });
-    expect(server.requests[0]?.json()).toEqual({
-      id: "python",
-      init_wait_seconds: 5,
-      network: { block: true, allow_domains: ["api.example.com:443"] },
-    });
+    expect(server.requests.map(({ path }) => path)).toEqual(["/v1/fork"]);
+    expect(server.requests[0]?.json()).toMatchObject({ network: { block: true, allow_domains: ["api.example.com:443"] } });
   });
 });
 

@@ -37,6 +37,8 @@ export interface ForkTemplateOptions {
   idleTimeoutSeconds?: number | undefined;
   metadata?: Readonly<Record<string, string>> | undefined;
   resources?: Resources | undefined;
+  /** Instead of the template's. */
+  network?: Network | undefined;
   region?: string | undefined;
   idempotencyKey?: string | undefined;
   signal?: AbortSignal | undefined;
@@ -99,7 +101,7 @@ export class SandboxServer {
   /** A new sandbox from a template. @throws not_found when there is no such template */
   async fork(template: string, id: string = newSandboxId(), options: ForkTemplateOptions = {}): Promise<Sandbox> {
     requireSandboxId(id);
-    const { idempotencyKey = newIdempotencyKey(), signal, resources } = options;
+    const { idempotencyKey = newIdempotencyKey(), signal, resources, network } = options;
     const body = {
       template,
       id,
@@ -110,6 +112,7 @@ export class SandboxServer {
       metadata: options.metadata,
       region: options.region,
       ...(resources ? { resources: resourcesToWire(resources) } : {}),
+      ...(network ? { network: networkToWire(network) } : {}),
     };
     const answer = await this.#http.post("/v1/fork", body, { "Idempotency-Key": idempotencyKey }, signal);
     const row = sandboxFromWire(answer as Record<string, unknown>);

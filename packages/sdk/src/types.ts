@@ -4,8 +4,9 @@ import type { PreviewJson, ResourcesJson, SandboxDetailJson, TemplateJson, Unche
 export interface Network {
   block?: boolean;
   egress?: "deny" | "allow";
-  /** `host:port` */
+  /** `name:port`, `*.domain:port` or `address:port`; without a port, 80 and 443. */
   allowDomains?: readonly string[];
+  /** Addresses for every port, and the private ones that allowed names may resolve to. */
   allowCidrs?: readonly string[];
   inbound?: "deny" | "allow";
   inboundCidrs?: readonly string[];

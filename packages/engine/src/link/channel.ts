@@ -108,6 +108,11 @@ export class Channel {
     return this.#gone;
   }
 
+  /** Both sides have ended well. */
+  get isComplete(): boolean {
+    return this.#sendEnded && this.#receiveEnded && this.#outcome === undefined;
+  }
+
   /** Each listener is called once, when the channel is gone for whatever reason. */
   onGone(listener: () => void): void {
     if (this.#gone) listener();
@@ -146,6 +151,13 @@ export class Channel {
     if (this.#gone) return;
     this.#host.sendReset(this, encodeStatus(error.entry.connect));
     this.#leave(error, { dropWaiting: true });
+  }
+
+  /** Abort at once a channel that the guest has opened, and say why. Idempotent. */
+  refuse(status: Uint8Array): void {
+    if (this.#gone) return;
+    this.#host.sendReset(this, status);
+    this.#leave(callerLeft(), { dropWaiting: true });
   }
 
   /** The next frame that may be sent, for the writer. */

@@ -25,6 +25,13 @@ it("random frames of the guest end the session or do nothing, never throw elsewh
     const fake = new FakeGuest();
     const link = new LinkClient(fake.transport, { heldBytesMax });
     link.onGuestCall(guest.Host.method.forkSelf, async () => ({ children: ["a"] }));
+    link.onGuestStream(guest.Host.method.egress, async (_, stream) => {
+      if (next() % 4 === 0) throw new MitosError("permission_denied");
+      await stream.accept({});
+      for await (const chunk of stream) await stream.send(chunk);
+      await stream.end();
+    });
+    const opened = { last: 0 };
     fake.handler = async () => undefined;
     await link.hello();
     const calls: Promise<unknown>[] = [];
@@ -40,7 +47,7 @@ it("random frames of the guest end the session or do nothing, never throw elsewh
     const settled = Promise.allSettled(calls);
     await nextTurn();
     for (let index = 0; index < 60; index += 1) {
-      fake.raw(randomFrame(next, types));
+      fake.raw(randomFrame(next, types, opened));
       if (next() % 4 === 0) await nextTurn();
       expect(link.heldBytes, `seed ${seed}`).toBeLessThanOrEqual(heldBytesMax);
       expect(link.openChannels, `seed ${seed}`).toBeLessThanOrEqual(1_024);
@@ -67,8 +74,8 @@ it("random frames of the guest end the session or do nothing, never throw elsewh
 });
 
 /** Mostly legal frames, so that a session lives for a while. */
-function randomFrame(next: () => number, types: readonly number[]): Frame {
-  const channel = 2 * (1 + (next() % 8));
+function randomFrame(next: () => number, types: readonly number[], opened: { last: number }): Frame {
+  const channel = opened.last > 0 && next() % 3 === 0 ? opened.last : 2 * (1 + (next() % 8));
   const flags = next() % 5 === 0 ? 1 : 0;
   switch (next() % 40) {
     case 0:
@@ -90,8 +97,10 @@ function randomFrame(next: () => number, types: readonly number[]): Frame {
       return { type: frameType.credit, flags: 0, channel, payload: uint32Bytes(next() % 100_000) };
     case 8:
     case 9: {
-      const open = create(guest.OpenSchema, { method: next() % 2 ? "ForkSelf" : "Nothing", end: next() % 2 === 0 });
-      return { type: frameType.open, flags: 0, channel: 1 + 2 * (next() % 2_000), payload: toBinary(guest.OpenSchema, open) };
+      const method = ["ForkSelf", "Egress", "Egress", "Nothing"][next() % 4] as string;
+      const open = create(guest.OpenSchema, { method, end: next() % 2 === 0 });
+      opened.last = next() % 20 === 0 ? 1 + 2 * (next() % 2_000) : opened.last + (opened.last === 0 ? 1 : 2);
+      return { type: frameType.open, flags: 0, channel: opened.last, payload: toBinary(guest.OpenSchema, open) };
     }
     default:
       return { type: frameType.data, flags, channel, payload: Buffer.alloc(next() % 3 === 0 ? next() % 20_000 : next() % 50) };

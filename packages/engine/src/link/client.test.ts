@@ -75,7 +75,7 @@ describe("handshake", () => {
   });
 
   it("refuses an agent of another protocol with snapshot_incompatible", async () => {
-    const fake = new FakeGuest({ protocolVersion: 2 });
+    const fake = new FakeGuest({ protocolVersion: 99 });
     await expect(new LinkClient(fake.transport).hello()).rejects.toMatchObject({ code: "snapshot_incompatible" });
   });
 
@@ -475,6 +475,128 @@ describe("calls from the guest", () => {
     expect(fake.sent(frameType.reset)[0]?.channel).toBe(1025);
     link.close();
     expect(signals.every((signal) => signal.aborted)).toBe(true);
+  });
+});
+
+describe("streams from the guest", () => {
+  const egressOpen = (host: string) => toBinary(guest.EgressOpenSchema, create(guest.EgressOpenSchema, { host, port: 443 }));
+  const data = (channel: number, payload: Uint8Array): Frame => ({ type: frameType.data, flags: 0, channel, payload });
+  const end = (channel: number): Frame => ({ type: frameType.end, flags: 0, channel, payload: noPayload });
+
+  it("carry bytes both ways after they were accepted, with an end for each direction", async () => {
+    const { fake, link } = await connected();
+    const received: string[] = [];
+    link.onGuestStream(guest.Host.method.egress, async ({ host }, stream) => {
+      await stream.accept({});
+      await stream.send(Buffer.from(`welcome to ${host}`));
+      await stream.end();
+      for await (const chunk of stream) received.push(Buffer.from(chunk).toString());
+    });
+    const channel = fake.open("Egress", egressOpen("a.test"), false);
+    await until(() => fake.sent(frameType.end).length === 1);
+    expect(fake.sent(frameType.data).map(({ payload }) => Buffer.from(payload).toString())).toEqual(["", "welcome to a.test"]);
+    fake.raw(data(channel, Buffer.from("still ")), data(channel, Buffer.from("here")), end(channel));
+    await until(() => received.length === 2);
+    expect(received.join("")).toBe("still here");
+    expect(link.openChannels).toBe(0);
+  });
+
+  it("are refused with the status of the failure, and cost nothing then", async () => {
+    const { fake, link } = await connected();
+    link.onGuestStream(guest.Host.method.egress, () =>
+      Promise.reject(new MitosError("permission_denied", { message: "egress is denied: no rule allows it" })),
+    );
+    fake.open("Egress", egressOpen("a.test"), false);
+    await until(() => fake.sent(frameType.reset).length === 1);
+    const status = fromBinary(guest.StatusSchema, fake.sent(frameType.reset)[0]?.payload as Uint8Array);
+    expect(status).toMatchObject({ code: "permission_denied", message: "egress is denied: no rule allows it" });
+    expect(link.openChannels).toBe(0);
+  });
+
+  it("send no more than the guest gives credit for, and give credit for what was taken", async () => {
+    const { fake, link } = await connected();
+    let sentChunks = 0;
+    const taken: number[] = [];
+    link.onGuestStream(guest.Host.method.egress, async (_, stream) => {
+      await stream.accept({});
+      const sending = (async () => {
+        for (; sentChunks < 20; sentChunks += 1) await stream.send(new Uint8Array(60_000));
+      })();
+      for await (const chunk of stream) taken.push(chunk.byteLength);
+      await sending;
+    });
+    const channel = fake.open("Egress", egressOpen("a.test"), false);
+    const sentBytes = () => fake.sent(frameType.data).reduce((sum, { payload }) => sum + payload.byteLength, 0);
+    await until(() => sentBytes() === 262_144);
+    await turns(10);
+    expect([sentBytes(), sentChunks]).toEqual([262_144, 4]);
+    fake.raw({ type: frameType.credit, flags: 0, channel, payload: uint32Bytes(2_000_000) });
+    await until(() => sentBytes() === 1_200_000);
+
+    for (let index = 0; index < 4; index += 1) fake.raw(data(channel, new Uint8Array(60_000)));
+    await until(() => fake.sent(frameType.credit).length > 0);
+    expect(taken).toHaveLength(4);
+    link.close();
+  });
+
+  it("end the session when the guest sends more than its credit", async () => {
+    const { fake, link } = await connected();
+    link.onGuestStream(guest.Host.method.egress, () => new Promise(() => undefined));
+    const channel = fake.open("Egress", egressOpen("a.test"), false);
+    for (let index = 0; index < 5; index += 1) fake.raw(data(channel, new Uint8Array(60_000)));
+    await expect(link.closed).resolves.toBeInstanceOf(LinkViolation);
+    expect(link.heldBytes).toBe(0);
+  });
+
+  it("tell their handler when the guest resets them or the session ends, but not after a good end", async () => {
+    const { fake, link } = await connected();
+    const signals: AbortSignal[] = [];
+    link.onGuestStream(guest.Host.method.egress, async (_, stream) => {
+      const isFirst = signals.push(stream.signal) === 1;
+      await stream.accept({});
+      if (isFirst) await stream.end();
+      else await new Promise(() => undefined);
+    });
+    const ended = fake.open("Egress", egressOpen("a.test"), false);
+    const reset = fake.open("Egress", egressOpen("a.test"), false);
+    fake.open("Egress", egressOpen("a.test"), false);
+    await until(() => signals.length === 3 && fake.sent(frameType.end).length === 1);
+    fake.raw(end(ended), { type: frameType.reset, flags: 0, channel: reset, payload: noPayload });
+    expect(signals.map(({ aborted }) => aborted)).toEqual([false, true, false]);
+    link.close();
+    expect(signals.map(({ aborted }) => aborted)).toEqual([false, true, true]);
+  });
+
+  it("stand still while the machine is quiet, and go on where they stopped", async () => {
+    const { fake, link } = await connected();
+    let stream: { send(data: Uint8Array): Promise<void> } | undefined;
+    link.onGuestStream(guest.Host.method.egress, async (_, opened) => {
+      await opened.accept({});
+      stream = opened;
+      await new Promise(() => undefined);
+    });
+    fake.open("Egress", egressOpen("a.test"), false);
+    await until(() => stream !== undefined && fake.sent(frameType.data).length === 1);
+    const quiet = await link.quiesce();
+    const sent = stream?.send(Buffer.from("later"));
+    await turns(10);
+    expect(fake.sent(frameType.data)).toHaveLength(1);
+    await quiet.resume();
+    await sent;
+    await until(() => fake.sent(frameType.data).length === 2);
+    expect(Buffer.from(fake.sent(frameType.data)[1]?.payload as Uint8Array).toString()).toBe("later");
+    link.close();
+  });
+
+  it("cannot flood the host with refusals that the guest does not read", async () => {
+    const { fake, link } = await connected();
+    link.onGuestStream(guest.Host.method.egress, () => Promise.reject(new MitosError("permission_denied")));
+    fake.blocked = new Promise(() => undefined);
+    for (let index = 0; index < 6_000; index += 1) {
+      fake.open("Egress", egressOpen("a.test"), false);
+      if (index % 100 === 0) await nextTurn();
+    }
+    await expect(link.closed).resolves.toBeInstanceOf(LinkViolation);
   });
 });
 

@@ -19,7 +19,7 @@ import { CallTrace } from "./trace.ts";
 import { LinkViolation } from "./violation.ts";
 import { FrameWriter } from "./writer.ts";
 
-export const protocolVersion = 1;
+export const protocolVersion = 2;
 
 const channelsMax = 512;
 const openMessageBytesMax = 60_000;
@@ -98,6 +98,18 @@ export type GuestCallHandler<I extends DescMessage, O extends DescMessage> = (
   request: MessageShape<I>,
   signal: AbortSignal,
 ) => Promise<MessageInitShape<O>>;
+
+/** A stream that the guest has opened: raw bytes both ways once it is accepted. */
+export interface GuestStream<Reply> extends Tunnel {
+  accept(reply: Reply): Promise<void>;
+  /** The stream is gone before both sides have ended it. */
+  readonly signal: AbortSignal;
+}
+
+export type GuestStreamHandler<I extends DescMessage, O extends DescMessage> = (
+  request: MessageShape<I>,
+  stream: GuestStream<MessageInitShape<O>>,
+) => Promise<void>;
 
 /**
  * One HELLO for each session: `fresh` until it is sent, `greeting` until it is acknowledged. `lost` without a transport, while what is under
@@ -335,18 +347,7 @@ export class LinkClient {
       channel.discard();
       throw error;
     }
-    const bytes = messagesOf(channel, (message) => message);
-    return {
-      send: async (data) => {
-        for (let at = 0; at < data.byteLength; at += tunnelChunkBytes) await channel.send(data.subarray(at, at + tunnelChunkBytes));
-      },
-      end: () => {
-        channel.end();
-        return Promise.resolve();
-      },
-      abort: () => channel.discard(),
-      [Symbol.asyncIterator]: () => bytes,
-    };
+    return byteStream(channel);
   }
 
   /** Round-trip time of the link itself. */
@@ -382,6 +383,31 @@ export class LinkClient {
       };
       // A caller that is gone, or a link that is lost, needs no answer.
       answer().catch(() => channel.discard());
+    });
+  }
+
+  /**
+   * Serves a method of service Host that carries bytes both ways. What the handler throws before it has accepted reaches the guest as the
+   * status of a RESET (as with `onGuestCall`), later as a RESET; so a refused stream keeps nothing here.
+   */
+  onGuestStream<I extends DescMessage, O extends DescMessage>(
+    method: Method<"bidi_streaming", I, O>,
+    handler: GuestStreamHandler<I, O>,
+  ): void {
+    this.#handlers.set(method.name, (channel, first) => {
+      const left = new AbortController();
+      channel.onGone(() => {
+        if (!channel.isComplete) left.abort();
+      });
+      const serve = async (): Promise<void> => {
+        const request = this.#decode(method.input, first ?? (await channel.take()) ?? noPayload);
+        const accept = (reply: MessageInitShape<O>) => channel.send(toBinary(method.output, create(method.output, reply)));
+        await handler(request, { ...byteStream(channel), accept, signal: left.signal });
+      };
+      serve().catch((error: unknown) => {
+        channel.refuse(statusOfError(error));
+        channel.discard(); // what came before a good end and nobody took
+      });
     });
   }
 
@@ -572,6 +598,7 @@ export class LinkClient {
     if (!isGuestChannel(number)) throw new LinkViolation(`the guest opens channel ${number}, which is the host's to open`);
     if (number <= this.#lastGuestChannel) throw new LinkViolation(`the guest opens channel ${number} again`);
     if (open.message.byteLength > openMessageBytesMax) throw new LinkViolation("OPEN with too large a message");
+    if (this.#writer.waiting > channelsMax * 8) throw new LinkViolation("calls without end");
     this.#lastGuestChannel = number;
     const handler = this.#handlers.get(open.method);
     // While the writer is held every refusal is a frame that waits: the guest gets no more of them than it may have channels.
@@ -584,7 +611,6 @@ export class LinkClient {
   }
 
   #refuse(number: number, code: "resource_exhausted" | "unimplemented"): void {
-    if (this.#writer.waiting > channelsMax * 8) throw new LinkViolation("calls without end");
     this.#sendReset(number, encodeStatus(code));
   }
 
@@ -658,6 +684,22 @@ export class LinkClient {
     for (const channel of [...this.#channels.values()]) channel.lost(error);
     this.#settleClosed(reason);
   }
+}
+
+/** The messages of a channel as bytes, in pieces that each fit into a frame. */
+function byteStream(channel: Channel): Tunnel {
+  const bytes = messagesOf(channel, (message) => message);
+  return {
+    send: async (data) => {
+      for (let at = 0; at < data.byteLength; at += tunnelChunkBytes) await channel.send(data.subarray(at, at + tunnelChunkBytes));
+    },
+    end: () => {
+      channel.end();
+      return Promise.resolve();
+    },
+    abort: () => channel.discard(),
+    [Symbol.asyncIterator]: () => bytes,
+  };
 }
 
 /**

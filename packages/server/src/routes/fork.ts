@@ -8,6 +8,7 @@ import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
 import { idempotencyKey, once } from "../idempotency.ts";
+import { checkNetwork } from "../network.ts";
 import { checkCeiling, env, metadata, resources, sandboxId, seconds, templateId } from "../schemas.ts";
 import { endpointOf, sandboxJson } from "../shapes.ts";
 
@@ -26,7 +27,11 @@ const createBody = z.object({
   idle_timeout_seconds: seconds.nullish(),
   metadata: metadata.nullish(),
   resources: resources.nullish(),
+  network: z.unknown().optional(),
 });
+
+/** Ignoring it would leave a child with other rules than its maker believes. */
+const inherited = z.null("a child has the network rules of its parent").optional();
 
 const forkBody = z
   .object({
@@ -37,6 +42,7 @@ const forkBody = z
     // null = no deadline; absent = what remains of the parent's.
     timeout_seconds: seconds.nullable().optional(),
     env: env.nullish(),
+    network: inherited,
     // Sent by published clients; the parent always stands still for the snapshot only.
     pause_source: z.boolean().optional(),
   })
@@ -60,6 +66,8 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
     const from = parseTemplate(body.template);
     checkCeiling(body.timeout_seconds, maxExecTimeoutSeconds, body.id);
     checkCeiling(body.idle_timeout_seconds, maxExecTimeoutSeconds, body.id);
+    const rules = body.network === undefined || body.network === null ? undefined : checkNetwork(body.network);
+    if (rules && from.kind === "live") check(z.object({ network: inherited }), { network: body.network });
     const endpoint = endpointOf(request);
     const answer = (sandbox: Sandbox) => ({ ...sandboxJson(sandbox, endpoint), template_id: `${livePrefix}${sandbox.id}` });
 
@@ -85,6 +93,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
                   idleTimeoutSeconds: body.idle_timeout_seconds ?? null,
                   metadata: body.metadata ?? {},
                   ...(body.resources ? { resources: body.resources } : {}),
+                  network: rules,
                 }),
               );
         done();

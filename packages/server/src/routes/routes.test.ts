@@ -53,6 +53,11 @@ describe("templates", () => {
     { inbound: "allow", inbound_cidrs: ["bad"] },
     { egress: "maybe" },
     { allow_cidrs: ["10.0.0.0/33"] },
+    { allow_domains: ["*"] },
+    { allow_domains: ["a.*.example.com:443"] },
+    { allow_domains: ["example.com:0"] },
+    { allow_domains: ["https://example.com"] },
+    { allow_domains: ["10.0.0.0/8"] },
   ])("refuse the network %j and say so", async (network) => {
     const answer = await post(at, "/v1/templates", { id: "t", network });
     expect(answer.status).toBe(400);
@@ -87,6 +92,27 @@ describe("sandboxes", () => {
     const { json } = await post(at, "/v1/fork", { id: "conf-sandbox", template: "python" });
     expect(json).toMatchObject({ id: "conf-sandbox", endpoint: at.url, fork_time_ms: 0.842, parent_id: null, isolation: "mock" });
     expect(json.network).toEqual({ egress: "deny", inbound: "deny" });
+  });
+
+  it("take rules for their own network in place of the template's, and refuse broken ones", async () => {
+    const network = { egress: "deny", allow_domains: ["api.example.com:443"] };
+    const { json } = await post(at, "/v1/fork", { id: "sb-net", template: "python", network });
+    expect(json.network).toEqual({ egress: "deny", allow: ["api.example.com:443"], inbound: "deny" });
+    const broken = await post(at, "/v1/fork", { id: "sb-no", template: "python", network: { allow_domains: ["*"] } });
+    expect([broken.status, broken.json.error.cause]).toEqual([400, expect.stringMatching(/^invalid network config: .*\*/)]);
+  });
+
+  it("cannot be given rules of their own when they are children of a fork", async () => {
+    const network = { egress: "allow" };
+    for (const [path, body] of [
+      ["/v1/fork", { id: "child", template: "live:sb-1", network }],
+      ["/v1/sandboxes/sb-1/fork", { id: "child", network }],
+    ] as const) {
+      const answer = await post(at, path, body);
+      expect([answer.status, answer.json.error.cause]).toEqual([400, expect.stringContaining("the network rules of its parent")]);
+    }
+    expect((await post(at, "/v1/sandboxes/sb-1/fork", { id: "child", network: null })).status).toBe(200);
+    expect(at.engine.forks).toHaveLength(1);
   });
 
   it("hand out a live handle as template_id, and list the true template", async () => {

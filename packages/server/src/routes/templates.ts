@@ -1,27 +1,13 @@
-import { isIP } from "node:net";
-import { MitosError, resourceDefaults } from "@mitos/protocol";
+import { resourceDefaults } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
 import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
-import { tolerate } from "../http/tolerance.ts";
 import { idempotencyKey, once } from "../idempotency.ts";
+import { checkNetwork } from "../network.ts";
 import { argv, env, resources, templateId } from "../schemas.ts";
 import { templateJson } from "../shapes.ts";
-
-const listMax = 1024;
-const direction = z.enum(["deny", "allow"]).default("deny");
-const cidr = z.string().refine(isCidr, "must be a CIDR such as 10.0.0.0/8");
-
-const network = z.object({
-  block: z.boolean().default(false),
-  egress: direction,
-  allow_domains: z.array(z.string().min(1).max(300)).max(listMax).default([]),
-  allow_cidrs: z.array(cidr).max(listMax).default([]),
-  inbound: direction,
-  inbound_cidrs: z.array(cidr).max(listMax).default([]),
-});
 
 const workload = z.object({
   command: argv.or(z.array(z.never()).max(0)).nullish(),
@@ -80,23 +66,6 @@ export function templateRoutes(app: FastifyInstance, context: ServerContext): vo
   });
 }
 
-function checkNetwork(value: unknown) {
-  try {
-    const wire = check(network, tolerate(network, value ?? {}));
-    return {
-      block: wire.block,
-      egress: wire.egress,
-      allowDomains: wire.allow_domains,
-      allowCidrs: wire.allow_cidrs,
-      inbound: wire.inbound,
-      inboundCidrs: wire.inbound_cidrs,
-    };
-  } catch (error) {
-    if (!(error instanceof MitosError)) throw error;
-    throw new MitosError("invalid_input", { cause: `invalid network config: ${error.detail.cause}` });
-  }
-}
-
 /** A workload without a command is none. */
 function toWorkload(wire: z.infer<typeof workload> | null | undefined) {
   if (!wire?.command || wire.command.length === 0) return undefined;
@@ -108,10 +77,4 @@ function toWorkload(wire: z.infer<typeof workload> | null | undefined) {
       ? { port: ready.port, path: ready.path || "/", expect: ready.expect || 200, timeoutSeconds: ready.timeout_seconds || 120 }
       : undefined,
   };
-}
-
-function isCidr(text: string): boolean {
-  const [address, bits, ...rest] = text.split("/");
-  const family = isIP(address ?? "");
-  return family !== 0 && rest.length === 0 && /^\d{1,3}$/.test(bits ?? "") && Number(bits) <= (family === 4 ? 32 : 128);
 }

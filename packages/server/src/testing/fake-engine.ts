@@ -405,7 +405,7 @@ export class FakeEngine {
       state: "running",
       isolation: "mock",
       resources: { ...resourceDefaults, ...template.resources, ...request?.resources },
-      network: template.network,
+      network: request?.network ?? template.network,
       metadata: request?.metadata ?? {},
       createdAtMs: this.#clock++,
       forkTimeMs: 0.842,

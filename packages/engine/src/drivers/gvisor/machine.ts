@@ -1,6 +1,6 @@
 import { rm } from "node:fs/promises";
 import { MitosError } from "@mitos/protocol";
-import type { FrameTransport, Machine, MachineExit, MachineResources, Metering } from "../../driver.ts";
+import type { FrameTransport, Machine, MachineExit, MachineMetering, MachineResources } from "../../driver.ts";
 import type { JsonObject } from "../../link/transport.ts";
 import { memoryLimitBytes, watchedFolders } from "./cgroup.ts";
 import { type Container, readExit, removeTraces, runCommand } from "./container.ts";
@@ -62,7 +62,7 @@ export class GvisorMachine implements Machine {
     return this.#frozen;
   }
 
-  async meter({ shared } = { shared: false }): Promise<Metering> {
+  async meter({ shared } = { shared: false }): Promise<MachineMetering> {
     const reply = await this.#ask("meter", shared ? { shared } : {});
     return { memoryBytes: count(reply.memory_bytes), sharedBytes: count(reply.shared_bytes), cpuMs: count(reply.cpu_ms) };
   }

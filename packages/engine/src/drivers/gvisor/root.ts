@@ -93,7 +93,7 @@ async function describe(node: string | undefined): Promise<{ entries: Entry[]; b
   file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
   // Written anew for each machine when it is adopted.
   file("etc/machine-id", `${"0".repeat(32)}\n`);
-  // Nobody answers there unless the sandbox may go out: a look-up then fails at once instead of after a time-out.
+  // The agent answers there: names that the sandbox may reach, and a refusal at once for all others.
   file("etc/resolv.conf", "nameserver 127.0.0.1\n");
   entries.push({ kind: "link", name: "etc/mtab", target: "/proc/self/mounts" });
 

@@ -1,7 +1,7 @@
 import { mkdir, rename, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
-import type { Driver, Machine, MachineExit, MachineSpec, Metering, Snapshot, SnapshotRequirements } from "../../driver.ts";
+import type { Driver, Machine, MachineExit, MachineMetering, MachineSpec, Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { MockAgent } from "./agent.ts";
 
 /** What a mock machine claims to use: the life cycle can be metered, nothing else. */
@@ -94,7 +94,7 @@ class MockMachine implements Machine {
   async freeze(): Promise<void> {}
   async thaw(): Promise<void> {}
 
-  async meter(): Promise<Metering> {
+  async meter(): Promise<MachineMetering> {
     return { memoryBytes: machineBytes, sharedBytes: 0, cpuMs: 0 };
   }
 

@@ -1147,6 +1147,80 @@ export declare type TunnelOpened = Message<"guest.v1.TunnelOpened"> & {
 export declare const TunnelOpenedSchema: GenMessage<TunnelOpened>;
 
 /**
+ * @generated from message guest.v1.EgressOpen
+ */
+export declare type EgressOpen = Message<"guest.v1.EgressOpen"> & {
+  /**
+   * A DNS name or an IP address.
+   *
+   * @generated from field: string host = 1;
+   */
+  host: string;
+
+  /**
+   * @generated from field: uint32 port = 2;
+   */
+  port: number;
+};
+
+/**
+ * Describes the message guest.v1.EgressOpen.
+ * Use `create(EgressOpenSchema)` to create a new message.
+ */
+export declare const EgressOpenSchema: GenMessage<EgressOpen>;
+
+/**
+ * @generated from message guest.v1.EgressOpened
+ */
+export declare type EgressOpened = Message<"guest.v1.EgressOpened"> & {
+};
+
+/**
+ * Describes the message guest.v1.EgressOpened.
+ * Use `create(EgressOpenedSchema)` to create a new message.
+ */
+export declare const EgressOpenedSchema: GenMessage<EgressOpened>;
+
+/**
+ * @generated from message guest.v1.EgressPortsRequest
+ */
+export declare type EgressPortsRequest = Message<"guest.v1.EgressPortsRequest"> & {
+  /**
+   * @generated from field: string name = 1;
+   */
+  name: string;
+};
+
+/**
+ * Describes the message guest.v1.EgressPortsRequest.
+ * Use `create(EgressPortsRequestSchema)` to create a new message.
+ */
+export declare const EgressPortsRequestSchema: GenMessage<EgressPortsRequest>;
+
+/**
+ * @generated from message guest.v1.EgressPortsReply
+ */
+export declare type EgressPortsReply = Message<"guest.v1.EgressPortsReply"> & {
+  /**
+   * @generated from field: repeated uint32 ports = 1;
+   */
+  ports: number[];
+
+  /**
+   * Every port is allowed; `ports` is empty.
+   *
+   * @generated from field: bool any = 2;
+   */
+  any: boolean;
+};
+
+/**
+ * Describes the message guest.v1.EgressPortsReply.
+ * Use `create(EgressPortsReplySchema)` to create a new message.
+ */
+export declare const EgressPortsReplySchema: GenMessage<EgressPortsReply>;
+
+/**
  * @generated from message guest.v1.ForkSelfRequest
  */
 export declare type ForkSelfRequest = Message<"guest.v1.ForkSelfRequest"> & {
@@ -1422,6 +1496,27 @@ export declare const Host: GenService<{
     methodKind: "unary";
     input: typeof ForkSelfRequestSchema;
     output: typeof ForkSelfReplySchema;
+  },
+  /**
+   * A connection out of the sandbox, if its policy allows it. The first reply message is EgressOpened; then messages both ways are raw
+   * bytes, END is a half-close. A refusal is a RESET: permission_denied names the rule, unavailable says what did not answer.
+   *
+   * @generated from rpc guest.v1.Host.Egress
+   */
+  egress: {
+    methodKind: "bidi_streaming";
+    input: typeof EgressOpenSchema;
+    output: typeof EgressOpenedSchema;
+  },
+  /**
+   * Whether a program may look a name up, and which ports it could then connect to. Nothing is resolved. permission_denied names the rule.
+   *
+   * @generated from rpc guest.v1.Host.EgressPorts
+   */
+  egressPorts: {
+    methodKind: "unary";
+    input: typeof EgressPortsRequestSchema;
+    output: typeof EgressPortsReplySchema;
   },
 }>;
 
