@@ -1,32 +1,29 @@
 /** Puts the routes, the Connect service and the WebSocket route on one port, and takes them down again. */
 
 import { createServer as createHttp1 } from "node:http";
-import { createServer as createHttp2, type ServerHttp2Session } from "node:http2";
+import { createServer as createHttp2 } from "node:http2";
 import type { AddressInfo, Socket } from "node:net";
 import type { Engine, Log } from "@mitos/engine";
 import { limits, MitosError } from "@mitos/protocol";
 import { createApp } from "./app.ts";
 import { auditOf, openAudit } from "./audit.ts";
-import { webSocketAccess } from "./auth/access.ts";
 import { Auth } from "./auth/auth.ts";
-import { createConnectHandler, refuseRpc, servicePrefix } from "./connect/handler.ts";
+import { createConnectHandler } from "./connect/handler.ts";
 import type { ServerContext } from "./context.ts";
-import { toConnectError } from "./errors.ts";
-import { closeWhenIdle, http2Limits, idleMs, makeRoom } from "./http/connections.ts";
-import { type AnyRequest, isLoopback, refusal } from "./http/guard.ts";
-import { type AnyResponse, endLateBody, sendConnectError, sendEnvelope } from "./http/plain.ts";
+import { createDoor } from "./door.ts";
+import { Http2Sessions, http2Limits, idleMs, makeRoom } from "./http/connections.ts";
+import { isLoopback } from "./http/guard.ts";
 import { createSharedPort } from "./http/shared-port.ts";
-import { traceRequest } from "./http/tracing.ts";
 import { createMetrics } from "./metrics.ts";
 import { createPreviewProxy } from "./preview/proxy.ts";
 import { PreviewSigner } from "./preview/token.ts";
 import { createExpose } from "./proxy/expose.ts";
 import { Forwards } from "./proxy/forwards.ts";
-import { type UpgradeVisit, upgradedPlaces, type Visit } from "./proxy/ports.ts";
+import { upgradedPlaces } from "./proxy/ports.ts";
 import { StreamCap } from "./stream/cap.ts";
 import { execFraming } from "./websocket/exec.ts";
 import { ptyFraming } from "./websocket/pty.ts";
-import { createSessions, refuseUpgrade } from "./websocket/session.ts";
+import { createSessions } from "./websocket/session.ts";
 
 export interface ServerOptions {
   readonly engine: Engine;
@@ -117,85 +114,20 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const app = await createApp(context, { signer, domain, ttlSeconds, forwards });
   const connect = createConnectHandler(context);
   const webSockets = [execFraming, ptyFraming].map((framing) => createSessions(context, framing));
-  // A key travels in a header that no web page can set across origins, so with keys any name of the server will do.
-  const guard = (request: AnyRequest) => refusal(request, auth ? undefined : boundHost);
-  const dispatch = (request: AnyRequest, response: AnyResponse) => {
-    const done = traceRequest(request, () => serve(request, response));
-    response.once("close", () => done(response.statusCode));
-  };
-  const serve = (request: AnyRequest, response: AnyResponse) => {
-    request.on("error", () => {}); // whoever reads the body sees it
-    const visit: Visit = { kind: "request", request, response };
-    if (previews.isPreviewHost(request)) return void previews.serve(visit);
-    const isConnect = request.url?.startsWith(servicePrefix);
-    const refused = guard(request);
-    if (refused) return isConnect ? sendConnectError(response, toConnectError(refused)) : sendEnvelope(response, refused);
-    if (previews.isPreviewPath(request)) return void previews.serve(visit);
-    if (request.headers.expect && !expose.accepts(request.url ?? "")) response.writeContinue();
-    const denied = auth?.authenticate(request);
-    if (expose.accepts(request.url ?? "")) return void expose.serve(visit, denied);
-    if (denied) {
-      endLateBody(request);
-      return isConnect ? refuseRpc(request, response, denied) : sendEnvelope(response, denied);
-    }
-    if (isConnect) connect(request, response);
-    else app.routing(request as never, response as never);
-  };
-
-  const sessionsFor = (request: AnyRequest) => webSockets.find(({ path }) => path === request.url?.split("?", 1)[0]);
-  const isWebSocket = (request: AnyRequest) =>
-    request.method === "GET" &&
-    request.headers.upgrade?.toLowerCase() === "websocket" &&
-    (previews.isPreviewHost(request) ||
-      previews.isPreviewPath(request) ||
-      expose.accepts(request.url ?? "") ||
-      sessionsFor(request) !== undefined);
-  /** @returns why it is refused where that is decided here */
-  const serveUpgrade = (visit: UpgradeVisit): MitosError | undefined => {
-    const { request, socket, head } = visit;
-    if (previews.isPreviewHost(request)) return void previews.serve(visit);
-    const refused = guard(request);
-    if (!refused && previews.isPreviewPath(request)) return void previews.serve(visit);
-    const denied = refused ?? auth?.authenticate(request);
-    if (!refused && expose.accepts(request.url ?? "")) return void expose.serve(visit, denied);
-    const forbidden = denied ?? auth?.authorise(request, socket, webSocketAccess, "a program over a WebSocket");
-    if (forbidden) refuseUpgrade(socket, forbidden);
-    else sessionsFor(request)?.upgrade(request, socket, head);
-    return forbidden;
-  };
+  const door = createDoor(context, { boundHost, app, connect, webSockets, previews, expose });
   // Other offers to upgrade (such as h2c) are ignored, as RFC 9110 allows.
-  const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: isWebSocket }, dispatch);
-  http1.on("checkContinue", dispatch);
-  http1.on("upgrade", (request, socket, head) => {
-    socket.on("error", () => {}); // "close" follows
-    let refusedWith: number | undefined;
-    const done = traceRequest(request, () => {
-      refusedWith = serveUpgrade({ kind: "upgrade", request, socket, head })?.entry.status;
-    });
-    socket.once("close", () => done(refusedWith ?? 101));
-  });
-  /** And how many requests are open on each. */
-  const sessions = new Map<ServerHttp2Session, number>();
-  const http2 = createHttp2(http2Limits, dispatch);
-  http2.on("checkContinue", dispatch);
-  http2.on("session", (session) => {
-    const openStreams = () => sessions.get(session) ?? 0;
-    sessions.set(session, 0);
-    session.on("stream", (stream) => {
-      sessions.set(session, openStreams() + 1);
-      stream.on("close", () => sessions.has(session) && sessions.set(session, openStreams() - 1));
-    });
-    closeWhenIdle(session, openStreams);
-    session.on("close", () => sessions.delete(session));
-    session.on("error", (error) => log.debug({ err: error }, "an HTTP/2 session failed"));
-  });
+  const http1 = createHttp1({ ...http1Timeouts, shouldUpgradeCallback: door.takesUpgrade }, door.serve);
+  http1.on("checkContinue", door.serve);
+  http1.on("upgrade", door.upgrade);
+  const http2 = createHttp2(http2Limits, door.serve);
+  http2.on("checkContinue", door.serve);
+  const sessions = new Http2Sessions(http2, log);
 
   const { port, endSilent } = createSharedPort(http1, http2, {
     silenceMs: options.silenceMs ?? silenceMsDefault,
     connectionsMax: options.connectionsMax ?? connectionsMaxDefault,
   });
-  const idleSessions = () => [...sessions].filter(([, open]) => open === 0).map(([session]) => session);
-  makeRoom(port, http1, idleSessions, log);
+  makeRoom(port, http1, sessions, log);
   const sockets = new Set<Socket>();
   port.on("connection", (socket) => {
     sockets.add(socket);
@@ -219,7 +151,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     endSilent();
     forwards.close();
     http1.close();
-    for (const session of sessions.keys()) session.close();
+    sessions.close();
     // A connection that is busy now is idle later.
     const idle = setInterval(() => http1.closeIdleConnections(), 100);
     const cut = setTimeout(() => shutdown.abort(new MitosError("unavailable", { cause: "the server is going down" })), closeGraceMs);
@@ -230,7 +162,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     clearInterval(idle);
     clearTimeout(cut);
     clearTimeout(end);
-    for (const session of sessions.keys()) session.destroy();
+    sessions.destroy();
     for (const webSocket of webSockets) webSocket.close();
     await app.close();
     await context.audit.close();

@@ -6,6 +6,7 @@ import { isId, limits, MitosError, type SandboxId } from "@mitos/protocol";
 import { exposeAccess } from "../auth/access.ts";
 import type { ServerContext } from "../context.ts";
 import { isOurFault, toMitosError } from "../errors.ts";
+import type { AnyRequest } from "../http/guard.ts";
 import { endLateBody, retryAfter, sendPlain } from "../http/plain.ts";
 import { isPort } from "../preview/token.ts";
 import { endToEnd, headersOf, withForwarded } from "./headers.ts";
@@ -15,7 +16,7 @@ import { countVisit, isBrowser, responseOf, sandboxed, type Visit, visit } from 
 const pattern = /^(\/v1\/sandboxes\/([^/?#]+)\/expose\/([^/?#]+))(.*)$/s;
 
 export interface Expose {
-  accepts(url: string): boolean;
+  accepts(request: AnyRequest): boolean;
   /** @param denied - why the caller is nobody who may use this server; undefined = somebody */
   serve(from: Visit, denied: MitosError | undefined): Promise<void>;
 }
@@ -23,7 +24,7 @@ export interface Expose {
 export function createExpose(context: ServerContext, upgraded: Places): Expose {
   const requests = new Places({ what: "requests to its ports", perSandboxMax: limits.exposedRequestsPerSandboxMax });
   return {
-    accepts: (url) => pattern.test(url),
+    accepts: ({ url = "" }) => pattern.test(url),
     async serve(from, denied) {
       const { request } = from;
       const [, prefix = "", id, portText = "", rest = ""] = pattern.exec(request.url ?? "") ?? [];
