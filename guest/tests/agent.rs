@@ -472,7 +472,7 @@ fn a_terminal_has_type_size_and_takes_input_resize_and_end() {
     assert!(outcome.text().contains("40 120"), "{}", outcome.text());
     agent.host.input(channel, Input::StdinClose(true));
     agent.host.collect(channel, &mut outcome, |outcome| outcome.exit.is_some());
-    assert!(outcome.text().ends_with("over\r\n"));
+    assert!(outcome.text().ends_with("over\r\n"), "{}", outcome.text());
     assert_eq!(outcome.code(), 0);
     // Ctrl-C reaches the foreground group: the terminal controls it.
     let channel = agent.host.start(terminal("echo ready; exec sleep 1000"));
