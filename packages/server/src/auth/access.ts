@@ -59,6 +59,7 @@ export const routeAccess: Readonly<Record<string, Access>> = {
   "POST /v1/files/mkdir": execute,
   "POST /v1/files/remove": execute,
   "POST /v1/vitals": execute,
+  "GET /v1/pty": executeStream,
 
   "POST /v1/preview": execute,
   "POST /v1/sandboxes/:id/forward": execute,
