@@ -1,5 +1,8 @@
 import { defineConfig } from "vitest/config";
 
+/** Against real sandboxes: one file of a project at a time, so that figures and leak counts are those of one suite. */
+const oneFileAtATime = { maxWorkers: 1, fileParallelism: false, testTimeout: 120_000 } as const;
+
 export default defineConfig({
   test: {
     testTimeout: 30_000,
@@ -10,15 +13,13 @@ export default defineConfig({
         test: { name: "units", include: ["packages/*/src/**/*.test.ts", "test/repository/**/*.test.ts"], maxWorkers: 2 },
       },
       {
-        // Against real sandboxes: one file at a time, so that figures and leak counts are those of one suite.
         extends: true,
-        test: {
-          name: "engine",
-          include: ["test/{cli,clients,conformance,e2e,engine,faults,gvisor,sdk,server}/**/*.test.ts"],
-          maxWorkers: 1,
-          fileParallelism: false,
-          testTimeout: 120_000,
-        },
+        test: { name: "engine", include: ["test/{cli,conformance,e2e,engine,gvisor,sdk,server}/**/*.test.ts"], ...oneFileAtATime },
+      },
+      {
+        // What kills, fills and floods, and the published clients: beside the project above in `npm test`.
+        extends: true,
+        test: { name: "faults", include: ["test/{clients,faults}/**/*.test.ts"], ...oneFileAtATime },
       },
     ],
   },

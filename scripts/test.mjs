@@ -16,10 +16,7 @@ const vitest = [
   "--reporter=./test/support/skip-reasons.ts",
 ];
 
-/**
- * Two lanes run side by side, since the machine may have two cores only. What measures or floods is in the second lane's engine suites,
- * which run one file at a time.
- */
+/** Two lanes run side by side, since the machine may have two cores only. They take about the same time. */
 const lanes = [
   [
     { name: "format and lint", command: [bin("biome"), "ci", "--error-on-warnings", "--colors=off"] },
@@ -40,6 +37,7 @@ const lanes = [
       count: countCargo,
     },
     { name: "kernels", command: [pinnedNode, "test/support/kernel-tests.ts"], count: countUnittest },
+    { name: "faults and clients", command: [...vitest, "--project", "faults"], count: countVitest },
   ],
   [
     { name: "units", command: [...vitest, "--project", "units"], count: countVitest },
