@@ -225,8 +225,14 @@ export interface Runtime {
 
 /** A record that makes a repeated create answer with the first resource. Kept 24 hours. */
 export interface IdempotencyStore {
-  /** `{ first: true }` reserves the key; the id of the earlier resource otherwise. @throws conflict while the first is under way */
-  begin(kind: string, key: string): { first: true } | { first: false; resource: string };
+  /**
+   * `{ first: true }` reserves the key; the id of the earlier resource otherwise.
+   *
+   * @param intended - the sandboxes that the request is going to make. When the server dies before it has said that they are made, the next
+   *   one finds out by them: all there, or none of it happened. What is made again without harm needs none.
+   * @throws conflict while the first is under way
+   */
+  begin(kind: string, key: string, intended?: readonly SandboxId[]): { first: true } | { first: false; resource: string };
   complete(kind: string, key: string, resource: string): void;
   release(kind: string, key: string): void;
 }

@@ -93,7 +93,11 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
     ends.open();
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
-    const stores = { idempotency: createIdempotencyStore(db, clock), keys: createKeys(db, clock), settings: new SettingsStore(db) };
+    const stores = {
+      idempotency: createIdempotencyStore(db, clock, (id, uid) => core.sandboxes.isThereSince(id, uid)),
+      keys: createKeys(db, clock),
+      settings: new SettingsStore(db),
+    };
     return new OpenEngine(core, { deadlines, ends, readiness: new Readiness(dataDir) }, stores, () => db.close());
   } catch (error) {
     await driver?.close();

@@ -215,6 +215,12 @@ export class Sandboxes {
     return holder !== undefined && holder.record.state !== "ended";
   }
 
+  /** Whether one that was made after the sandbox of `uid` has the id, and has not ended. */
+  isThereSince(id: string, uid: number): boolean {
+    const holder = this.#byId.get(id);
+    return holder !== undefined && holder.record.state !== "ended" && holder.record.uid > uid;
+  }
+
   *all(): Iterable<Entry> {
     yield* this.#byUid.values();
   }

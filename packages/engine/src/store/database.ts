@@ -12,6 +12,8 @@ const migrations: readonly string[] = [
    CREATE INDEX idempotency_at ON idempotency (at_ms);`,
   `CREATE TABLE keys (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, record TEXT NOT NULL) STRICT;`,
   `CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;`,
+  `ALTER TABLE idempotency ADD COLUMN intended TEXT;
+   ALTER TABLE idempotency ADD COLUMN after_uid INTEGER NOT NULL DEFAULT 0;`,
 ];
 
 /**
