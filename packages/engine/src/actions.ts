@@ -237,6 +237,19 @@ export interface IdempotencyStore {
   release(kind: string, key: string): void;
 }
 
+/** Which preview tokens are a sandbox's own: a token names it by its id, which an earlier sandbox may have had. */
+export interface PreviewTerms {
+  /**
+   * Notes that a token is made for a sandbox.
+   *
+   * @returns when it expires: as wanted, or just after the last token of an earlier sandbox of this id
+   * @throws not_found
+   */
+  issue(id: SandboxId, wantedUnix: number): number;
+  /** Whether a token that expires then was made for an earlier sandbox of this id. */
+  isOfEarlier(id: SandboxId, expiresUnix: number): boolean;
+}
+
 /** What one sandbox uses. Paused ones use no memory, running ones no disk. */
 export interface SandboxUsage {
   readonly id: SandboxId;
@@ -358,6 +371,7 @@ export interface Actions {
 /** All of it: for whoever opened the engine. */
 export interface Engine extends Actions {
   readonly keys: Keys;
+  readonly previews: PreviewTerms;
 
   counts(): EngineCounts;
   /** Why no machine can be started any more, or null: looked at every few seconds at most. */

@@ -10,6 +10,7 @@ import type {
   Keys,
   ListFilter,
   Owner,
+  PreviewTerms,
   Runtime,
   Sandbox,
   SandboxEnd,
@@ -38,6 +39,7 @@ import { SnapshotPlaces } from "./snapshots.ts";
 import { openDatabase } from "./store/database.ts";
 import { createIdempotencyStore } from "./store/idempotency.ts";
 import { createKeys } from "./store/keys.ts";
+import { createPreviewTerms } from "./store/previews.ts";
 import { SandboxStore } from "./store/sandboxes.ts";
 import { SettingsStore } from "./store/settings.ts";
 import { TemplateStore } from "./store/templates.ts";
@@ -96,6 +98,7 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
     const stores = {
       idempotency: createIdempotencyStore(db, clock, (id, uid) => core.sandboxes.isThereSince(id, uid)),
       keys: createKeys(db, clock),
+      previews: createPreviewTerms(db, clock, (id) => core.sandboxes.createdAtMsOf(id)),
       settings: new SettingsStore(db),
     };
     return new OpenEngine(core, { deadlines, ends, readiness: new Readiness(dataDir) }, stores, () => db.close());
@@ -110,6 +113,7 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
 interface Stores {
   readonly idempotency: IdempotencyStore;
   readonly keys: Keys;
+  readonly previews: PreviewTerms;
   readonly settings: SettingsStore;
 }
 
@@ -132,17 +136,19 @@ class OpenEngine implements Engine {
   readonly #settings: SettingsStore;
   readonly idempotency: IdempotencyStore;
   readonly keys: Keys;
+  readonly previews: PreviewTerms;
 
-  constructor(core: Core, { deadlines, ends, readiness }: Watches, { idempotency, keys, settings }: Stores, closeDatabase: () => void) {
+  constructor(core: Core, { deadlines, ends, readiness }: Watches, stores: Stores, closeDatabase: () => void) {
     this.#core = core;
     this.#meters = new Meters(core);
     this.#readiness = readiness;
     this.#deadlines = deadlines;
     this.#ends = ends;
     this.#closeDatabase = closeDatabase;
-    this.idempotency = idempotency;
-    this.keys = keys;
-    this.#settings = settings;
+    this.idempotency = stores.idempotency;
+    this.keys = stores.keys;
+    this.previews = stores.previews;
+    this.#settings = stores.settings;
   }
 
   get isolation() {

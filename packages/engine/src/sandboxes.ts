@@ -221,6 +221,11 @@ export class Sandboxes {
     return holder !== undefined && holder.record.state !== "ended" && holder.record.uid > uid;
   }
 
+  /** Of the latest that has the id, or had it. */
+  createdAtMsOf(id: SandboxId): number | undefined {
+    return this.#byId.get(id)?.record.createdAtMs;
+  }
+
   *all(): Iterable<Entry> {
     yield* this.#byUid.values();
   }

@@ -34,7 +34,7 @@ export function portRoutes(
     if (!signer) throw previewsOff();
     const { sandbox, port } = await readJson(request, previewBody);
     context.engineFor(request.raw).get(sandbox);
-    const expiresUnix = Math.floor(Date.now() / 1000) + ttlSeconds;
+    const expiresUnix = context.engine.previews.issue(sandbox, Math.floor(Date.now() / 1000) + ttlSeconds);
     const token = signer.sign({ sandbox, port, expiresUnix });
     context.auditFor(request.raw).record({ sandbox_id: sandbox, op: "preview", detail: `port=${port}`, ok: true });
     const label = labelOf(sandbox, port);

@@ -18,6 +18,7 @@ import {
   type Keys,
   type NodeUsage,
   openKeys,
+  type PreviewTerms,
   type ProcessEvent,
   type ProcessStart,
   type RunCodeRequest,
@@ -451,6 +452,12 @@ export class FakeEngine {
     this.#onEnd.add(listener);
     return () => void this.#onEnd.delete(listener);
   }
+  /** The last second of the tokens that were for earlier sandboxes. */
+  earlierUntilUnix = 0;
+  readonly previews: PreviewTerms = {
+    issue: (_id, wantedUnix) => wantedUnix,
+    isOfEarlier: (_id, expiresUnix) => expiresUnix <= this.earlierUntilUnix,
+  };
   storedSecret(_name: string, count: number) {
     return new Uint8Array(count).fill(7);
   }
