@@ -113,6 +113,15 @@ export interface SandboxEnd {
   readonly cause: EndCause;
 }
 
+export interface EgressDenial {
+  /** The sandbox's, or the template's that is being built. */
+  readonly id: string;
+  /** Host and port, or the name that was looked up. */
+  readonly to: string;
+  /** Denials of this sandbox that nobody was told of since the last one that was. */
+  readonly leftOut: number;
+}
+
 export interface ListFilter {
   readonly state?: SandboxState | undefined;
   readonly parent?: SandboxId | undefined;
@@ -273,6 +282,8 @@ export type SnapshotKind = "template" | "fork" | "pause";
 export interface EngineCounts {
   readonly snapshots: Readonly<Record<SnapshotKind, { readonly count: number; readonly bytes: number }>>;
   readonly linksLost: number;
+  /** Connections out of sandboxes, and look-ups for them. */
+  readonly egressDenials: number;
   readonly readyStarts: ReadyStarts;
 }
 
@@ -385,6 +396,13 @@ export interface Engine extends Actions {
    * @returns ends the telling
    */
   onEnd(listener: (end: SandboxEnd) => void): () => void;
+
+  /**
+   * Tells of connections that no rule allows, at most once a second for each sandbox.
+   *
+   * @returns ends the telling
+   */
+  onEgressDenied(listener: (denial: EgressDenial) => void): () => void;
 
   /** Leaves machines running for the next server (`keep`), or ends them all. */
   close(options: { sandboxes: "keep" | "end" }): Promise<void>;

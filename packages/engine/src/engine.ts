@@ -2,6 +2,7 @@ import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { Attributes } from "@opentelemetry/api";
 import type {
   CreateRequest,
+  EgressDenial,
   Engine,
   EngineCounts,
   EngineOptions,
@@ -223,8 +224,8 @@ class OpenEngine implements Engine {
   }
 
   counts(): EngineCounts {
-    const { counters, driver } = this.#core;
-    return { ...counters, readyStarts: driver.readyStarts ?? { hits: 0, misses: 0 } };
+    const { counters, driver, egress } = this.#core;
+    return { ...counters, egressDenials: egress.denials, readyStarts: driver.readyStarts ?? { hits: 0, misses: 0 } };
   }
 
   async unreadiness() {
@@ -240,6 +241,10 @@ class OpenEngine implements Engine {
 
   onEnd(listener: (end: SandboxEnd) => void): () => void {
     return this.#ends.listen(listener);
+  }
+
+  onEgressDenied(listener: (denial: EgressDenial) => void): () => void {
+    return this.#core.egress.onDenied(listener);
   }
 
   storedSecret(name: string, bytes: number): Uint8Array {

@@ -6,9 +6,10 @@ import type { AddressInfo, Socket } from "node:net";
 import type { Engine, Log } from "@mitos/engine";
 import { limits, MitosError } from "@mitos/protocol";
 import { createApp } from "./app.ts";
-import { auditOf, openAudit } from "./audit.ts";
+import { auditOf, note, openAudit } from "./audit.ts";
 import { webSocketAccess } from "./auth/access.ts";
 import { Auth } from "./auth/auth.ts";
+import { Refusals } from "./auth/refusals.ts";
 import { createConnectHandler, refuseRpc, servicePrefix } from "./connect/handler.ts";
 import type { ServerContext } from "./context.ts";
 import { toConnectError } from "./errors.ts";
@@ -91,8 +92,13 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const shutdown = new AbortController();
   let closing = false;
   const streams = new StreamCap(options.maxStreamsPerSandbox ?? limits.streamsPerSandboxMax);
-  const auth = options.auth ? new Auth(engine, log) : undefined;
   const audit = openAudit(options.auditLog);
+  const metrics = createMetrics(engine, streams, options.version);
+  const auth = options.auth ? new Auth(engine, log, new Refusals(audit, metrics.refusals, log)) : undefined;
+  const noDenials = engine.onEgressDenied(({ id, to, leftOut }) => {
+    const detail = `to=${to}${leftOut > 0 ? ` left_out=${leftOut}` : ""}`;
+    note(audit, log, { sandbox_id: id, op: "egress_denied", detail, ok: false });
+  });
   const context: ServerContext = {
     engine,
     auth,
@@ -103,7 +109,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     streams,
     audit,
     auditFor: (request) => (auth ? auditOf(audit, auth.callerOf(request)) : audit),
-    metrics: createMetrics(engine, streams, options.version),
+    metrics,
     shutdown: shutdown.signal,
     isClosing: () => closing,
   };
@@ -114,7 +120,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const forwards = new Forwards(engine, log);
   const ttlSeconds = options.previewTtlSeconds ?? limits.previewTtlSecondsDefault;
 
-  const app = await createApp(context, { signer, domain, ttlSeconds, forwards });
+  const app = await createApp(context, { signer, domain, ttlSeconds, terms: engine.previews, forwards });
   const connect = createConnectHandler(context);
   const webSockets = [execFraming, ptyFraming].map((framing) => createSessions(context, framing));
   // A key travels in a header that no web page can set across origins, so with keys any name of the server will do.
@@ -233,6 +239,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     for (const session of sessions.keys()) session.destroy();
     for (const webSocket of webSockets) webSocket.close();
     await app.close();
+    noDenials();
     await context.audit.close();
   };
   return { url, close: () => (closed ??= close()) };
