@@ -63,6 +63,7 @@ describe.each(["mitos-run-0.1.0", "mitos-run-0.1.1"] as const)("%s", (client) =>
     ["works asynchronously", "asynchronous.py"],
     ["forks the running sandbox, not its template", "forks.py"],
     ["sets time-outs, pauses, resumes, and retries", "lifecycle.py"],
+    ["opens ports of the sandbox", "ports.py"],
     ["serves code that was written for E2B", "e2b.py"],
     ["brings its adapters for agent frameworks", "adapters.py"],
   ])("%s", (_, script) => python(script, [client]));

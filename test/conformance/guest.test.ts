@@ -196,7 +196,7 @@ for (const encoding of ["json", "binary"] as const) {
         await expect(upload(at("jail"), tarOf({ "good.txt": "x", [name]: "bad" }))).rejects.toMatchObject(fails(Code.PermissionDenied));
       }
       const { stdout } = await sandbox.exec(
-        `ls ${at("jail")} 2>/dev/null; find / -xdev -name 'escape.txt' -not -path '/proc/*' 2>/dev/null`,
+        `ls ${at("jail")} 2>/dev/null; find / /tmp /run -xdev -name 'escape.txt' -not -path '/proc/*' 2>/dev/null`,
       );
       expect(stdout).toBe("");
     });
@@ -208,6 +208,28 @@ for (const encoding of ["json", "binary"] as const) {
         await expect(upload(path, tarOf({ f: "x" })), path).rejects.toMatchObject(fails(Code.PermissionDenied));
       }
       await expect(archive(at("missing"))).rejects.toMatchObject(fails(Code.NotFound));
+    });
+
+    it("links are packed as links, and nothing is unpacked through one", async () => {
+      const links = { passwd: "/etc/passwd", stdin: "/proc/1/fd/0", out: "/tmp", up: "../../etc" };
+      await sandbox.exec(
+        `mkdir -p ${at("links")}; ${Object.entries(links)
+          .map(([name, target]) => `ln -sfn ${target} ${at(`links/${name}`)}`)
+          .join("; ")}`,
+      );
+      const tar = (await archive(at("links"))).toString("latin1");
+      for (const target of Object.values(links)) expect(tar).toContain(target);
+      expect(tar).not.toContain("root:x:0:0");
+      for (const name of ["out/through.txt", "up/through.txt", "stdin/through.txt"]) {
+        await expect(upload(at("links"), tarOf({ [name]: "bad" })), name).rejects.toMatchObject(fails(Code.PermissionDenied));
+      }
+      // What is unpacked in the place of a link replaces the link.
+      await upload(at("links"), tarOf({ passwd: "mine" }));
+      expect(await read(at("links/passwd"))).toBe("mine");
+      const found = await sandbox.exec(
+        "find / /tmp /run -xdev -name through.txt -not -path '/proc/*' 2>/dev/null; grep -c root:x:0:0 /etc/passwd",
+      );
+      expect(found.stdout).toBe("1\n");
     });
 
     it("other directions, and an upload that does not begin with open, are refused", async () => {

@@ -110,12 +110,16 @@ async function isThere(id: string): Promise<boolean> {
 const operations: Record<string, () => Operation> = {
   create() {
     const id = `new-${randomBytes(4).toString("hex")}`;
+    const create = () => directory.api.fork("python", id, { idempotencyKey: id });
     return {
-      run: async () => void (await directory.api.fork("python", id)),
+      run: async () => void (await create()),
       async check(answered) {
         const there = await isThere(id);
         if (answered) expect(there, "a sandbox whose creation was answered").toBe(true);
-        if (there) await handle(id).terminate();
+        // As a client does that was not answered: it has its sandbox then, whether the first attempt had made it or not.
+        expect((await create()).id).toBe(id);
+        expect(await isThere(id)).toBe(true);
+        await handle(id).terminate();
       },
     };
   },

@@ -11,6 +11,10 @@ beforeAll(async () => {
 });
 afterAll(() => directory[Symbol.asyncDispose]());
 
+/**
+ * Nothing on the way waits for a tick longer than 500 ms: the shim sleeps on its children's signals and the sentry's pidfd, looks every 20 ms
+ * while it ends what is left, and its sockets close with it, which wakes the server. Only memory (500 ms) is looked at by the clock.
+ */
 const noticedWithinMs = 1_000;
 /** This process and others compete with the server for the processor. */
 const patience = 5;

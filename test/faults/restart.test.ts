@@ -1,3 +1,5 @@
+import path from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { type AgentRunError, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { noTraces, Tracker } from "../support/traces.ts";
@@ -96,6 +98,31 @@ describe("a server that is killed while streams are open, and started again", ()
 });
 
 const floodText = `${Array.from({ length: 200_000 }, (_, index) => `${index + 1}\n`).join("")}end\n`;
+
+describe("a request that is repeated with its Idempotency-Key", () => {
+  it("gets what the first had made when the server was killed before it could note that", async () => {
+    await directory.api.fork("python", "parent");
+    const fork = async () => {
+      const response = await fetch(`${directory.server.url}/v1/sandboxes/parent/fork`, {
+        method: "POST",
+        headers: { "Idempotency-Key": "two-children" },
+        body: JSON.stringify({ count: 2 }),
+      });
+      expect(response.status).toBe(200);
+      return ((await response.json()) as { children: { id: string }[] }).children.map(({ id }) => id);
+    };
+    const made = await fork();
+    await directory.server.kill();
+    // The moment between the two writes is too short to be met by a kill.
+    const db = new DatabaseSync(path.join(directory.dataDir, "mitos.db"));
+    expect(db.prepare("UPDATE idempotency SET resource = NULL WHERE key = 'two-children'").run().changes).toBe(1);
+    db.close();
+    await directory.restart();
+    expect(await fork()).toEqual(made);
+    expect((await directory.api.listSandboxes()).map(({ id }) => id).sort()).toEqual([...made, "parent"].sort());
+    await at("parent").terminate({ subtree: true });
+  });
+});
 
 describe("a deadline is a time, not a duration", () => {
   it("holds while no server lives, and the next one says so", async () => {

@@ -108,6 +108,21 @@ describe("two owners on one server", () => {
     expect([await dial(alice), await dial(bob), await dial("mitos_sk_wrong"), await dial()]).toEqual(["open", "404", "401", "401"]);
   });
 
+  it("a preview of an owner's sandbox does not open a later one of the same id", async () => {
+    const make = (apiKey: string) => create({ id: "used-twice", template: "base", baseUrl: server.url, apiKey });
+    const statusOf = async (url: string) => (await fetch(url)).status;
+    const first = await make(alice);
+    const url = await first.getHost(8080);
+    // Nothing listens there yet.
+    expect(await statusOf(url)).toBe(503);
+    await first.terminate();
+    expect(await statusOf(url)).toBe(410);
+    const second = await make(bob);
+    expect(await statusOf(url)).toBe(401);
+    expect(await statusOf(await second.getHost(8080))).toBe(503);
+    await second.terminate();
+  });
+
   it("wrong keys, missing scopes and used-up quotas are typed errors with what to do", async () => {
     const make = (apiKey: string) => create({ baseUrl: server.url, apiKey });
     await expect(make("mitos_sk_wrong")).rejects.toThrow(UnauthorizedError);

@@ -9,14 +9,14 @@ use super::paths;
 use crate::proto::sandbox::v1 as sandbox;
 use bytes::Bytes;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, fchmod, futimens, mkdirat};
+use nix::sys::stat::{Mode, SFlag, fchmod, fstat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use sandbox::upload_request::Msg as UploadInput;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, ErrorKind, Read, Seek, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use tar::{Builder, EntryType, Header};
@@ -158,7 +158,7 @@ fn append_entry(builder: &mut Builder<impl Write>, parent: &File, name: &OsStr, 
         return builder.append_link(&mut header, path, PathBuf::from(readlinkat(parent, name)?));
     }
     if kind.is_dir() {
-        let child = File::from(openat(parent, name, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?);
+        let child = File::from(open_directory(parent, name)?);
         let mut header = Header::new_gnu();
         header.set_metadata(&child.metadata()?);
         header.set_size(0);
@@ -266,7 +266,7 @@ fn make_way(root: &OwnedFd, parts: &[&OsStr]) -> io::Result<Option<OwnedFd>> {
     let mut at = None;
     for part in parts {
         let parent = at.as_ref().unwrap_or(root);
-        let open = || openat(parent, *part, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty());
+        let open = || open_directory(parent, part);
         let next = match open() {
             Err(nix::Error::ENOENT) => {
                 match mkdirat(parent, *part, Mode::from_bits_truncate(0o755)) {
@@ -280,6 +280,16 @@ fn make_way(root: &OwnedFd, parts: &[&OsStr]) -> io::Result<Option<OwnedFd>> {
         at = Some(next);
     }
     Ok(at)
+}
+
+/// A directory that is no link. runsc follows a link that is opened with O_DIRECTORY, whatever O_NOFOLLOW says: so it is looked at first, and
+/// opened by the handle that was looked at.
+fn open_directory(parent: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
+    let found = openat(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
+    if SFlag::from_bits_truncate(fstat(&found)?.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR {
+        return Err(nix::Error::ENOTDIR);
+    }
+    openat(&found, ".", OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
 }
 
 fn for_each_member(tar: &mut File, mut visit: impl FnMut(&Path, &mut tar::Entry<&mut File>) -> Result<(), Status>) -> Result<(), Status> {

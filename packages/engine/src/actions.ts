@@ -113,6 +113,15 @@ export interface SandboxEnd {
   readonly cause: EndCause;
 }
 
+export interface EgressDenial {
+  /** The sandbox's, or the template's that is being built. */
+  readonly id: string;
+  /** Host and port, or the name that was looked up. */
+  readonly to: string;
+  /** Denials of this sandbox that nobody was told of since the last one that was. */
+  readonly leftOut: number;
+}
+
 export interface ListFilter {
   readonly state?: SandboxState | undefined;
   readonly parent?: SandboxId | undefined;
@@ -225,10 +234,29 @@ export interface Runtime {
 
 /** A record that makes a repeated create answer with the first resource. Kept 24 hours. */
 export interface IdempotencyStore {
-  /** `{ first: true }` reserves the key; the id of the earlier resource otherwise. @throws conflict while the first is under way */
-  begin(kind: string, key: string): { first: true } | { first: false; resource: string };
+  /**
+   * `{ first: true }` reserves the key; the id of the earlier resource otherwise.
+   *
+   * @param intended - the sandboxes that the request is going to make. When the server dies before it has said that they are made, the next
+   *   one finds out by them: all there, or none of it happened. What is made again without harm needs none.
+   * @throws conflict while the first is under way
+   */
+  begin(kind: string, key: string, intended?: readonly SandboxId[]): { first: true } | { first: false; resource: string };
   complete(kind: string, key: string, resource: string): void;
   release(kind: string, key: string): void;
+}
+
+/** Which preview tokens are a sandbox's own: a token names it by its id, which an earlier sandbox may have had. */
+export interface PreviewTerms {
+  /**
+   * Notes that a token is made for a sandbox.
+   *
+   * @returns when it expires: as wanted, or just after the last token of an earlier sandbox of this id
+   * @throws not_found
+   */
+  issue(id: SandboxId, wantedUnix: number): number;
+  /** Whether a token that expires then was made for an earlier sandbox of this id. */
+  isOfEarlier(id: SandboxId, expiresUnix: number): boolean;
 }
 
 /** What one sandbox uses. Paused ones use no memory, running ones no disk. */
@@ -254,6 +282,8 @@ export type SnapshotKind = "template" | "fork" | "pause";
 export interface EngineCounts {
   readonly snapshots: Readonly<Record<SnapshotKind, { readonly count: number; readonly bytes: number }>>;
   readonly linksLost: number;
+  /** Connections out of sandboxes, and look-ups for them. */
+  readonly egressDenials: number;
   readonly readyStarts: ReadyStarts;
 }
 
@@ -352,6 +382,7 @@ export interface Actions {
 /** All of it: for whoever opened the engine. */
 export interface Engine extends Actions {
   readonly keys: Keys;
+  readonly previews: PreviewTerms;
 
   counts(): EngineCounts;
   /** Why no machine can be started any more, or null: looked at every few seconds at most. */
@@ -365,6 +396,13 @@ export interface Engine extends Actions {
    * @returns ends the telling
    */
   onEnd(listener: (end: SandboxEnd) => void): () => void;
+
+  /**
+   * Tells of connections that no rule allows, at most once a second for each sandbox.
+   *
+   * @returns ends the telling
+   */
+  onEgressDenied(listener: (denial: EgressDenial) => void): () => void;
 
   /** Leaves machines running for the next server (`keep`), or ends them all. */
   close(options: { sandboxes: "keep" | "end" }): Promise<void>;

@@ -2,6 +2,7 @@ import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { Attributes } from "@opentelemetry/api";
 import type {
   CreateRequest,
+  EgressDenial,
   Engine,
   EngineCounts,
   EngineOptions,
@@ -10,6 +11,7 @@ import type {
   Keys,
   ListFilter,
   Owner,
+  PreviewTerms,
   Runtime,
   Sandbox,
   SandboxEnd,
@@ -38,6 +40,7 @@ import { SnapshotPlaces } from "./snapshots.ts";
 import { openDatabase } from "./store/database.ts";
 import { createIdempotencyStore } from "./store/idempotency.ts";
 import { createKeys } from "./store/keys.ts";
+import { createPreviewTerms } from "./store/previews.ts";
 import { SandboxStore } from "./store/sandboxes.ts";
 import { SettingsStore } from "./store/settings.ts";
 import { TemplateStore } from "./store/templates.ts";
@@ -93,7 +96,12 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
     ends.open();
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
-    const stores = { idempotency: createIdempotencyStore(db, clock), keys: createKeys(db, clock), settings: new SettingsStore(db) };
+    const stores = {
+      idempotency: createIdempotencyStore(db, clock, (id, uid) => core.sandboxes.isThereSince(id, uid)),
+      keys: createKeys(db, clock),
+      previews: createPreviewTerms(db, clock, (id) => core.sandboxes.createdAtMsOf(id)),
+      settings: new SettingsStore(db),
+    };
     return new OpenEngine(core, { deadlines, ends, readiness: new Readiness(dataDir) }, stores, () => db.close());
   } catch (error) {
     await driver?.close();
@@ -106,6 +114,7 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
 interface Stores {
   readonly idempotency: IdempotencyStore;
   readonly keys: Keys;
+  readonly previews: PreviewTerms;
   readonly settings: SettingsStore;
 }
 
@@ -128,17 +137,19 @@ class OpenEngine implements Engine {
   readonly #settings: SettingsStore;
   readonly idempotency: IdempotencyStore;
   readonly keys: Keys;
+  readonly previews: PreviewTerms;
 
-  constructor(core: Core, { deadlines, ends, readiness }: Watches, { idempotency, keys, settings }: Stores, closeDatabase: () => void) {
+  constructor(core: Core, { deadlines, ends, readiness }: Watches, stores: Stores, closeDatabase: () => void) {
     this.#core = core;
     this.#meters = new Meters(core);
     this.#readiness = readiness;
     this.#deadlines = deadlines;
     this.#ends = ends;
     this.#closeDatabase = closeDatabase;
-    this.idempotency = idempotency;
-    this.keys = keys;
-    this.#settings = settings;
+    this.idempotency = stores.idempotency;
+    this.keys = stores.keys;
+    this.previews = stores.previews;
+    this.#settings = stores.settings;
   }
 
   get isolation() {
@@ -213,8 +224,8 @@ class OpenEngine implements Engine {
   }
 
   counts(): EngineCounts {
-    const { counters, driver } = this.#core;
-    return { ...counters, readyStarts: driver.readyStarts ?? { hits: 0, misses: 0 } };
+    const { counters, driver, egress } = this.#core;
+    return { ...counters, egressDenials: egress.denials, readyStarts: driver.readyStarts ?? { hits: 0, misses: 0 } };
   }
 
   async unreadiness() {
@@ -230,6 +241,10 @@ class OpenEngine implements Engine {
 
   onEnd(listener: (end: SandboxEnd) => void): () => void {
     return this.#ends.listen(listener);
+  }
+
+  onEgressDenied(listener: (denial: EgressDenial) => void): () => void {
+    return this.#core.egress.onDenied(listener);
   }
 
   storedSecret(name: string, bytes: number): Uint8Array {

@@ -101,6 +101,25 @@ describe("the next server on a data directory", () => {
     expect(await bench.snapshotFolders()).toEqual(folders);
   });
 
+  it("answers a repeated request with what an earlier one had made and not yet told, and runs one that had made nothing", async () => {
+    await bench.engine.create(sandbox("a"));
+    const { idempotency } = bench.engine;
+    idempotency.begin("fork", "made", [b, c]);
+    await bench.engine.fork({ source: a, ids: [b, c], inheritSecrets: false, env: {} });
+    // Another key for an id that was in use before: that sandbox is not what the request has made.
+    idempotency.begin("fork", "refused", [a]);
+    idempotency.begin("fork", "half-made", ids("d"));
+    await bench.engine.create(sandbox("d"));
+    idempotency.begin("fork", "ended", ids("e"));
+    await bench.engine.create(sandbox("e"));
+    await bench.engine.terminate(ids("e")[0]!);
+    await bench.engine.close({ sandboxes: "keep" });
+    rewrite("d", () => ({ state: "starting" }));
+    const next = (await bench.reopen()).idempotency;
+    expect(next.begin("fork", "made", [b, c])).toEqual({ first: false, resource: "b,c" });
+    for (const key of ["refused", "half-made", "ended"]) expect(next.begin("fork", key), key).toEqual({ first: true });
+  });
+
   it("remembers what has ended, and forgets it after a day", async () => {
     await bench.engine.create(sandbox("a"));
     await bench.engine.terminate(a);

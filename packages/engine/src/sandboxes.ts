@@ -215,6 +215,17 @@ export class Sandboxes {
     return holder !== undefined && holder.record.state !== "ended";
   }
 
+  /** Whether one that was made after the sandbox of `uid` has the id, and has not ended. */
+  isThereSince(id: string, uid: number): boolean {
+    const holder = this.#byId.get(id);
+    return holder !== undefined && holder.record.state !== "ended" && holder.record.uid > uid;
+  }
+
+  /** Of the latest that has the id, or had it. */
+  createdAtMsOf(id: SandboxId): number | undefined {
+    return this.#byId.get(id)?.record.createdAtMs;
+  }
+
   *all(): Iterable<Entry> {
     yield* this.#byUid.values();
   }

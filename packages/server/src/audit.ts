@@ -1,5 +1,5 @@
 import { createWriteStream, openSync, type WriteStream } from "node:fs";
-import type { ApiKey } from "@mitos/engine";
+import type { ApiKey, Log } from "@mitos/engine";
 import { MitosError } from "@mitos/protocol";
 
 /** One line of the audit log. Never content, environment values, commands or keys. */
@@ -68,6 +68,15 @@ function openFile(target: string): number {
 /** Writes the caller on each line. */
 export function auditOf(audit: Audit, { id, owner, organisation }: ApiKey): Pick<Audit, "record"> {
   return { record: (event) => audit.record({ ...event, key_id: id, owner, organisation }) };
+}
+
+/** For what has happened already: a line that cannot be written is an error in the log, and nobody's failure. */
+export function note(audit: Pick<Audit, "record">, log: Log, event: AuditEvent): void {
+  try {
+    audit.record(event);
+  } catch (error) {
+    log.error({ err: error, op: event.op }, "the audit log could not be written");
+  }
 }
 
 /** One line about an action, whatever becomes of it. */

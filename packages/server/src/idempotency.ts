@@ -1,11 +1,20 @@
 import type { IdempotencyStore } from "@mitos/engine";
-import { MitosError } from "@mitos/protocol";
+import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { FastifyRequest } from "fastify";
 
 /** What a repeated request is answered from: the resource's id and the answer's body. */
 export interface Created {
   readonly resource: string;
   readonly answer: object;
+}
+
+/** What a request with a key asks for. */
+export interface Creation {
+  /** The sandboxes that it makes. None for a template: making it again finds the first. */
+  readonly ids: readonly SandboxId[];
+  /** The answer for an earlier resource, undefined when it is gone. */
+  find(resource: string): object | undefined;
+  create(): Promise<Created>;
 }
 
 /** @throws invalid_input */
@@ -20,23 +29,21 @@ export function idempotencyKey(request: FastifyRequest): string | undefined {
 /**
  * Runs `create` once per key: a repetition is answered with the first resource while that exists, and creates anew when it does not.
  *
- * @param find - the answer for an earlier resource, undefined when it is gone
  * @throws conflict while the first request with this key is under way
  */
 export async function once(
   store: IdempotencyStore,
   kind: "template" | "fork",
   key: string | undefined,
-  find: (resource: string) => object | undefined,
-  create: () => Promise<Created>,
+  { ids, find, create }: Creation,
 ): Promise<object> {
   if (key === undefined) return (await create()).answer;
-  let begun = store.begin(kind, key);
+  let begun = store.begin(kind, key, ids);
   if (!begun.first) {
     const earlier = find(begun.resource);
     if (earlier) return earlier;
     store.release(kind, key);
-    begun = store.begin(kind, key);
+    begun = store.begin(kind, key, ids);
     if (!begun.first) throw new MitosError("conflict", { cause: "another request with this Idempotency-Key is under way" });
   }
   let created: Created;

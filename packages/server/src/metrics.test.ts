@@ -54,6 +54,7 @@ it("shows the sums of the metering report, and what each sandbox has as long as 
 it("shows what the engine has counted", async () => {
   expect(await series('mitos_snapshot_bytes_total{kind="template"}')).toBe(1000);
   expect(await series("mitos_links_lost_total")).toBe(3);
+  expect(await series("mitos_egress_denied_total")).toBe(4);
   expect(await series('mitos_pool_starts_total{result="hit"}')).toBe(5);
   expect(await series('mitos_build_info{version="test",isolation="mock"}')).toBe(1);
 });

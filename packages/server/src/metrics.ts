@@ -17,6 +17,7 @@ export interface Metrics {
   readonly pauseSeconds: Histogram;
   readonly resumeSeconds: Histogram;
   readonly requests: Counter<"method" | "route" | "status">;
+  readonly refusals: Counter<"code">;
   text(): Promise<string>;
 }
 
@@ -92,6 +93,12 @@ export function createMetrics(engine: Engine, streams: StreamCap, version: strin
       labelNames: ["method", "route", "status"],
       registers,
     }),
+    refusals: new Counter({
+      name: "mitos_auth_refusals_total",
+      help: "Requests turned away for their key or its limits, by the error's code",
+      labelNames: ["code"],
+      registers,
+    }),
     text: () => Registry.merge([registry, processRegistry()]).metrics(),
   };
 }
@@ -156,6 +163,9 @@ function addCounts(engine: Engine, registers: Registry[]): void {
   counter("mitos_snapshot_bytes_total", "Bytes of the snapshots taken, by what for", byKind("bytes"), ["kind"]);
   counter("mitos_links_lost_total", "Links to machines that ended although nobody closed them", ({ linksLost }) => [
     { labels: {}, value: linksLost },
+  ]);
+  counter("mitos_egress_denied_total", "Connections out of sandboxes, and look-ups for them, that no rule allows", ({ egressDenials }) => [
+    { labels: {}, value: egressDenials },
   ]);
   counter(
     "mitos_pool_starts_total",

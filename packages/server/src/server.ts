@@ -6,8 +6,9 @@ import type { AddressInfo, Socket } from "node:net";
 import type { Engine, Log } from "@mitos/engine";
 import { limits, MitosError } from "@mitos/protocol";
 import { createApp } from "./app.ts";
-import { auditOf, openAudit } from "./audit.ts";
+import { auditOf, note, openAudit } from "./audit.ts";
 import { Auth } from "./auth/auth.ts";
+import { Refusals } from "./auth/refusals.ts";
 import { createConnectHandler } from "./connect/handler.ts";
 import type { ServerContext } from "./context.ts";
 import { createDoor } from "./door.ts";
@@ -88,8 +89,13 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const shutdown = new AbortController();
   let closing = false;
   const streams = new StreamCap(options.maxStreamsPerSandbox ?? limits.streamsPerSandboxMax);
-  const auth = options.auth ? new Auth(engine, log) : undefined;
   const audit = openAudit(options.auditLog);
+  const metrics = createMetrics(engine, streams, options.version);
+  const auth = options.auth ? new Auth(engine, log, new Refusals(audit, metrics.refusals, log)) : undefined;
+  const noDenials = engine.onEgressDenied(({ id, to, leftOut }) => {
+    const detail = `to=${to}${leftOut > 0 ? ` left_out=${leftOut}` : ""}`;
+    note(audit, log, { sandbox_id: id, op: "egress_denied", detail, ok: false });
+  });
   const context: ServerContext = {
     engine,
     auth,
@@ -100,7 +106,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     streams,
     audit,
     auditFor: (request) => (auth ? auditOf(audit, auth.callerOf(request)) : audit),
-    metrics: createMetrics(engine, streams, options.version),
+    metrics,
     shutdown: shutdown.signal,
     isClosing: () => closing,
   };
@@ -111,7 +117,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const forwards = new Forwards(engine, log);
   const ttlSeconds = options.previewTtlSeconds ?? limits.previewTtlSecondsDefault;
 
-  const app = await createApp(context, { signer, domain, ttlSeconds, forwards });
+  const app = await createApp(context, { signer, domain, ttlSeconds, terms: engine.previews, forwards });
   const connect = createConnectHandler(context);
   const webSockets = [execFraming, ptyFraming].map((framing) => createSessions(context, framing));
   const door = createDoor(context, { boundHost, app, connect, webSockets, previews, expose });
@@ -165,6 +171,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     sessions.destroy();
     for (const webSocket of webSockets) webSocket.close();
     await app.close();
+    noDenials();
     await context.audit.close();
   };
   return { url, close: () => (closed ??= close()) };

@@ -48,7 +48,8 @@ const clock = new ManualClock();
 
 function open(rules: Partial<NetworkPolicy>, log: Log = quiet) {
   const usage = { sentBytes: 0, receivedBytes: 0 };
-  return { usage, egress: new EgressGate(network, log, clock).open({ id: "sb", network: { ...deny, ...rules }, usage }) };
+  const gate = new EgressGate(network, log, clock);
+  return { usage, gate, egress: gate.open({ id: "sb", network: { ...deny, ...rules }, usage }) };
 }
 
 /** The guest's side of one connection. */
@@ -172,9 +173,11 @@ describe("the gate", () => {
     await closed;
   });
 
-  it("logs denials, not more than one a second, and says how many it left out", async () => {
+  it("logs and tells of denials, not more than one a second, says how many it left out, and counts all", async () => {
     const lines: object[] = [];
-    const { egress } = open({}, { ...quiet, info: (fields) => lines.push(fields) });
+    const told: object[] = [];
+    const { egress, gate } = open({}, { ...quiet, info: (fields) => lines.push(fields) });
+    const stop = gate.onDenied((denial) => told.push(denial));
     for (let index = 0; index < 5; index += 1) await egress.connect("a.test", 443, new Program()).catch(() => {});
     clock.advance(1_000);
     expect(() => egress.ports("b.test")).toThrow("egress to b.test is denied");
@@ -182,6 +185,14 @@ describe("the gate", () => {
       { sandbox: "sb", to: "a.test:443", leftOut: 0 },
       { sandbox: "sb", to: "b.test", leftOut: 4 },
     ]);
+    expect(told).toEqual([
+      { id: "sb", to: "a.test:443", leftOut: 0 },
+      { id: "sb", to: "b.test", leftOut: 4 },
+    ]);
+    stop();
+    clock.advance(1_000);
+    expect(() => egress.ports("b.test")).toThrow("denied");
+    expect([told.length, gate.denials]).toEqual([2, 7]);
   });
 
   it("opens nothing when the stored rules cannot be read", async () => {

@@ -6,7 +6,7 @@
 import type { Socket } from "node:net";
 import { finished } from "node:stream/promises";
 import { MitosError } from "@mitos/protocol";
-import type { Log, NetworkPolicy } from "../actions.ts";
+import type { EgressDenial, Log, NetworkPolicy } from "../actions.ts";
 import type { Clock } from "../clock.ts";
 import type { EgressAnswer, EgressStream, SandboxEgress } from "../guest.ts";
 import { Semaphore } from "../mutex.ts";
@@ -50,6 +50,9 @@ export interface EgressSubject {
 }
 
 export class EgressGate {
+  /** How many connections and names were denied. */
+  denials = 0;
+  readonly #listeners = new Set<(denial: EgressDenial) => void>();
   readonly #network: EgressNetwork;
   readonly #log: Log;
   readonly #clock: Clock;
@@ -58,6 +61,12 @@ export class EgressGate {
     this.#network = network;
     this.#log = log;
     this.#clock = clock;
+  }
+
+  /** Tells of denials as often as they are logged. @returns ends the telling */
+  onDenied(listener: (denial: EgressDenial) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
   }
 
   /** The gate for one machine of one sandbox. */
@@ -167,12 +176,15 @@ export class EgressGate {
     let loggedAtMs = Number.NEGATIVE_INFINITY;
     let leftOut = 0;
     return (target, { reason }) => {
+      this.denials += 1;
       const nowMs = this.#clock.nowMs();
       if (nowMs - loggedAtMs < denialLogMs) {
         leftOut += 1;
         return;
       }
-      this.#log.info({ sandbox, to: describeTarget(target), reason, leftOut }, "egress denied");
+      const to = describeTarget(target);
+      this.#log.info({ sandbox, to, reason, leftOut }, "egress denied");
+      for (const listener of this.#listeners) listener({ id: sandbox, to, leftOut });
       loggedAtMs = nowMs;
       leftOut = 0;
     };

@@ -12,6 +12,11 @@ const migrations: readonly string[] = [
    CREATE INDEX idempotency_at ON idempotency (at_ms);`,
   `CREATE TABLE keys (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, record TEXT NOT NULL) STRICT;`,
   `CREATE TABLE settings (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;`,
+  `ALTER TABLE idempotency ADD COLUMN intended TEXT;
+   ALTER TABLE idempotency ADD COLUMN after_uid INTEGER NOT NULL DEFAULT 0;`,
+  `CREATE TABLE previews (
+     sandbox TEXT PRIMARY KEY, created_at_ms INTEGER NOT NULL, until_unix INTEGER NOT NULL, earlier_until_unix INTEGER NOT NULL
+   ) STRICT;`,
 ];
 
 /**

@@ -14,17 +14,32 @@ interface Row {
   at_ms: number;
 }
 
-export function createIdempotencyStore(db: DatabaseSync, clock: Clock): IdempotencyStore {
+/**
+ * Opened after what an earlier server left was taken up: what that server had under way and never answered is decided by what is there.
+ *
+ * @param wasMade - whether a sandbox of this id, made later than the one of this uid, is there
+ */
+export function createIdempotencyStore(
+  db: DatabaseSync,
+  clock: Clock,
+  wasMade: (id: string, afterUid: number) => boolean,
+): IdempotencyStore {
   const find = db.prepare("SELECT kind, resource, at_ms FROM idempotency WHERE key = ?");
-  const reserve = db.prepare("INSERT OR REPLACE INTO idempotency (key, kind, resource, at_ms) VALUES (?, ?, NULL, ?)");
+  const reserve = db.prepare(`INSERT OR REPLACE INTO idempotency (key, kind, resource, at_ms, intended, after_uid)
+    VALUES (?, ?, NULL, ?, ?, (SELECT coalesce(max(uid), 0) FROM sandboxes))`);
   const complete = db.prepare("UPDATE idempotency SET resource = ? WHERE key = ? AND kind = ?");
   const release = db.prepare("DELETE FROM idempotency WHERE key = ? AND kind = ?");
   const expire = db.prepare("DELETE FROM idempotency WHERE at_ms <= ?");
   const trim = db.prepare(`DELETE FROM idempotency WHERE key IN
     (SELECT key FROM idempotency WHERE resource IS NOT NULL ORDER BY at_ms DESC LIMIT -1 OFFSET ${recordsMax})`);
 
-  // What was under way when an earlier server ended was never answered: a retry must run.
-  db.exec("DELETE FROM idempotency WHERE resource IS NULL");
+  // All of it was done, and a retry is answered with it; or it must run.
+  for (const { key, kind, intended, after_uid } of db.prepare("SELECT * FROM idempotency WHERE resource IS NULL").all()) {
+    const ids = intended === null ? [] : String(intended).split(",");
+    const isDone = ids.length > 0 && ids.every((id) => wasMade(id, Number(after_uid)));
+    if (isDone) complete.run(intended!, key!, kind!);
+    else release.run(key!, kind!);
+  }
 
   /** What the disk had no room for: known to this server, and to the next one a request that was never answered. */
   const unsaved = new Map<string, Row | null>();
@@ -40,7 +55,7 @@ export function createIdempotencyStore(db: DatabaseSync, clock: Clock): Idempote
 
   let begun = 0;
   return {
-    begin(kind, key) {
+    begin(kind, key, intended = []) {
       const now = clock.nowMs();
       begun += 1;
       if (begun % 256 === 1) {
@@ -58,7 +73,7 @@ export function createIdempotencyStore(db: DatabaseSync, clock: Clock): Idempote
         throw new MitosError("conflict", { cause: "a request with this Idempotency-Key is under way", retryAfterMs: 1000 });
       }
       try {
-        reserve.run(key, kind, now);
+        reserve.run(key, kind, now, intended.length > 0 ? intended.join(",") : null);
       } catch (error) {
         throw storageError(error) ?? error;
       }

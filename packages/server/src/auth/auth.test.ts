@@ -127,7 +127,8 @@ describe("authentication", () => {
 
   it("counts the failures of a whole /64 of IPv6 as those of one address, and each IPv4 address alone", () => {
     const quietly = () => {};
-    const auth = new Auth(at.engine.asEngine(), { debug: quietly, info: quietly, warn: quietly, error: quietly }, () => 0);
+    const log = { debug: quietly, info: quietly, warn: quietly, error: quietly };
+    const auth = new Auth(at.engine.asEngine(), log, { note: quietly }, () => 0);
     const code = (remoteAddress: string) =>
       auth.authenticate({ method: "GET", url: "/v1/sandboxes", headers: {}, socket: { remoteAddress } } as unknown as AnyRequest)?.code;
     for (let n = 0; n < 20; n++) expect(code(`2001:db8:0:1::${n}`)).toBe("unauthorized");

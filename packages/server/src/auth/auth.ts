@@ -8,6 +8,7 @@ import type { AnyResponse } from "../http/plain.ts";
 import { type Access, accessOfRoute, routeAccess } from "./access.ts";
 import { OwnedEngine } from "./owned-engine.ts";
 import { Quotas, quotaExceeded } from "./quota.ts";
+import type { Refusals } from "./refusals.ts";
 import { TokenBuckets } from "./token-bucket.ts";
 
 /** Longer than any key; what is longer is not even hashed. */
@@ -31,15 +32,17 @@ export class Auth {
   readonly #engine: Engine;
   readonly #log: Log;
   readonly #quotas: Quotas;
+  readonly #refusals: Pick<Refusals, "note">;
   readonly #callers = new WeakMap<AnyRequest, ApiKey>();
   readonly #failures: TokenBuckets;
   readonly #requests: TokenBuckets;
   /** By key; a key is in here only while it has some. */
   readonly #streams = new Map<string, Set<Carrier>>();
 
-  constructor(engine: Engine, log: Log, nowMs: () => number = Date.now) {
+  constructor(engine: Engine, log: Log, refusals: Pick<Refusals, "note">, nowMs: () => number = Date.now) {
     this.#engine = engine;
     this.#log = log;
+    this.#refusals = refusals;
     this.#quotas = new Quotas(engine);
     this.#failures = new TokenBuckets(addressesMax, nowMs);
     this.#requests = new TokenBuckets(keysMax, nowMs);
@@ -49,10 +52,10 @@ export class Auth {
   authenticate(request: AnyRequest): MitosError | undefined {
     if (isOpen(request)) return undefined;
     const key = this.#keyOf(request);
-    if (key instanceof MitosError) return this.#failed(request, key);
+    if (key instanceof MitosError) return this.#refuse(request, this.#failed(request, key));
     const { requestsPerSecond } = key.limits;
     const waitMs = this.#requests.take(key.id, requestsPerSecond, 2 * requestsPerSecond);
-    if (waitMs > 0) return rateLimited(waitMs, `the key may send ${requestsPerSecond} requests a second`);
+    if (waitMs > 0) return this.#refuse(request, rateLimited(waitMs, `the key may send ${requestsPerSecond} requests a second`));
     try {
       this.#engine.keys.touch(key.id);
     } catch (error) {
@@ -73,13 +76,15 @@ export class Auth {
     if (access.scope === "open") return undefined;
     const key = this.callerOf(request);
     if (access.scope !== "any" && !key.scopes.includes(access.scope) && !key.scopes.includes("admin")) {
-      return new MitosError("forbidden", {
+      const refused = new MitosError("forbidden", {
         cause: `${op} needs the scope ${access.scope}, and the key has ${key.scopes.join(", ")}`,
         remediation: `Use a key with the scope ${access.scope}.`,
         context: { op },
       });
+      return this.#refuse(request, refused, op);
     }
-    return access.stream ? this.#takeStream(key, carrier, op) : undefined;
+    const full = access.stream ? this.#takeStream(key, carrier, op) : undefined;
+    return full && this.#refuse(request, full, op);
   }
 
   /** @throws when the request was not authenticated, which is a fault of the server */
@@ -99,6 +104,12 @@ export class Auth {
       if ("stream" in carrier && carrier.stream) carrier.stream.close(http2Cancel);
       else (carrier as ServerResponse | Duplex).destroy();
     }
+  }
+
+  #refuse(request: AnyRequest, error: MitosError, op?: string): MitosError {
+    const address = request.socket?.remoteAddress ?? "";
+    this.#refusals.note({ error, caller: this.#callers.get(request), address, ...(op ? { op } : {}) });
+    return error;
   }
 
   #keyOf(request: AnyRequest): ApiKey | MitosError {

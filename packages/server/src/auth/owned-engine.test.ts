@@ -104,8 +104,31 @@ describe("what belongs to another owner", () => {
     expect((await get(at, "/v1/sandboxes?metadata.team=x", bob)).json).toEqual([]);
     expect((await get(at, "/v1/sandboxes?parent=a-1", bob)).json).toEqual([]);
     expect((await get(at, "/v1/health", bob)).json).toMatchObject({ sandboxes: 0 });
-    expect((await get(at, "/metrics", bob)).text).not.toMatch(/a-1|alice/);
     expect((await get(at, "/v1/sandboxes", alice)).json.map((row: { id: string }) => row.id)).toEqual(["a-1", "a-2"]);
+  });
+
+  it("is in no report of what is used, and /metrics, which names all of them, is the administrator's", async () => {
+    await post(at, "/v1/templates", { id: "hers", workload: { command: ["serve"] } }, alice);
+    await post(at, "/v1/fork", { id: "e-1", template: "python" }, bearer(makeKey(at, { owner: "eve", organisation: "other" })));
+    await post(at, "/v1/fork", { id: "b-1", template: "python" }, bob);
+    const report = async (headers: Record<string, string>) => {
+      const { json } = await get(at, "/v1/metering", headers);
+      const names = (rows: Record<string, string>[], member: string) => rows.map((row) => row[member]);
+      return { sandboxes: names(json.Sandboxes, "ID"), templates: names(json.Templates, "Template"), total: json.TotalUnique };
+    };
+    // A template with a workload is of its organisation.
+    expect(await report(alice)).toEqual({ sandboxes: ["a-1", "a-2"], templates: ["hers", "python"], total: 200 });
+    expect(await report(bob)).toEqual({ sandboxes: ["b-1"], templates: ["hers", "python"], total: 100 });
+    const eve = bearer(makeKey(at, { owner: "eve", organisation: "other" }));
+    expect(await report(eve)).toEqual({ sandboxes: ["e-1"], templates: ["python"], total: 100 });
+    expect((await report(at.admin)).sandboxes).toEqual(["a-1", "a-2", "b-1", "e-1", "sb-1"]);
+    const refused = await get(at, "/metrics", alice);
+    expect([refused.status, refused.json.error.code, refused.json.error.cause]).toEqual([
+      403,
+      "forbidden",
+      expect.stringContaining("needs the scope admin"),
+    ]);
+    expect((await get(at, "/metrics", at.admin)).text).toContain('sandbox="a-1"');
   });
 
   it("keeps its id to itself: who wants the same one learns that it is in use, and no more", async () => {

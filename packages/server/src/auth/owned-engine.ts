@@ -185,7 +185,7 @@ function foreignTemplate(id: TemplateId, op: string): MitosError {
 function ownIdempotency(store: IdempotencyStore, { owner, organisation }: Owner): IdempotencyStore {
   const own = (key: string) => JSON.stringify([organisation, owner, key]);
   return {
-    begin: (kind, key) => store.begin(kind, own(key)),
+    begin: (kind, key, intended) => store.begin(kind, own(key), intended),
     complete: (kind, key, resource) => store.complete(kind, own(key), resource),
     release: (kind, key) => store.release(kind, own(key)),
   };

@@ -276,6 +276,22 @@ describe("a sandbox", () => {
     expect(paused.json.error.remediation).toMatch(/Resume/);
   });
 
+  it("is not opened by the token of an earlier one of its id", async () => {
+    const [earlier, own] = [token(program.port, "sb-1", inAnHour()), token(program.port, "sb-1", inAnHour() + 60)];
+    at.engine.earlierUntilUnix = inAnHour() + 30;
+    for (const [target, headers] of [
+      [`/?token=${earlier}`, onHost()],
+      ["/", onHost(cookie(earlier))],
+      ["/", onHost({ ...navigation, ...cookie(earlier) })],
+      [`${pathOf()}/?token=${earlier}`, {}],
+    ] as const) {
+      const refused = await get(at, target, headers);
+      expect([refused.status, refused.json.error.cause]).toEqual([401, "the token is for an earlier sandbox of this id"]);
+    }
+    expect(program.seen).toEqual([]);
+    expect((await get(at, `/?token=${own}`, onHost(cookie(earlier)))).status).toBe(200);
+  });
+
   it("whose id is no label is reached by its hash", async () => {
     await post(at, "/v1/fork", { id: "My_Box", template: "python" });
     at.engine.runtimes.get("My_Box")!.tunnel = tunnels.tunnel as never;

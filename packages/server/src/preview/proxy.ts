@@ -120,6 +120,11 @@ export function createPreviewProxy(context: ServerContext, { signer, domain }: P
         continue;
       }
       const { sandbox, port } = verdict.grant;
+      if (context.engine.previews.isOfEarlier(sandbox, verdict.grant.expiresUnix)) {
+        const cause = "the token is for an earlier sandbox of this id";
+        refusal = new MitosError("unauthorized", { message: "the preview's token is not valid", cause, remediation: mintAnother });
+        continue;
+      }
       const isFor = nameOf(sandbox) === address.label?.name && (address.label.port ?? port) === port;
       if (isFor && (from !== "cookie" || isOwnPage(request))) return { grant: verdict.grant, from, token };
       refusal = new MitosError("forbidden", {

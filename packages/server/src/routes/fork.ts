@@ -71,12 +71,10 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
     const endpoint = endpointOf(request);
     const answer = (sandbox: Sandbox) => ({ ...sandboxJson(sandbox, endpoint), template_id: `${livePrefix}${sandbox.id}` });
 
-    return once(
-      engine.idempotency,
-      "fork",
-      idempotencyKey(request),
-      findAll(engine, (found) => answer(found[0]!)),
-      async () => {
+    return once(engine.idempotency, "fork", idempotencyKey(request), {
+      ids: [body.id],
+      find: findAll(engine, (found) => answer(found[0]!)),
+      create: async () => {
         const done = metrics.forkSeconds.startTimer({ kind: from.kind });
         const sandbox =
           from.kind === "live"
@@ -99,7 +97,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
         done();
         return { resource: sandbox.id, answer: answer(sandbox) };
       },
-    );
+    });
   });
 
   app.post("/v1/sandboxes/:id/fork", async (request) => {
@@ -113,10 +111,10 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
     const children = (sandboxes: readonly Sandbox[]) => sandboxes.map((child) => sandboxJson(child, endpoint));
 
     // A repetition knows the children, not what the first fork took.
-    const repeat = findAll(engine, (found) =>
+    const find = findAll(engine, (found) =>
       single ? children(found)[0]! : ({ children: children(found), paused_ms: 0, snapshot_bytes: 0 } satisfies ForkJson),
     );
-    return once(engine.idempotency, "fork", idempotencyKey(request), repeat, async () => {
+    const create = async () => {
       const done = metrics.forkSeconds.startTimer({ kind: "live" });
       const result = await audited(context.auditFor(request.raw), forkEvent(source, ids), () =>
         engine.fork({
@@ -134,7 +132,8 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
           ? children(result.children)[0]!
           : ({ children: children(result.children), paused_ms: result.pausedMs, snapshot_bytes: result.snapshotBytes } satisfies ForkJson),
       };
-    });
+    };
+    return once(engine.idempotency, "fork", idempotencyKey(request), { ids, find, create });
   });
 }
 

@@ -1,3 +1,4 @@
+import type { PreviewTerms } from "@mitos/engine";
 import { type ForwardJson, MitosError, type PreviewJson } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
@@ -22,19 +23,20 @@ export interface PortRoutesOptions {
   readonly signer: PreviewSigner | undefined;
   readonly domain: string | undefined;
   readonly ttlSeconds: number;
+  readonly terms: PreviewTerms;
   readonly forwards: Forwards;
 }
 
 export function portRoutes(
   app: FastifyInstance,
   context: ServerContext,
-  { signer, domain, ttlSeconds, forwards }: PortRoutesOptions,
+  { signer, domain, ttlSeconds, terms, forwards }: PortRoutesOptions,
 ): void {
   app.post("/v1/preview", async (request): Promise<PreviewJson> => {
     if (!signer) throw previewsOff();
     const { sandbox, port } = await readJson(request, previewBody);
     context.engineFor(request.raw).get(sandbox);
-    const expiresUnix = Math.floor(Date.now() / 1000) + ttlSeconds;
+    const expiresUnix = terms.issue(sandbox, Math.floor(Date.now() / 1000) + ttlSeconds);
     const token = signer.sign({ sandbox, port, expiresUnix });
     context.auditFor(request.raw).record({ sandbox_id: sandbox, op: "preview", detail: `port=${port}`, ok: true });
     const label = labelOf(sandbox, port);

@@ -42,7 +42,7 @@ export function templateRoutes(app: FastifyInstance, context: ServerContext): vo
       const template = engine.listTemplates().find((candidate) => candidate.id === id);
       return template && templateJson(template);
     };
-    return once(engine.idempotency, "template", idempotencyKey(request), find, async () => {
+    const create = async () => {
       const event = { sandbox_id: "", op: "create_template", detail: `template=${body.id}` };
       const template = await audited(context.auditFor(request.raw), event, () =>
         engine.createTemplate({
@@ -53,7 +53,8 @@ export function templateRoutes(app: FastifyInstance, context: ServerContext): vo
         }),
       );
       return { resource: template.id, answer: templateJson(template) };
-    });
+    };
+    return once(engine.idempotency, "template", idempotencyKey(request), { ids: [], find, create });
   });
 
   app.get("/v1/templates", async (request) => context.engineFor(request.raw).listTemplates().map(templateJson));

@@ -11,6 +11,7 @@ import { create } from "@bufbuild/protobuf";
 import {
   type Attachment,
   type CreateRequest,
+  type EgressDenial,
   type Engine,
   type EngineCounts,
   type ForkRequest,
@@ -18,6 +19,7 @@ import {
   type Keys,
   type NodeUsage,
   openKeys,
+  type PreviewTerms,
   type ProcessEvent,
   type ProcessStart,
   type RunCodeRequest,
@@ -451,6 +453,17 @@ export class FakeEngine {
     this.#onEnd.add(listener);
     return () => void this.#onEnd.delete(listener);
   }
+  readonly egressDenied = new Set<(denial: EgressDenial) => void>();
+  onEgressDenied(listener: (denial: EgressDenial) => void) {
+    this.egressDenied.add(listener);
+    return () => void this.egressDenied.delete(listener);
+  }
+  /** The last second of the tokens that were for earlier sandboxes. */
+  earlierUntilUnix = 0;
+  readonly previews: PreviewTerms = {
+    issue: (_id, wantedUnix) => wantedUnix,
+    isOfEarlier: (_id, expiresUnix) => expiresUnix <= this.earlierUntilUnix,
+  };
   storedSecret(_name: string, count: number) {
     return new Uint8Array(count).fill(7);
   }
@@ -479,7 +492,7 @@ export class FakeEngine {
   }
   counts(): EngineCounts {
     const snapshots = { template: { count: 1, bytes: 1000 }, fork: { count: 0, bytes: 0 }, pause: { count: 0, bytes: 0 } };
-    return { snapshots, linksLost: 3, readyStarts: { hits: 5, misses: 2 } };
+    return { snapshots, linksLost: 3, egressDenials: 4, readyStarts: { hits: 5, misses: 2 } };
   }
   problem: string | null = null;
   async unreadiness() {
