@@ -1,6 +1,6 @@
 /**
- * A message that does not parse is the client's fault. connect-es says so of JSON; of protobuf it says `internal`, which would be ours: here
- * that answer is put right before it leaves.
+ * A message that does not parse is the client's fault. connect-es says so of JSON; of protobuf and of broken gzip it says `internal`, which
+ * would be ours: here that answer is put right before it leaves.
  */
 
 import { Code } from "@connectrpc/connect";
@@ -8,8 +8,8 @@ import type { UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { codeToHttpStatus, endStreamFlag } from "@connectrpc/connect/protocol-connect";
 
 const envelopeHeaderBytes = 5;
-const ours = '"code":"internal","message":"parse binary: ';
-const theirs = '"code":"invalid_argument","message":"parse binary: ';
+const ours = /"code":"internal"(?=,"message":"(?:parse binary: |decompression failed"))/;
+const theirs = '"code":"invalid_argument"';
 
 export async function blamingClient(answer: UniversalServerResponse): Promise<UniversalServerResponse> {
   const { status, header, body } = answer;
@@ -19,7 +19,7 @@ export async function blamingClient(answer: UniversalServerResponse): Promise<Un
   const chunks: Uint8Array[] = [];
   for await (const chunk of body) chunks.push(chunk);
   const text = Buffer.concat(chunks).toString();
-  if (!text.includes(ours)) return { ...answer, body: of(Buffer.from(text)) };
+  if (!ours.test(text)) return { ...answer, body: of(Buffer.from(text)) };
   const corrected = Buffer.from(text.replace(ours, theirs));
   header?.set("content-length", String(corrected.byteLength));
   return { ...answer, status: codeToHttpStatus(Code.InvalidArgument), body: of(corrected) };
@@ -32,7 +32,7 @@ async function* withEndPutRight(body: AsyncIterable<Uint8Array>): AsyncGenerator
 
 function endPutRight(envelope: Uint8Array): Uint8Array {
   const text = Buffer.from(envelope.subarray(envelopeHeaderBytes)).toString();
-  if (!text.includes(ours)) return envelope;
+  if (!ours.test(text)) return envelope;
   const payload = Buffer.from(text.replace(ours, theirs));
   const head = Buffer.alloc(envelopeHeaderBytes);
   head[0] = endStreamFlag;
