@@ -9,8 +9,6 @@ import { LinkViolation } from "./violation.ts";
 const connectTimeoutMs = 5_000;
 const replyBytesMax = 4 * 1024 * 1024;
 const requestsMax = 256;
-/** A chunk with more frames than this is followed by a turn for others: tiny frames cost the host far more than their bytes. */
-const framesPerTurnMax = 256;
 
 export type JsonObject = Readonly<Record<string, unknown>>;
 
@@ -80,8 +78,6 @@ class Shim {
   #partBytes = 0;
   #eventListener: ((event: JsonObject) => void) | undefined;
   readonly #earlyEvents: JsonObject[] = [];
-  #framesOfChunk = 0;
-  #pausedByUser = false;
   #drain: { promise: Promise<void>; resolve(): void } | undefined;
 
   constructor(socket: Socket) {
@@ -96,21 +92,13 @@ class Shim {
         if (this.#ended) listener(this.#endError);
         else this.#closeListeners.push(listener);
       },
-      pause: () => {
-        this.#pausedByUser = true;
-        socket.pause();
-      },
-      resume: () => {
-        this.#pausedByUser = false;
-        socket.resume();
-      },
+      pause: () => void socket.pause(),
+      resume: () => void socket.resume(),
     };
     const reader = new FrameReader((type, flags, channel, payload) => this.#receive(type, flags, channel, payload));
     socket.on("data", (chunk: Buffer) => {
-      this.#framesOfChunk = 0;
       try {
         if (!this.#ended) reader.push(chunk);
-        if (this.#framesOfChunk > framesPerTurnMax) this.#letOthers();
       } catch (error) {
         this.end(error instanceof Error ? error : new Error(String(error)));
       }
@@ -165,14 +153,6 @@ class Shim {
     return this.#drain.promise;
   }
 
-  /** Node reads many chunks from one socket before it looks at the next. */
-  #letOthers(): void {
-    this.#socket.pause();
-    setImmediate(() => {
-      if (!this.#pausedByUser) this.#socket.resume();
-    });
-  }
-
   #settleDrain(): void {
     this.#drain?.resolve();
     this.#drain = undefined;
@@ -180,7 +160,6 @@ class Shim {
 
   #receive(type: number, flags: number, channel: number, payload: Uint8Array): void {
     if (this.#ended) return;
-    this.#framesOfChunk += 1;
     if (type < frameType.shimRequest) {
       // Before a link session listens, frames of an earlier one may still arrive: they are nobody's.
       this.#frameListener?.(type, flags, channel, payload);
