@@ -5,7 +5,7 @@ import { guest as pb } from "@mitos/protocol/proto";
 import type { Machine } from "./driver.ts";
 import type { Adoption, Guest, GuestHooks } from "./guest.ts";
 import { hostNameOf } from "./host-name.ts";
-import { LinkClient } from "./link/client.ts";
+import { LinkClient, type LinkOptions } from "./link/client.ts";
 import { createRuntime } from "./runtime.ts";
 
 const entropyBytes = 32;
@@ -16,10 +16,15 @@ const lastWordsMs = 5_000;
 /** A host that is busy or was asleep is slow; a machine is given up only after this. */
 const handshakeMs = 30_000;
 
-/** A machine's agent over its link. */
-export function connectGuest(machine: Machine, hooks: GuestHooks): Guest {
+export interface GuestWaits extends Pick<LinkOptions, "handshakeTimeoutMs" | "silenceMs"> {
+  readonly quiesceTimeoutMs?: number;
+}
+
+/** A machine's agent over its link. Tests of agents that never answer wait less. */
+export function connectGuest(machine: Machine, hooks: GuestHooks, waits: GuestWaits = {}): Guest {
   const link = new LinkClient(machine.transport, {
     handshakeTimeoutMs: handshakeMs,
+    ...waits,
     lastWords: () => settledWithin(machine.exited, lastWordsMs),
   });
   let closing = false;
@@ -38,7 +43,7 @@ export function connectGuest(machine: Machine, hooks: GuestHooks): Guest {
       if (adoption) await link.adopt(identityOf(adoption));
       else await link.hello();
     },
-    quiesce: () => link.quiesce(),
+    quiesce: () => link.quiesce(waits.quiesceTimeoutMs === undefined ? {} : { timeoutMs: waits.quiesceTimeoutMs }),
     async warmKernel(language) {
       const { available, detail } = await link.unary(pb.Agent.method.warmKernel, { language }, { timeoutMs: warmKernelMs });
       return { available, detail };

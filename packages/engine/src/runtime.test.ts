@@ -144,7 +144,7 @@ describe("exec", () => {
   it("does not believe an offset that is no safe number", async () => {
     fake.handler = (call) =>
       call.send(event({ case: "output", value: { stream: 1, offset: 2n ** 60n, data: Buffer.from("x") } as unknown as guest.Output }));
-    await expect(all(runtime.exec({ argv: ["a"] }))).rejects.toMatchObject({ code: "internal" });
+    await expect(all(runtime.exec({ argv: ["a"] }))).rejects.toMatchObject({ code: "unavailable" });
   });
 });
 
@@ -194,7 +194,7 @@ describe("files", () => {
   it("does not pass on more than was asked for", async () => {
     fake.handler = fileAnswer({ size: 10n }, Buffer.from("abcdef"));
     const { data } = await runtime.readFile("/a", { offset: 0, length: 4 });
-    await expect(all(data)).rejects.toMatchObject({ code: "internal" });
+    await expect(all(data)).rejects.toMatchObject({ code: "unavailable" });
   });
 
   it("fails with the guest's reason", async () => {

@@ -5,6 +5,7 @@ import { limits, MitosError } from "@mitos/protocol";
 import { guest, sandbox as pb } from "@mitos/protocol/proto";
 import type { Attachment, ProcessEvent, ProcessExit, ProcessRow, ProcessStart, RunCodeRequest, Runtime, Tunnel } from "./actions.ts";
 import type { CallOptions, Duplex, LinkClient } from "./link/client.ts";
+import { printable } from "./link/status.ts";
 import {
   checkMode,
   checkOffset,
@@ -25,6 +26,8 @@ const dataBytesMax = 60_000;
 /** For calls that answer once; a fork that happens meanwhile counts too. */
 const answerTimeoutMs = 120_000;
 const errorTextCharactersMax = 4_096;
+/** The last second that a `Date` can hold. */
+const unixSecondsMax = 8_640_000_000_000n;
 
 const { method } = guest.Agent;
 
@@ -131,7 +134,14 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
         await messages.return?.();
         throw malformed("a file without its info");
       }
-      return { info: first.value.msg.value, data: fileData(messages, length) };
+      const info = first.value.msg.value;
+      try {
+        checkFileInfo(info);
+      } catch (error) {
+        await messages.return?.();
+        throw error;
+      }
+      return { info, data: fileData(messages, length) };
     },
 
     async writeFile(path, mode, data, signal) {
@@ -148,9 +158,11 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
       return ask((options) => link.unary(method.list, { parent: path }, options));
     },
 
-    stat(path) {
+    async stat(path) {
       checkPath(path);
-      return ask((options) => link.unary(method.stat, { path }, options));
+      const info = await ask((options) => link.unary(method.stat, { path }, options));
+      checkFileInfo(info);
+      return info;
     },
 
     async mkdir(path) {
@@ -303,7 +315,7 @@ function processExit(exit: guest.ProcessExit): ProcessExit {
     signal: exit.signal,
     timedOut: exit.timedOut,
     execTimeMs: Number.isFinite(exit.execTimeMs) && exit.execTimeMs > 0 ? exit.execTimeMs : 0,
-    error: exit.error.slice(0, errorTextCharactersMax),
+    error: printable(exit.error, errorTextCharactersMax),
   };
 }
 
@@ -348,6 +360,12 @@ function fileData(messages: AsyncIterableIterator<guest.ReadFileOutput>, length:
     if (length > 0 && received > length) throw malformed("more of a file than was asked for");
     return msg.value;
   });
+}
+
+/** Its numbers become headers. @throws unavailable */
+function checkFileInfo({ size, modifiedAtUnix }: pb.FileInfo): void {
+  safeNumber(size, "size");
+  if (modifiedAtUnix < -unixSecondsMax || modifiedAtUnix > unixSecondsMax) throw malformed("modified_at_unix out of range");
 }
 
 /** Sends everything in pieces, as fast as the sandbox takes them, and gives the one reply. A source that fails resets the call. */
@@ -402,12 +420,13 @@ function mapped<From, To>(source: AsyncIterableIterator<From>, map: (value: From
   };
 }
 
-/** @throws internal for what the guest may not claim */
+/** @throws unavailable for what the guest may not claim */
 function safeNumber(value: bigint, field: string): number {
   if (value < 0n || value > BigInt(Number.MAX_SAFE_INTEGER)) throw malformed(`${field} out of range`);
   return Number(value);
 }
 
+/** The sandbox's fault and not the server's, so not `internal`. */
 function malformed(what: string): MitosError {
-  return new MitosError("internal", { cause: `the sandbox's agent sent ${what}` });
+  return new MitosError("unavailable", { cause: `the sandbox's agent sent ${what}` });
 }

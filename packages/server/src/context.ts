@@ -26,4 +26,6 @@ export interface ServerContext {
   readonly shutdown: AbortSignal;
   /** The server no longer takes new work. */
   isClosing(): boolean;
+  /** How long a call waits for the next byte of its request. */
+  readonly bodySilenceMs: number;
 }

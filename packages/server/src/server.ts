@@ -51,6 +51,8 @@ export interface ServerOptions {
   readonly previewSecret?: Uint8Array | undefined;
   /** A connection that sends nothing is closed after this. */
   readonly silenceMs?: number | undefined;
+  /** A call that waits for so long for the next byte of its request is given up. Default 60 s. Not for input to what runs already. */
+  readonly bodySilenceMs?: number | undefined;
   /** Of all clients together; one more is closed at once. */
   readonly connectionsMax?: number | undefined;
 }
@@ -68,6 +70,7 @@ const closeGraceMs = 4500;
 /** For the streams that are broken off to say why. */
 const lastWordsMs = 500;
 const silenceMsDefault = 10_000;
+const bodySilenceMsDefault = 60_000;
 const connectionsMaxDefault = 4096;
 const http1Timeouts = { headersTimeout: 20_000, keepAliveTimeout: idleMs, requestTimeout: 0 } as const;
 const previewSecretBytes = 32;
@@ -109,6 +112,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     metrics,
     shutdown: shutdown.signal,
     isClosing: () => closing,
+    bodySilenceMs: options.bodySilenceMs ?? bodySilenceMsDefault,
   };
 
   const upgraded = upgradedPlaces();

@@ -50,7 +50,7 @@ export function errorOfStatus(status: guest.Status, method: string): MitosError 
   if (status.code === "") return undefined;
   const known = Object.hasOwn(codes, status.code) ? codes[status.code as ConnectCodeName] : "internal";
   const code = known === "internal" ? internalOf(method) : known;
-  const detail: ErrorDetail = { cause: printable(status.message) || status.code };
+  const detail: ErrorDetail = { cause: printable(status.message) || printable(status.code) };
   return new MitosError(code, code === "not_found" ? { ...detail, remediation: "Check the path, the process id or the port." } : detail);
 }
 
@@ -60,9 +60,9 @@ function internalOf(method: string): ErrorCode {
 }
 
 /** Guest text goes into answers and logs: one line, no control characters, of bounded length. */
-function printable(text: string): string {
+export function printable(text: string, charactersMax = messageCharactersMax): string {
   return text
-    .slice(0, messageCharactersMax)
+    .slice(0, charactersMax)
     .replace(/[\p{Cc}\u2028\u2029]+/gu, " ")
     .trim();
 }

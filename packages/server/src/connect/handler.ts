@@ -11,17 +11,19 @@ import {
   contentTypeUnaryProto,
 } from "@connectrpc/connect/protocol-connect";
 import { compressionGzip, universalRequestFromNodeRequest } from "@connectrpc/connect-node";
-import { isId, limits, type MitosError } from "@mitos/protocol";
+import { isId, limits, MitosError } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { rpcAccess } from "../auth/access.ts";
 import type { ServerContext } from "../context.ts";
 import { toConnectError } from "../errors.ts";
 import type { AnyRequest } from "../http/guard.ts";
-import { type AnyResponse, sendConnectError, sendEndStream, sendPlain } from "../http/plain.ts";
+import { type AnyResponse, endLateBody, sendConnectError, sendEndStream, sendPlain } from "../http/plain.ts";
+import { firstMessageIsWhole, unlessSilent } from "../http/silence.ts";
 import { describeRequest } from "../http/tracing.ts";
 import { writeTo } from "../stream/write.ts";
 import { withExecAliases } from "./aliases.ts";
 import { rawRequest } from "./call.ts";
+import { blamingClient } from "./malformed.ts";
 import { sandboxService } from "./service.ts";
 
 export const servicePrefix = `/${pb.Sandbox.typeName}/`;
@@ -61,7 +63,8 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     const { name, localName } = method;
     const denied = context.auth?.authorise(request, response, rpcAccess[localName as keyof typeof rpcAccess], name);
     if (denied) return refuseRpc(request, response, denied);
-    serve(handler, request, response).catch((error: unknown) => {
+    response.once("finish", () => endLateBody(request));
+    serve(handler, { request, response, bodySilenceMs: context.bodySilenceMs }).catch((error: unknown) => {
       context.log.debug({ requestId, rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
       request.destroy();
     });
@@ -76,11 +79,17 @@ export function refuseRpc(request: AnyRequest, response: AnyResponse, error: Mit
   else sendConnectError(response, connect);
 }
 
-async function serve(handler: UniversalHandler, request: AnyRequest, response: AnyResponse): Promise<void> {
+interface Exchange {
+  readonly request: AnyRequest;
+  readonly response: AnyResponse;
+  readonly bodySilenceMs: number;
+}
+
+async function serve(handler: UniversalHandler, { request, response, bodySilenceMs }: Exchange): Promise<void> {
   const contextValues = createContextValues().set(rawRequest, request);
   const universal = universalRequestFromNodeRequest(request, response, undefined, contextValues);
-  const answer = await handler({ ...universal, body: bodyOf(handler, request) });
-  await sendAnswer(answer, response);
+  const answer = await handler({ ...universal, body: bodyOf(handler, request, bodySilenceMs) });
+  await sendAnswer(await blamingClient(answer), response);
 }
 
 /** The headers wait for the first message, so that an RPC may still set some. */
@@ -101,11 +110,18 @@ async function sendAnswer({ status, header, body, trailer }: UniversalServerResp
   response.end();
 }
 
-function bodyOf(handler: UniversalHandler, request: AnyRequest): AsyncIterable<Uint8Array> {
+async function* bodyOf(handler: UniversalHandler, request: AnyRequest, bodySilenceMs: number): AsyncGenerator<Uint8Array> {
   // An answer may be due before the body is read to its end, on the same connection: leaving the body must not destroy it.
-  const body = request.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>;
+  const bytes = request.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>;
+  // Who types into a program, or has a connection into a sandbox, may think for hours.
+  const isCalm = handler.method.methodKind === "bidi_streaming" ? firstMessageIsWhole() : undefined;
+  const body = unlessSilent(bytes, bodySilenceMs, isCalm);
   const isJson = (request.headers["content-type"] ?? "").startsWith(contentTypeStreamJson);
-  return handler.method === pb.Sandbox.method.execStream && isJson ? withExecAliases(body) : body;
+  try {
+    yield* handler.method === pb.Sandbox.method.execStream && isJson ? withExecAliases(body) : body;
+  } catch (error) {
+    throw error instanceof MitosError ? toConnectError(error) : error;
+  }
 }
 
 function acceptPost({ method }: UniversalHandler): string {

@@ -16,6 +16,6 @@ export function legacyRoutes(app: FastifyInstance, context: ServerContext): void
   vitalsRoutes(app, context);
   app.get(ptyPath, { exposeHeadRoute: false }, (_request, reply) => {
     reply.hijack();
-    sendPlain(reply.raw as AnyResponse, 426, "a terminal is a WebSocket", { Upgrade: "websocket", Connection: "Upgrade" });
+    sendPlain(reply.raw as AnyResponse, 426, "a terminal is a WebSocket", { Upgrade: "websocket", Connection: "Upgrade, close" });
   });
 }

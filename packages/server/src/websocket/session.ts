@@ -37,7 +37,7 @@ export interface Sessions {
   close(): void;
 }
 
-const openTimeoutMs = 30_000;
+const openTimeoutMsMax = 30_000;
 const closeReasonBytesMax = 123;
 /** With more than this unread, a client gets no answer to its pings. */
 const pongBytesMax = 64 * 1024;
@@ -138,7 +138,7 @@ async function run({ context, audit, framing, sandbox, runtime, opening, place }
   let pty = false;
   let ok = false;
   try {
-    const open = await input.open();
+    const open = await input.open(Math.min(openTimeoutMsMax, context.bodySilenceMs));
     pty = open.pty !== undefined;
     const start = {
       ...toProcessStart({ ...open, command: open.command || "/bin/sh" }, context.maxExecTimeoutSeconds, sandbox),
@@ -187,8 +187,8 @@ class Input {
   }
 
   /** What to run. @throws NotOpenError when the first message is something else or does not come */
-  async open(): Promise<pb.ExecOpen> {
-    const silence = setTimeout(() => this.#opened.reject(new NotOpenError("no open message came")), openTimeoutMs);
+  async open(timeoutMs: number): Promise<pb.ExecOpen> {
+    const silence = setTimeout(() => this.#opened.reject(new NotOpenError("no open message came")), timeoutMs);
     try {
       return await this.#opened.promise;
     } finally {

@@ -1,0 +1,45 @@
+/**
+ * A message that does not parse is the client's fault. connect-es says so of JSON; of protobuf and of broken gzip it says `internal`, which
+ * would be ours: here that answer is put right before it leaves.
+ */
+
+import { Code } from "@connectrpc/connect";
+import type { UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { codeToHttpStatus, endStreamFlag } from "@connectrpc/connect/protocol-connect";
+
+const envelopeHeaderBytes = 5;
+const ours = /"code":"internal"(?=,"message":"(?:parse binary: |decompression failed"))/;
+const theirs = '"code":"invalid_argument"';
+
+export async function blamingClient(answer: UniversalServerResponse): Promise<UniversalServerResponse> {
+  const { status, header, body } = answer;
+  if (!body) return answer;
+  if (header?.get("content-type")?.startsWith("application/connect+")) return { ...answer, body: withEndPutRight(body) };
+  if (status !== codeToHttpStatus(Code.Internal)) return answer;
+  const chunks: Uint8Array[] = [];
+  for await (const chunk of body) chunks.push(chunk);
+  const text = Buffer.concat(chunks).toString();
+  if (!ours.test(text)) return { ...answer, body: of(Buffer.from(text)) };
+  const corrected = Buffer.from(text.replace(ours, theirs));
+  header?.set("content-length", String(corrected.byteLength));
+  return { ...answer, status: codeToHttpStatus(Code.InvalidArgument), body: of(corrected) };
+}
+
+/** Every chunk is one envelope. */
+async function* withEndPutRight(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  for await (const chunk of body) yield chunk[0] === endStreamFlag ? endPutRight(chunk) : chunk;
+}
+
+function endPutRight(envelope: Uint8Array): Uint8Array {
+  const text = Buffer.from(envelope.subarray(envelopeHeaderBytes)).toString();
+  if (!ours.test(text)) return envelope;
+  const payload = Buffer.from(text.replace(ours, theirs));
+  const head = Buffer.alloc(envelopeHeaderBytes);
+  head[0] = endStreamFlag;
+  head.writeUInt32BE(payload.byteLength, 1);
+  return Buffer.concat([head, payload]);
+}
+
+async function* of(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield bytes;
+}

@@ -1,0 +1,56 @@
+/** Request bodies that stop coming: without an end to the wait, each would hold its call for as long as its client likes. */
+
+import { MitosError } from "@mitos/protocol";
+
+const envelopeHeaderBytes = 5;
+
+/**
+ * The same bytes. Only the wait for the next ones counts, not the time that whoever reads takes over the last.
+ *
+ * @param isCalm - asked before each wait with the bytes so far: whether the client may be silent from now on. Default: never.
+ * @throws invalid_input when the client is silent for too long
+ */
+export async function* unlessSilent(
+  body: AsyncIterable<Uint8Array>,
+  silenceMs: number,
+  isCalm: (chunk: Uint8Array) => boolean = () => false,
+): AsyncGenerator<Uint8Array> {
+  const chunks = body[Symbol.asyncIterator]();
+  let calm = false;
+  try {
+    for (;;) {
+      const next = chunks.next();
+      const { done, value } = await (calm ? next : within(next, silenceMs));
+      if (done) return;
+      calm ||= isCalm(value);
+      yield value;
+    }
+  } finally {
+    // Not awaited: a source that is waiting for its next item may answer only after that.
+    void chunks.return?.().then(undefined, () => {});
+  }
+}
+
+/** For `isCalm`: once the first message of a stream is whole, the client speaks when it has something to say. */
+export function firstMessageIsWhole(): (chunk: Uint8Array) => boolean {
+  const head = Buffer.alloc(envelopeHeaderBytes);
+  let received = 0;
+  return (chunk) => {
+    if (received < envelopeHeaderBytes) head.set(chunk.subarray(0, envelopeHeaderBytes - received), received);
+    received += chunk.byteLength;
+    return received >= envelopeHeaderBytes && received - envelopeHeaderBytes >= head.readUInt32BE(1);
+  };
+}
+
+async function within<T>(next: Promise<T>, ms: number): Promise<T> {
+  const { promise: silent, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(() => {
+    reject(new MitosError("invalid_input", { cause: `no byte of the request's body came for ${ms / 1000} s` }));
+  }, ms);
+  next.catch(() => {}); // may fail after the race is over
+  try {
+    return await Promise.race([next, silent]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
