@@ -226,7 +226,9 @@ for (const encoding of ["json", "binary"] as const) {
       // What is unpacked in the place of a link replaces the link.
       await upload(at("links"), tarOf({ passwd: "mine" }));
       expect(await read(at("links/passwd"))).toBe("mine");
-      const found = await sandbox.exec("find / /tmp /run -xdev -name through.txt -not -path '/proc/*' 2>/dev/null; grep -c root:x:0:0 /etc/passwd");
+      const found = await sandbox.exec(
+        "find / /tmp /run -xdev -name through.txt -not -path '/proc/*' 2>/dev/null; grep -c root:x:0:0 /etc/passwd",
+      );
       expect(found.stdout).toBe("1\n");
     });
 
