@@ -4,7 +4,9 @@ import path from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { type toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import { systemClock } from "./clock.ts";
 import { openDatabase } from "./store/database.ts";
+import { createIdempotencyStore } from "./store/idempotency.ts";
 import { Bench, ids, sandbox, template } from "./testing.ts";
 
 const alice = { owner: "alice", organisation: "acme" };
@@ -69,10 +71,19 @@ describe("a template", () => {
 it("a database from before there were keys is taken over", () => {
   const dataDir = mkdtempSync(path.join(tmpdir(), "mitos-old-"));
   const old = new DatabaseSync(path.join(dataDir, "mitos.db"));
-  old.exec(`CREATE TABLE sandboxes (uid INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT; PRAGMA user_version = 1;`);
+  old.exec(`
+    CREATE TABLE sandboxes (uid INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE templates (id TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;
+    CREATE TABLE idempotency (key TEXT PRIMARY KEY, kind TEXT NOT NULL, resource TEXT, at_ms INTEGER NOT NULL) STRICT;
+    CREATE INDEX idempotency_at ON idempotency (at_ms);
+    INSERT INTO idempotency VALUES ('done', 'fork', 'a', ${Date.now()}), ('under way', 'fork', NULL, ${Date.now()});
+    PRAGMA user_version = 1;`);
   old.close();
   const db = openDatabase(dataDir);
   expect(db.prepare("SELECT count(*) AS n FROM keys").get()).toEqual({ n: 0 });
+  const store = createIdempotencyStore(db, systemClock, () => true);
+  expect(store.begin("fork", "done")).toEqual({ first: false, resource: "a" });
+  expect(store.begin("fork", "under way")).toEqual({ first: true });
   db.close();
   rmSync(dataDir, { recursive: true });
 });
