@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import path from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { type AgentRunError, Sandbox } from "@mitos/sdk";
@@ -127,8 +128,9 @@ describe("a request that is repeated with its Idempotency-Key", () => {
 describe("a deadline is a time, not a duration", () => {
   it("holds while no server lives, and the next one says so", async () => {
     await directory.api.fork("python", "short", { timeoutSeconds: 3 });
+    const { sentry, shim } = processesOf(directory.dataDir, accountOf(directory.dataDir).machineNames[0]!);
     await directory.server.kill();
-    await until("its machine has ended", () => accountOf(directory.dataDir).machines.length === 0);
+    await until("its machine has ended", () => [sentry, shim].every((pid) => !existsSync(`/proc/${pid}`)));
     await directory.restart();
     await expect(at("short").info()).rejects.toMatchObject({ status: 410, errorCause: expect.stringContaining("time-out") });
     expect(await directory.api.listSandboxes()).toEqual([]);
