@@ -71,10 +71,15 @@ export class HostileDriver implements Driver {
     void machine.exited.then(() => this.machines.delete(machineId));
     const running = control!.request("run", { argv: [process.execPath, agent, behaviour, dir], stdio: "link", timeout_ms: 300_000 });
     running.catch(() => undefined); // it is answered when the agent ends, or not at all
-    const pidFile = path.join(dir, "machine.pid");
-    await until("the agent runs", () => existsSync(pidFile));
-    await control!.request("watch", { pid_file: pidFile });
-    return machine;
+    try {
+      const pidFile = path.join(dir, "machine.pid");
+      await until("the agent runs", () => existsSync(pidFile));
+      await control!.request("watch", { pid_file: pidFile });
+      return machine;
+    } catch (error) {
+      await machine.end("start failed");
+      throw error;
+    }
   }
 }
 
