@@ -98,10 +98,14 @@ export function responseOn(socket: Duplex, request: IncomingMessage): AnyRespons
   return response as AnyResponse;
 }
 
+const joinedListenersMax = 20;
+
 /** Bytes both ways until both sides have ended; one that breaks takes the other with it. */
 export async function join(client: Duplex, clientHead: Buffer, socket: Duplex, socketHead: Buffer = Buffer.alloc(0)): Promise<void> {
   if (clientHead.length > 0) client.unshift(clientHead);
   if (socketHead.length > 0) socket.unshift(socketHead);
+  // Two pipelines for the life of both: with HTTP's own they come to more listeners than Node takes for sane.
+  for (const end of [client, socket]) end.setMaxListeners(joinedListenersMax);
   try {
     await Promise.all([pipeline(client, socket), pipeline(socket, client)]);
   } catch {
