@@ -32,11 +32,15 @@ export function positiveInteger(flag: string): (text: string) => number {
   return wholeNumber(flag, 1);
 }
 
-/** @param min - the least that is accepted */
-export function wholeNumber(flag: string, min: number): (text: string) => number {
+/**
+ * @param min - the least that is accepted
+ * @param max - the most; default: any
+ */
+export function wholeNumber(flag: string, min: number, max = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
     const value = Number(text);
-    if (/^\d+$/.test(text) && Number.isSafeInteger(value) && value >= min) return value;
-    throw new UsageError(`${flag} ${text} is not valid`, `Give a whole number from ${min} on.`);
+    if (/^\d+$/.test(text) && Number.isSafeInteger(value) && value >= min && value <= max) return value;
+    const range = max === Number.MAX_SAFE_INTEGER ? `from ${min} on` : `from ${min} to ${max}`;
+    throw new UsageError(`${flag} ${text} is not valid`, `Give a whole number ${range}.`);
   };
 }

@@ -111,7 +111,9 @@ describe("sandboxes", () => {
     const payload = new URL(out).searchParams.get("token")!.split(".")[0]!;
     const { e } = JSON.parse(Buffer.from(payload, "base64url").toString()) as { e: number };
     expect(Math.abs(e - Date.now() / 1000 - 7200)).toBeLessThan(120);
-    expect(await mitos("sandbox", "preview", id, "0")).toMatchObject({ code: 2 });
+    for (const port of ["0", "65536"]) {
+      expect(await mitos("sandbox", "preview", id, port)).toMatchObject({ code: 2, err: expect.stringContaining("from 1 to 65535") });
+    }
     expect(await mitos("sandbox", "forward", id, "8080")).toMatchObject({ code: 1, err: expect.stringContaining("mock engine") });
     await mitos("sandbox", "terminate", id);
   });

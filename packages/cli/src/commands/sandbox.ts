@@ -7,6 +7,8 @@ import { age, outputFormat, print, printJson, table } from "../output.ts";
 import { withProgress } from "../progress.ts";
 import { interruptible } from "../signals.ts";
 
+const portMax = 65_535;
+
 export function sandboxCommand(passThrough: PassThrough): Command {
   return new Command("sandbox")
     .description("create, list, use, fork and terminate sandboxes")
@@ -89,7 +91,7 @@ function previewCommand(): Command {
   return new Command("preview")
     .description("print the URL of a port of a sandbox; whoever has it can open the port until it expires")
     .argument("<id>", "the sandbox")
-    .argument("<port>", "where a program in it listens", positiveInteger("<port>"))
+    .argument("<port>", "where a program in it listens", wholeNumber("<port>", 1, portMax))
     .action(async (id: string, port: number, _options: object, command: Command) => {
       const sandbox = await Sandbox.connect(id, connectionOf(command));
       const { url, browserUrl } = await sandbox.preview(port);
@@ -101,7 +103,7 @@ function forwardCommand(): Command {
   return new Command("forward")
     .description("listen on the server's loopback for a port of a sandbox, and print where; it ends with the sandbox")
     .argument("<id>", "the sandbox")
-    .argument("<port>", "where a program in it listens", positiveInteger("<port>"))
+    .argument("<port>", "where a program in it listens", wholeNumber("<port>", 1, portMax))
     .action(async (id: string, port: number, _options: object, command: Command) => {
       const sandbox = await Sandbox.connect(id, connectionOf(command));
       print(await sandbox.forward(port));
