@@ -144,7 +144,8 @@ describe("a preview", () => {
     let text = "";
     for await (const piece of response) text += piece;
     expect(JSON.parse(text)).toEqual({ bytes, sha256: digest.digest("hex") });
-    expect(heldMax).toBeLessThan(32 * 1024 * 1024);
+    // What is on its way fills the buffers of client, server and link, all in this process; an upload that is kept would be three times this.
+    expect(heldMax).toBeLessThan(64 * 1024 * 1024);
   });
 
   it("of a port where nothing listens is 503 with what to do, and works once something does", async () => {
