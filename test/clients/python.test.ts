@@ -71,8 +71,11 @@ describe.each(["mitos-run-0.1.0", "mitos-run-0.1.1"] as const)("%s", (client) =>
 
 describe("the frameworks themselves, over mitos-run-0.1.1", () => {
   beforeAll(async () => {
-    await hostPackages("frameworks");
+    await Promise.all([hostPackages("frameworks"), hostPackages("zenml")]);
   }, setUpMs);
 
   it("deepagents, openai-agents and claude-agent-sdk work in a sandbox", () => python("frameworks.py", ["mitos-run-0.1.1", "frameworks"]));
+
+  // Apart: its dependencies do not fit the others'.
+  it("zenml is there for the component, whose registration is pending", () => python("zenml_component.py", ["mitos-run-0.1.1", "zenml"]));
 });

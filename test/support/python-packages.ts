@@ -66,6 +66,7 @@ const hostSets = {
   "mitos-run-0.1.1": ["mitos-run==0.1.1", "websockets>=12,<18"],
   // Later releases of claude-agent-sdk carry a program of 400 MB that nothing here starts.
   frameworks: ["deepagents>=0.6,<1", "openai-agents>=0.1,<0.6", "claude-agent-sdk==0.1.6", "mcp>=1.10,<2"],
+  zenml: ["zenml>=0.90,<0.99"],
 } as const;
 
 export type HostSet = keyof typeof hostSets;
