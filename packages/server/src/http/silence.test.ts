@@ -24,6 +24,18 @@ async function until(what: string, holds: () => boolean): Promise<void> {
   await expect.poll(holds, { timeout: 10_000, message: what }).toBe(true);
 }
 
+/** Until a call that begins now has been given up for its silence: by the same clock, an earlier one would have been before it. */
+async function aSilenceLater(): Promise<void> {
+  const socket = dial();
+  let answer = "";
+  socket.on("data", (chunk) => {
+    answer += chunk;
+  });
+  socket.write(head("POST", rpc("List"), { ...unaryHeaders, "Content-Length": "1000" }));
+  await until("a silent call is refused", () => answer.includes("no byte of the request's body came"));
+  socket.destroy();
+}
+
 const rpc = (name: string) => `/sandbox.v1.Sandbox/${name}`;
 const unaryHeaders = { "Content-Type": "application/json", "X-Sandbox-Id": "sb-1" };
 const streamHeaders = { "Content-Type": "application/connect+json", "X-Sandbox-Id": "sb-1" };
@@ -86,8 +98,7 @@ describe("a request whose body does not come", () => {
     });
     stream.write(envelope({ open: { command: "cat" } }));
     await until("it runs", () => at.runtime.starts.length === 1);
-    // Three times as long as a call waits for its beginning.
-    await new Promise((resolve) => setTimeout(resolve, 300));
+    await aSilenceLater();
     stream.end(envelope({ stdin: Buffer.from("late").toString("base64") }));
     await until("it has answered", () => answer.includes("exitCode") || answer.includes("exit"));
     expect(answer).not.toContain('error":{');
@@ -106,7 +117,7 @@ describe("a request whose body does not come", () => {
     socket.write(head("POST", rpc("WriteFile"), { ...streamHeaders, "Content-Length": String(open.length + 2 * data.length) }));
     socket.write(Buffer.concat([open, data, data]));
     await until("the sandbox has some of it", () => at.runtime.floodBytes === 1);
-    await new Promise((resolve) => setTimeout(resolve, 300));
+    await aSilenceLater();
     at.runtime.gate.resolve();
     await until("it is answered", () => answer.includes("bytesWritten"));
     expect(at.runtime.floodBytes).toBe(2);
