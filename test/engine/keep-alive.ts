@@ -1,5 +1,6 @@
 /** A server's engine in a process of its own, to be killed: starts a sandbox with a process in it, prints `ready`, and waits. */
 
+import { Readable } from "node:stream";
 import { openEngine } from "@mitos/engine";
 import { resourceDefaults, toSandboxId, toTemplateId } from "@mitos/protocol";
 
@@ -15,7 +16,10 @@ for (const name of names) {
   const id = toSandboxId(name);
   const request = { template, id, env: {}, secrets: {}, timeoutSeconds: null, idleTimeoutSeconds: null, metadata: {} };
   await engine.create(request);
-  await engine.runtime(id).start({ shellCommand: `echo ${name} > /workspace/name; exec sleep 1000` });
+  const runtime = engine.runtime(id);
+  // Written before the process is started: that one may not have come to its first step when the server is killed.
+  await runtime.writeFile("/workspace/name", 0o644, Readable.from([Buffer.from(`${name}\n`)]));
+  await runtime.start({ shellCommand: "exec sleep 1000" });
 }
 await engine.pause(toSandboxId("sleeper"));
 process.stdout.write("ready\n");
