@@ -10,7 +10,7 @@ import { check, readJson } from "../http/json.ts";
 import { requestSignal } from "../http/signal.ts";
 import { argv, checkCeiling, command, env, path, sandboxId, seconds, terminalSide } from "../schemas.ts";
 import { follow } from "../stream/follow.ts";
-import { writeTo } from "../stream/write.ts";
+import { JsonLines } from "../stream/lines.ts";
 
 const params = z.object({ id: sandboxId });
 const pid = z.coerce.number().pipe(
@@ -93,20 +93,20 @@ export function processRoutes(app: FastifyInstance, context: ServerContext): voi
 
     // An unknown pid must be answered as an error, so the answer begins with the first event.
     let event = await events.next();
-    reply.hijack();
-    reply.raw.writeHead(200, { "content-type": "application/x-ndjson", "cache-control": "no-store" });
+    const lines = new JsonLines(reply);
+    lines.begin();
     try {
       for (; !event.done; event = await events.next()) {
-        for (const line of eventJson(event.value)) await writeTo(reply.raw, `${JSON.stringify(line)}\n`);
+        for (const line of eventJson(event.value)) await lines.write(line);
       }
     } catch (error) {
       const mitos = toMitosError(error);
       if (isOurFault(mitos)) context.log.error({ err: mitos.detail.reason ?? mitos, sandbox: target.id }, "following a process failed");
       // A pause, the end of the sandbox or of this server: the reader may come back at the offsets it has reached.
-      await writeTo(reply.raw, `${JSON.stringify(mitos.toEnvelope())}\n`).catch(() => {});
+      await lines.write(mitos.toEnvelope()).catch(() => {});
     } finally {
       await events.return();
-      reply.raw.end();
+      lines.end();
     }
     return reply;
   });
