@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use link_client::proto::guest::v1 as pb;
 use link_client::proto::guest::v1::exec_input::Msg as Input;
 use link_client::proto::sandbox::v1 as sandbox;
 use link_client::wire::FrameType;
-use link_client::{Host, Outcome, adopt, attach, link_pair, shell};
+use link_client::{Host, Outcome, adopt, attach, shell, spawn_agent};
 use prost::Message;
 
 /// An agent with a folder for its root and a session on its link. Dropping it ends everything and checks that nothing is left.
@@ -37,15 +37,7 @@ impl Agent {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let root = std::env::temp_dir().join(format!("mitos-agent-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all(&root).unwrap();
-        let (host, stdin, stdout) = link_pair();
-        let process = Command::new(env!("CARGO_BIN_EXE_mitos-guest"))
-            .arg("agent")
-            .env("MITOS_AGENT_TEST_ROOT", &root)
-            .stdin(Stdio::from(stdin))
-            .stdout(Stdio::from(stdout))
-            .stderr(fs::File::create(root.join("log")).unwrap())
-            .spawn()
-            .unwrap();
+        let (process, host) = spawn_agent(&root, &[]);
         Self { root, process, host: Host::new(host) }
     }
 

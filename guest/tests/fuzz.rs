@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use link_client::proto::guest::v1 as pb;
 use link_client::wire::{FrameType, HEADER_BYTES, Header};
-use link_client::{Host, PATIENCE, link_pair};
+use link_client::{Host, PATIENCE, spawn_agent};
 use prost::Message;
 use serde_json::{Value, json};
 
@@ -83,15 +83,7 @@ struct Agent {
 impl Agent {
     fn start(name: &str) -> Self {
         let root = folder(name);
-        let (host, stdin, stdout) = link_pair();
-        let process = Command::new(env!("CARGO_BIN_EXE_mitos-guest"))
-            .arg("agent")
-            .env("MITOS_AGENT_TEST_ROOT", &root)
-            .stdin(Stdio::from(stdin))
-            .stdout(Stdio::from(stdout))
-            .stderr(fs::File::create(root.join("log")).unwrap())
-            .spawn()
-            .unwrap();
+        let (process, host) = spawn_agent(&root, &[]);
         host.set_write_timeout(Some(PATIENCE)).unwrap();
         Self { root, process, host: Host::new(host) }
     }

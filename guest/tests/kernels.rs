@@ -5,7 +5,7 @@ mod link_client;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use link_client::proto::guest::v1 as pb;
 use link_client::proto::sandbox::v1::run_code_response::Msg as Output;
 use link_client::proto::sandbox::v1::{RunCodeResponse, RunError, RunResult};
 use link_client::wire::FrameType;
-use link_client::{Host, adopt, link_pair};
+use link_client::{Host, adopt, spawn_agent};
 
 /// An agent with a folder for its root, and Debian's interpreters first on its PATH.
 struct Agent {
@@ -31,16 +31,7 @@ impl Agent {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let root = std::env::temp_dir().join(format!("mitos-kernels-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed)));
         fs::create_dir_all(&root).unwrap();
-        let (host, stdin, stdout) = link_pair();
-        let process = Command::new(env!("CARGO_BIN_EXE_mitos-guest"))
-            .arg("agent")
-            .env("MITOS_AGENT_TEST_ROOT", &root)
-            .env("PATH", path)
-            .stdin(Stdio::from(stdin))
-            .stdout(Stdio::from(stdout))
-            .stderr(fs::File::create(root.join("log")).unwrap())
-            .spawn()
-            .unwrap();
+        let (process, host) = spawn_agent(&root, &[("PATH", path)]);
         let mut agent = Self { root, process, host: Host::new(host) };
         agent.host.hello("test");
         agent

@@ -1,9 +1,12 @@
 //! A host's end of the link, for tests: blocking, one frame at a time, with credit kept by hand.
 
 use std::collections::{HashMap, VecDeque};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use prost::Message;
@@ -51,6 +54,22 @@ pub fn link_pair() -> (UnixStream, OwnedFd, OwnedFd) {
     host.set_read_timeout(Some(PATIENCE)).unwrap();
     let second = machine.try_clone().unwrap();
     (host, machine.into(), second.into())
+}
+
+/// An agent as a process of this host, with `root` for its files and its complaints in `log` there, and the host's end of its link.
+#[allow(dead_code)]
+pub fn spawn_agent(root: &Path, environment: &[(&str, &str)]) -> (Child, UnixStream) {
+    let (host, stdin, stdout) = link_pair();
+    let process = Command::new(env!("CARGO_BIN_EXE_mitos-guest"))
+        .arg("agent")
+        .env("MITOS_AGENT_TEST_ROOT", root)
+        .envs(environment.iter().copied())
+        .stdin(Stdio::from(stdin))
+        .stdout(Stdio::from(stdout))
+        .stderr(File::create(root.join("log")).unwrap())
+        .spawn()
+        .unwrap();
+    (process, host)
 }
 
 impl Host {
