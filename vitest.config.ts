@@ -14,12 +14,12 @@ export default defineConfig({
       },
       {
         extends: true,
-        test: { name: "engine", include: ["test/{cli,conformance,e2e,engine,gvisor,sdk,server}/**/*.test.ts"], ...oneFileAtATime },
+        test: { name: "engine", include: ["test/{cli,conformance,docs,e2e,engine,gvisor,mcp,sdk,server}/**/*.test.ts"], ...oneFileAtATime },
       },
       {
-        // What kills, fills and floods, and the published clients: beside the project above in `npm test`.
+        // What kills, fills and floods, the published clients, frameworks and other runtimes: beside the project above in `npm test`.
         extends: true,
-        test: { name: "faults", include: ["test/{clients,faults}/**/*.test.ts"], ...oneFileAtATime },
+        test: { name: "faults", include: ["test/{clients,faults,frameworks,runtimes}/**/*.test.ts"], ...oneFileAtATime },
       },
     ],
   },

@@ -37,7 +37,7 @@ const lanes = [
       count: countCargo,
     },
     { name: "kernels", command: [pinnedNode, "test/support/kernel-tests.ts"], count: countUnittest },
-    { name: "faults and clients", command: [...vitest, "--project", "faults"], count: countVitest },
+    { name: "faults, clients and frameworks", command: [...vitest, "--project", "faults"], count: countVitest },
   ],
   [
     { name: "units", command: [...vitest, "--project", "units"], count: countVitest },
@@ -50,7 +50,7 @@ function inUserNamespace(...command) {
   return process.getuid() === 0 ? command : ["unshare", "--user", "--map-root-user", ...command];
 }
 
-await setup().catch(fail);
+await setup({ development: true }).catch(fail);
 const environment = { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1", MITOS_RUNSC: findRunsc().path };
 const only = process.argv.includes("--only") ? process.argv[process.argv.indexOf("--only") + 1] : undefined;
 const running = new Set();

@@ -6,7 +6,8 @@ import path from "node:path";
 import { answers, cache, capture, pinnedNode, root, SetupError, step } from "./run.mjs";
 import { ensureRunsc } from "./runsc.mjs";
 
-export async function setup() {
+/** @param options - `development`: also what the checks and tests need, about 1.5 GB; what runs Mitos is 0.4 GB */
+export async function setup({ development = false } = {}) {
   if (process.platform !== "linux") {
     throw new SetupError(
       `Mitos runs sandboxes on Linux only; this is ${process.platform}`,
@@ -14,21 +15,22 @@ export async function setup() {
     );
   }
   process.stderr.write("Setting up\n");
-  await step("npm packages", installPackages);
+  await step("npm packages", () => installPackages(development));
   await step("guest agent", buildGuest);
   await step("runsc (gVisor)", ensureRunsc);
 }
 
-function installPackages() {
+function installPackages(development) {
   const stamp = path.join(cache, "npm.stamp");
   const wanted = createHash("sha256")
     .update(readFileSync(path.join(root, "package-lock.json")))
     .digest("hex");
+  const all = `${wanted} with development`;
   const have = existsSync(stamp) ? readFileSync(stamp, "utf8") : "";
-  if (have === wanted && existsSync(pinnedNode)) return "up to date";
+  if ((have === all || (have === wanted && !development)) && existsSync(pinnedNode)) return "up to date";
   // Not `npm ci`: it refuses a lock file without the other platforms' optional packages, which a registry mirror may not carry.
   // With --no-save the lock file is obeyed and not written.
-  capture("npm", ["install", "--no-save", "--no-audit", "--no-fund"], {
+  capture("npm", ["install", "--no-save", "--no-audit", "--no-fund", ...(development ? [] : ["--omit=dev"])], {
     remedy: "Check that npm reaches its registry, then run the command again.",
   });
   if (!answers(pinnedNode)) {
@@ -38,7 +40,7 @@ function installPackages() {
     );
   }
   mkdirSync(cache, { recursive: true });
-  writeFileSync(stamp, wanted);
+  writeFileSync(stamp, development ? all : wanted);
   return undefined;
 }
 

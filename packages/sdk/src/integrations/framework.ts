@@ -1,0 +1,24 @@
+import { AgentRunError } from "../errors.ts";
+
+/**
+ * Loads a framework that is an optional peer dependency.
+ *
+ * @param load - `() => import("<package>")`, written out where it is used so that bundlers see it
+ * @throws integration_dependency_missing, which names the package to install
+ */
+export async function loadFramework<T>(packageName: string, load: () => Promise<T>): Promise<T> {
+  try {
+    return await load();
+  } catch (error) {
+    throw new AgentRunError(
+      `${packageName} could not be loaded`,
+      {
+        code: "integration_dependency_missing",
+        cause: error instanceof Error ? error.message : String(error),
+        remediation: `Install it beside @mitos/sdk: npm install ${packageName}`,
+        status: 501,
+      },
+      error,
+    );
+  }
+}
