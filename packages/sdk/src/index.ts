@@ -21,6 +21,7 @@ export {
 export type { Command, ExecEvent, ExecOptions, ExecResult, OutputCallbacks } from "./exec.ts";
 export { type FileContent, type FileEvent, type FileInfo, type ReadStreamOptions, SandboxFiles, type WriteOptions } from "./files.ts";
 export { HttpClient, type RequestBody, type RequestOptions } from "./http.ts";
+export { defaultPoolName } from "./pool-name.ts";
 export {
   BackgroundProcess,
   type FollowOptions,
@@ -42,4 +43,5 @@ export {
   type TerminateOptions,
 } from "./sandbox.ts";
 export { type CreateTemplateOptions, type ForkTemplateOptions, type ListOptions, SandboxServer } from "./server.ts";
-export type { Health, Isolation, Network, Preview, Resources, SandboxTree, ServerSandbox, Template, Workload } from "./types.ts";
+export { type BuildStep, Template, type TemplateObject, type TemplateSpec } from "./template.ts";
+export type { Health, Isolation, Network, Preview, Resources, SandboxTree, ServerSandbox, TemplateInfo, Workload } from "./types.ts";
