@@ -1,6 +1,7 @@
 import { writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { startCuttingProxy } from "../support/cutting-proxy.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { binary, type Consumer, makeConsumer, pinnedNode, typeRoot } from "./consumer.ts";
 import { seenByTheScenario } from "./expected.ts";
@@ -44,23 +45,34 @@ it("every subpath loads with no framework installed", async () => {
   expect(output).toBe(consumer.specifiers.map((specifier) => `${specifier} true\n`).join(""));
 });
 
-describe("the scenario is the same", () => {
-  const scenario = async (program: string, args: readonly string[]) =>
-    JSON.parse(await consumer.run(program, [...args, "main.js"], { MITOS_BASE_URL: live.url }));
+const runtimes: Record<string, (server: string) => [program: string, ...args: string[]]> = {
+  Node: () => [pinnedNode],
+  // Which may use the network and read the SDK's variables, and nothing more.
+  Deno: (server) => [
+    binary("deno"),
+    ...["run", "--no-prompt", "--no-lock", "--node-modules-dir=manual"],
+    ...[`--allow-net=${new URL(server).host}`, "--allow-env=MITOS_API_KEY,MITOS_BASE_URL"],
+  ],
+  Bun: () => [binary("bun"), "run"],
+};
 
-  it("under Node", async () => {
-    expect(await scenario(pinnedNode, [])).toEqual(seenByTheScenario);
+describe.each(Object.keys(runtimes))("under %s", (runtime) => {
+  const run = async (file: string, server: string) => {
+    const [program, ...args] = runtimes[runtime]!(server);
+    return JSON.parse(await consumer.run(program, [...args, file], { MITOS_BASE_URL: server }));
+  };
+
+  it("the scenario is what it is everywhere", async () => {
+    expect(await run("main.js", live.url)).toEqual(seenByTheScenario);
   });
 
-  it("under Deno, which may use the network and read the SDK's variables, and nothing more", async () => {
-    const allowed = [`--allow-net=${new URL(live.url).host}`, "--allow-env=MITOS_API_KEY,MITOS_BASE_URL"];
-    expect(await scenario(binary("deno"), ["run", "--no-prompt", "--no-lock", "--node-modules-dir=manual", ...allowed])).toEqual(
-      seenByTheScenario,
-    );
-  });
-
-  it("under Bun", async () => {
-    expect(await scenario(binary("bun"), ["run"])).toEqual(seenByTheScenario);
+  it("a terminal and a process go on over connections that are cut, with no byte lost or doubled", async () => {
+    await using proxy = await startCuttingProxy(live.url, 60_000);
+    expect(await run("reconnect.js", proxy.url)).toEqual({
+      terminal: { exitCode: 7, same: true, offset: true },
+      background: { exitCode: 3, called: true, result: true, iterated: true },
+    });
+    expect(proxy.cuts).toBeGreaterThan(3);
   });
 });
 
