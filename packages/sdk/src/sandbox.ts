@@ -164,8 +164,8 @@ export class Sandbox {
   }
 
   /** Goes on with a terminal that exists: after a lost connection, or one that a fork's child has inherited. */
-  connectPty(pid: number, onData: (data: Uint8Array) => void, { offset = 0 }: ConnectPtyOptions = {}): Pty {
-    return new Pty(this.#processes, pid, onData, offset);
+  connectPty(pid: number, onData: (data: Uint8Array) => void, options: ConnectPtyOptions = {}): Pty {
+    return new Pty(this.#processes, pid, onData, options);
   }
 
   /**
