@@ -17,7 +17,7 @@ const allowed: Record<string, readonly string[]> = {
 
 function sources(folder: string): string[] {
   return readdirSync(folder, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile() && /\.(ts|js|mjs)$/.test(entry.name) && !entry.parentPath.includes("node_modules"))
+    .filter((entry) => entry.isFile() && /\.(ts|js|mjs)$/.test(entry.name) && !/\/(node_modules|dist)(\/|$)/.test(entry.parentPath))
     .map((entry) => path.join(entry.parentPath, entry.name));
 }
 

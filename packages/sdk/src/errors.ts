@@ -56,16 +56,16 @@ export class AgentRunError extends Error {
     let cause = body || `HTTP ${status}`;
     let remediation = fallback.remediation;
     let context: Record<string, unknown> = {};
-    const error = (parseJson(bodyText) as { error?: unknown } | undefined)?.error;
-    if (typeof error === "string" && error) {
-      cause = redact(error, token);
+    const error = redactAll((parseJson(bodyText) as { error?: unknown } | null | undefined)?.error, token);
+    if (isText(error)) {
+      cause = error;
     } else if (isObject(error)) {
       // The envelope has been read: a cause that it leaves out does not become the whole body.
       cause = "";
       if (isText(error.code)) code = error.code;
-      if (isText(error.message)) message = redact(error.message, token);
-      if (isText(error.cause)) cause = redact(error.cause, token);
-      if (isText(error.remediation)) remediation = redact(error.remediation, token);
+      if (isText(error.message)) message = error.message;
+      if (isText(error.cause)) cause = error.cause;
+      if (isText(error.remediation)) remediation = error.remediation;
       if (isObject(error.context)) context = error.context;
     }
     message ??= `sandbox API request failed: HTTP ${status} (${code})`;
@@ -116,6 +116,15 @@ export function errorForCode(message: string, options: AgentRunErrorOptions, rea
 /** Replaces every occurrence of the key, so that no error field can carry it. */
 export function redact(text: string, token?: string): string {
   return token ? text.replaceAll(token, "[REDACTED]") : text;
+}
+
+/** The same for every text in a JSON value, names of members included. */
+function redactAll(value: unknown, token: string | undefined): unknown {
+  if (!token) return value;
+  if (typeof value === "string") return redact(value, token);
+  if (Array.isArray(value)) return value.map((item) => redactAll(item, token));
+  if (!isObject(value)) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [redact(name, token), redactAll(item, token)]));
 }
 
 /** Ceiling of every requested time-out. */
@@ -179,7 +188,7 @@ export function errorForConnect(
   catalogueCode?: string | null,
   retryAfter?: string | null,
 ): AgentRunError {
-  const connectCode = isText(failure.code) ? failure.code : "";
+  const connectCode = isText(failure.code) ? redact(failure.code, token) : "";
   const text = isText(failure.message) ? redact(failure.message, token) : "";
   const entry = isCatalogued(catalogueCode) ? catalogue[catalogueCode] : undefined;
   const code = entry ? (catalogueCode as ErrorCode) : (ownCodes[connectCode] ?? (connectCode || "internal_error"));
@@ -212,8 +221,14 @@ export function transportError(what: string, baseUrl: string, reason: unknown, t
       cause: redact(`${what}: ${describe(reason)}`, token),
       remediation: "Check that a server runs there (start one with `mitos serve`) or set MITOS_BASE_URL to the right address.",
     },
-    reason,
+    mentions(reason, token) ? undefined : reason,
   );
+}
+
+/** Whether a foreign error, or one behind it, would show the key to whoever prints it. */
+function mentions(reason: unknown, token: string | undefined): boolean {
+  if (!token || !(reason instanceof Error)) return false;
+  return `${reason.message} ${reason.stack}`.includes(token) || mentions(reason.cause, token);
 }
 
 /** @param signal - its reason tells a time-out from a cancellation */

@@ -48,7 +48,7 @@ export async function* execStream(
     if (typeof message.stdout === "string") yield { type: "stdout", data: decodeBase64(message.stdout) };
     else if (typeof message.stderr === "string") yield { type: "stderr", data: decodeBase64(message.stderr) };
     else if (isObject(message.exit)) {
-      yield exitEvent(message.exit);
+      yield exitEvent(message.exit, client);
       return;
     }
   }
@@ -84,8 +84,8 @@ export function requireArgv(argv: readonly string[]): readonly string[] {
   });
 }
 
-function exitEvent(exit: Record<string, unknown>): ExecEvent {
-  if (typeof exit.error === "string" && exit.error) throw execFailed(exit.error);
+function exitEvent(exit: Record<string, unknown>, client: ConnectClient): ExecEvent {
+  if (typeof exit.error === "string" && exit.error) throw execFailed(client.redact(exit.error));
   return { type: "exit", exitCode: Number(exit.exitCode ?? 0), execTimeMs: Number(exit.execTimeMs ?? 0) };
 }
 

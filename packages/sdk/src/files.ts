@@ -88,7 +88,7 @@ export class SandboxFiles {
   async write(path: string, content: FileContent, options: WriteOptions = {}): Promise<void> {
     const bytes = bytesOf(content);
     if (bytes instanceof Uint8Array && bytes.length <= messageBytesMax) return this.#writeMessage(path, bytes, options);
-    const body = bytes instanceof Uint8Array ? ownBytes(bytes) : toStream(bytes);
+    const body = bytes instanceof Uint8Array ? ownBytes(bytes) : toBody(bytes);
     const mode = options.mode === undefined ? {} : { mode: options.mode.toString(8) };
     await this.#http.put(this.#raw({ path, ...mode }), body, {
       headers: { "Content-Type": "application/octet-stream" },
@@ -219,9 +219,8 @@ function ownBytes(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
   return bytes.buffer instanceof ArrayBuffer ? (bytes as Uint8Array<ArrayBuffer>) : new Uint8Array(bytes);
 }
 
-function toStream(content: Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>): ReadableStream<Uint8Array> {
-  if (content instanceof Blob) return content.stream();
-  if (content instanceof ReadableStream) return content;
+function toBody(content: Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>): Blob | ReadableStream<Uint8Array> {
+  if (content instanceof Blob || content instanceof ReadableStream) return content;
   const iterator = content[Symbol.asyncIterator]();
   return new ReadableStream({
     async pull(controller) {

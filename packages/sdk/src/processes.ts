@@ -1,7 +1,7 @@
 import { decodeBase64, encodeBase64 } from "./base64.ts";
-import { AgentRunError, isObject } from "./errors.ts";
+import { AgentRunError, isObject, redact } from "./errors.ts";
 import { type Command, collect, type ExecEvent, type ExecResult, execFailed, type OutputCallbacks, requireArgv } from "./exec.ts";
-import type { HttpClient } from "./http.ts";
+import { type HttpClient, tokenOf } from "./http.ts";
 import { readNdjson } from "./ndjson.ts";
 
 export interface ProcessOptions {
@@ -90,7 +90,7 @@ export class ProcessClient {
       try {
         for await (const line of this.#lines(pid, at, follow, options.signal)) {
           failures = 0;
-          const event = toProcessEvent(line);
+          const event = toProcessEvent(line, tokenOf(this.#http));
           if (!event) continue;
           if (event.type === "stdout" || event.type === "stderr") at[event.type] = event.offset + event.data.length;
           else if (event.type === "gap") at[event.stream] = event.to;
@@ -159,9 +159,9 @@ function toProcessInfo(row: Record<string, unknown>): ProcessInfo {
   };
 }
 
-function toProcessEvent(line: Record<string, unknown>): ProcessEvent | undefined {
+function toProcessEvent(line: Record<string, unknown>, token: string | undefined): ProcessEvent | undefined {
   if (isObject(line.exit)) {
-    if (typeof line.exit.error === "string" && line.exit.error) throw execFailed(line.exit.error);
+    if (typeof line.exit.error === "string" && line.exit.error) throw execFailed(redact(line.exit.error, token));
     return { type: "exit", exitCode: Number(line.exit.exit_code ?? 0), execTimeMs: Number(line.exit.exec_time_ms ?? 0) };
   }
   if (isObject(line.gap)) {

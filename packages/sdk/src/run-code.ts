@@ -2,7 +2,7 @@ import { decodeBase64 } from "./base64.ts";
 import { AgentRunError, isObject } from "./errors.ts";
 import { readNdjson } from "./ndjson.ts";
 
-/** One display of a cell: the same thing in several MIME types. Binary types (images) are base64 text. */
+/** One display of a cell: the same thing in several MIME types. Binary types (images, PDF) are base64 text. */
 export class Result {
   readonly data: Readonly<Record<string, string>>;
   /** Whether it is the value of the cell's last expression. */
@@ -33,6 +33,9 @@ export class Result {
   }
   get latex(): string | undefined {
     return this.data["text/latex"];
+  }
+  get pdf(): string | undefined {
+    return this.data["application/pdf"];
   }
   /** As JSON text. */
   get json(): string | undefined {

@@ -1,5 +1,5 @@
 import { type ForwardJson, limits, newSandboxId, type PreviewJson, type Unchecked } from "@mitos/protocol";
-import { type Connection, newIdempotencyKey, requireSandboxId, resolveBaseUrl, resolveToken, toBaseUrl } from "./config.ts";
+import { type Connection, newIdempotencyKey, requireSandboxId, toBaseUrl } from "./config.ts";
 import { ConnectClient } from "./connect.ts";
 import { type CodeContext, ContextClient, type ContextOptions, type ContextRef, contextId } from "./contexts.ts";
 import { type CreateOptions, create } from "./create.ts";
@@ -110,13 +110,12 @@ export class Sandbox {
   /** A handle on a sandbox that exists. @throws not_found; idle_timeout for one that has ended */
   static async connect(id: string, connection: Connection = {}): Promise<Sandbox> {
     requireSandboxId(id);
-    const endpoint = resolveBaseUrl(connection.baseUrl);
-    const http = new HttpClient(endpoint, resolveToken(connection.apiKey));
+    const http = HttpClient.fromAuth(connection);
     const row = sandboxFromWire((await http.get(`/v1/sandboxes/${id}`)) as Record<string, unknown>);
-    return new Sandbox({ id, endpoint, http, template: row.templateId, forkTimeMs: row.forkTimeMs });
+    return new Sandbox({ id, endpoint: http.baseUrl, http, template: row.templateId, forkTimeMs: row.forkTimeMs });
   }
 
-  static list(connection: Connection = {}): Promise<ServerSandbox[]> {
+  static async list(connection: Connection = {}): Promise<ServerSandbox[]> {
     return SandboxServer.fromAuth(connection).listSandboxes();
   }
 
@@ -195,8 +194,8 @@ export class Sandbox {
   }
 
   /** Goes on with a terminal that exists: after a lost connection, or one that a fork's child has inherited. */
-  connectPty(pid: number, onData: (data: Uint8Array) => void, { offset = 0 }: ConnectPtyOptions = {}): Pty {
-    return new Pty(this.#processes, pid, onData, offset);
+  connectPty(pid: number, onData: (data: Uint8Array) => void, options: ConnectPtyOptions = {}): Pty {
+    return new Pty(this.#processes, pid, onData, options);
   }
 
   /**

@@ -1,5 +1,5 @@
 import { newSandboxId } from "@mitos/protocol";
-import { type Connection, newIdempotencyKey, requireSandboxId, resolveBaseUrl, resolveToken } from "./config.ts";
+import { type Connection, newIdempotencyKey, requireSandboxId } from "./config.ts";
 import { AgentRunError, isObject } from "./errors.ts";
 import { HttpClient } from "./http.ts";
 import { Sandbox } from "./sandbox.ts";
@@ -11,7 +11,7 @@ import {
   resourcesToWire,
   type ServerSandbox,
   sandboxFromWire,
-  type Template,
+  type TemplateInfo,
   templateFromWire,
   type Workload,
   workloadToWire,
@@ -57,8 +57,8 @@ export class SandboxServer {
 
   /** @see resolveBaseUrl, resolveToken for what applies when an argument is not given */
   constructor(url?: string, token?: string) {
-    this.url = resolveBaseUrl(url);
-    this.#http = new HttpClient(this.url, resolveToken(token));
+    this.#http = HttpClient.fromAuth({ baseUrl: url, apiKey: token });
+    this.url = this.#http.baseUrl;
   }
 
   static fromAuth({ apiKey, baseUrl }: Connection = {}): SandboxServer {
@@ -69,13 +69,13 @@ export class SandboxServer {
     return (await this.#http.get("/v1/health")) as Health;
   }
 
-  async listTemplates(): Promise<Template[]> {
+  async listTemplates(): Promise<TemplateInfo[]> {
     const rows = await this.#http.get("/v1/templates");
     return (Array.isArray(rows) ? rows : []).filter(isObject).map(templateFromWire);
   }
 
   /** Builds it, or builds it anew. Resolves when sandboxes can be made from it. */
-  async createTemplate(id: string, options: CreateTemplateOptions = {}): Promise<Template> {
+  async createTemplate(id: string, options: CreateTemplateOptions = {}): Promise<TemplateInfo> {
     const { initWaitSeconds = 5, network, workload, resources, idempotencyKey = newIdempotencyKey(), signal } = options;
     const body = {
       id,
@@ -89,7 +89,7 @@ export class SandboxServer {
   }
 
   /** The same, but a template that exists, or that somebody else is just building, is fine. */
-  async ensureTemplate(id: string, options: CreateTemplateOptions = {}): Promise<Template> {
+  async ensureTemplate(id: string, options: CreateTemplateOptions = {}): Promise<TemplateInfo> {
     try {
       return await this.createTemplate(id, options);
     } catch (error) {

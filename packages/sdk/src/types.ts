@@ -26,7 +26,8 @@ export interface Workload {
   ready?: { port: number; path?: string; expect?: number; timeoutSeconds?: number };
 }
 
-export interface Template {
+/** A template as the server lists it. (`Template` describes one that is to be built.) */
+export interface TemplateInfo {
   id: string;
   ready: boolean;
   createdAt: string;
@@ -98,7 +99,7 @@ export function workloadToWire({ command, env, ready }: Workload): Record<string
   };
 }
 
-export function templateFromWire(row: Unchecked<TemplateJson>): Template {
+export function templateFromWire(row: Unchecked<TemplateJson>): TemplateInfo {
   return {
     id: String(row.id ?? ""),
     ready: row.ready === true,
