@@ -5,6 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
 import { png, showPng } from "./pictures.ts";
+import { runningOf } from "./running.ts";
 
 // The real framework calls the tools; its model is scripted. Nothing leaves the machine.
 let live: LiveServer;
@@ -151,8 +152,9 @@ describe("the fork tool", () => {
       `[not_found] no such sandbox | cause: known here are ${[forking.id, ...children].join(", ")} | ` +
         "remediation: Pass an id that fork has returned, or leave `sandbox` out for the first one.",
     );
+    const all = [forking.id, ...children];
+    expect(await runningOf(live, all)).toEqual(all);
     await forking.close();
-    const running = (await live.engine.list()).filter(({ state }) => state === "running").map(({ id }) => id as string);
-    for (const id of [forking.id, ...children]) expect(running).not.toContain(id);
+    expect(await runningOf(live, all)).toEqual([]);
   });
 });
