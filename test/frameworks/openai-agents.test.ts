@@ -49,6 +49,17 @@ describe("tools in an agent's run", () => {
     expect(JSON.parse(text(value))).toMatchObject({ text: "42", error: null });
   });
 
+  it("run side by side when a model calls several at once", async () => {
+    const calls = Array.from({ length: 6 }, (_, index) =>
+      functionCall("run_command", { command: `echo ${index}` }, { callId: `call-${index}` }),
+    );
+    const model = new ScriptedModel([calls, [assistantMessage("done")]]);
+    await run(new Agent({ name: "coder", model, tools: await tools.asFunctionTools() }), "go");
+    const read = model.lastCall?.request.input as AgentInputItem[];
+    const printed = read.flatMap((item) => (item.type === "function_call_result" ? [JSON.parse(text(item.output)).stdout] : []));
+    expect(printed).toEqual(calls.map((_, index) => `${index}\n`));
+  });
+
   it("hand over images as images, and keep them out of the text", async () => {
     const [shown] = await answersOf([["run_code", { code: showPng }]]);
     expect(shown).toEqual([
