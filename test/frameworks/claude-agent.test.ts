@@ -1,3 +1,7 @@
+import { mkdtempSync, rmSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { query } from "@anthropic-ai/claude-agent-sdk";
 import { MitosSandboxTools } from "@mitos/sdk/integrations/claude-agent";
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { InMemoryTransport } from "@modelcontextprotocol/sdk/inMemory.js";
@@ -6,8 +10,9 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
 import { png, showPng } from "./pictures.ts";
+import { startScriptedMessagesApi } from "./scripted-messages-api.ts";
 
-// The in-process server that the real framework makes, asked by the official MCP client.
+// The in-process server that the real framework makes, asked by the official MCP client, and by the framework's own agent with a scripted model.
 let live: LiveServer;
 let tools: MitosSandboxTools;
 let client: Client;
@@ -94,6 +99,48 @@ describe("the MCP server", () => {
     controller.abort();
     await expect(work).rejects.toThrow();
     await expect.poll(async () => (await tools.sandbox.exec("pgrep -f 'sleep 525[2]' || true")).stdout).toBe("");
+  });
+});
+
+describe("an agent of query()", () => {
+  it("calls the tools in its own process, reads results and refusals, and goes on", async () => {
+    await using api = await startScriptedMessagesApi([
+      ["mcp__mitos-sandbox__write_file", { path: "/workspace/q.txt", content: "from the agent" }],
+      ["mcp__mitos-sandbox__run_command", { command: "cat q.txt; exit 3" }],
+      ["mcp__mitos-sandbox__read_file", { file: "/workspace/q.txt" }],
+      ["mcp__mitos-sandbox__run_code", { code: showPng }],
+    ]);
+    const home = mkdtempSync(path.join(os.tmpdir(), "mitos-agent-"));
+    try {
+      const messages = query({
+        prompt: "go",
+        options: {
+          // Nothing of the machine's own settings, keys and traffic.
+          env: {
+            PATH: process.env.PATH,
+            HOME: home,
+            ANTHROPIC_BASE_URL: api.url,
+            ANTHROPIC_API_KEY: "none",
+            CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: "1",
+          },
+          cwd: home,
+          settingSources: [],
+          tools: [],
+          mcpServers: { "mitos-sandbox": await tools.asMcpServer() },
+          allowedTools: tools.toolDefs().map(({ name }) => `mcp__mitos-sandbox__${name}`),
+        },
+      });
+      const ends = [];
+      for await (const message of messages) if (message.type === "result") ends.push(message);
+      expect(ends).toMatchObject([{ subtype: "success", result: "done" }]);
+    } finally {
+      rmSync(home, { recursive: true, force: true });
+    }
+    const [wrote, ran, refused, shown] = api.results;
+    expect(JSON.stringify(wrote!.content)).toContain("wrote /workspace/q.txt");
+    expect(JSON.stringify(ran!.content)).toContain("from the agent");
+    expect(refused).toMatchObject({ is_error: true, content: expect.stringContaining("[invalid_input]") });
+    expect(JSON.stringify(shown!.content)).toContain(png);
   });
 });
 
