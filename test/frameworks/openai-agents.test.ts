@@ -168,4 +168,13 @@ describe("the fork tool", () => {
     await forking.close();
     expect(await runningOf(live, all)).toEqual([]);
   });
+
+  it("leaves no child behind when its adapter is closed in the middle of a fork", async () => {
+    const forking = await MitosSandboxTools.create({ baseUrl: live.url, forkTool: true });
+    const work = forking.functionTools().at(-1)!.func({ count: 2 });
+    await forking.close();
+    const { children } = (await work) as { children: string[] };
+    expect(children).toHaveLength(2);
+    expect(await runningOf(live, [forking.id, ...children])).toEqual([]);
+  });
 });

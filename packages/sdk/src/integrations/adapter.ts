@@ -19,7 +19,11 @@ export abstract class SandboxAdapter implements AsyncDisposable {
 
   /** Ends the sandbox and the children that the fork tool has made; adapters that `fork` returned are their owners' to close. */
   async close(): Promise<void> {
-    await Promise.all([this.bound.endChildren(), this.sandbox[Symbol.asyncDispose]()]);
+    try {
+      await this.bound.endChildren();
+    } finally {
+      await this.sandbox[Symbol.asyncDispose]();
+    }
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -39,7 +39,7 @@ export interface ToolOutput {
 }
 
 export interface ToolCallOptions {
-  /** Aborting it kills the running command, or interrupts the running code. */
+  /** Aborting it kills the running command, or interrupts the running code. A fork is finished. */
   signal?: AbortSignal | undefined;
 }
 
@@ -105,10 +105,16 @@ const forkDefinition = defineTool({
     "Forks the running sandbox: each child continues from its exact state, files, memory and running processes, and then goes its own way. " +
     "Returns the ids of the children, to be passed as `sandbox` to the other tools.",
   properties: { count: { type: "integer", description: "How many children.", default: 1, minimum: 1, maximum: limits.forkCountMax } },
-  async run(target: Family, { count }, { signal }) {
-    const children = await target.sandbox.fork({ count, signal });
-    for (const child of children) target.members.set(child.id, child);
-    return { children: children.map(({ id }) => id) };
+  async run({ sandbox, family }: Member, { count }) {
+    const fork = sandbox.fork(count);
+    family.forks.add(fork);
+    try {
+      const children = await fork;
+      for (const child of children) family.members.set(child.id, child);
+      return { children: children.map(({ id }) => id) };
+    } finally {
+      family.forks.delete(fork);
+    }
   },
   show: asJson,
 });
@@ -132,15 +138,15 @@ export interface BoundTool {
 
 export interface BoundTools {
   readonly tools: readonly BoundTool[];
-  /** Ends the children that the fork tool has made. */
+  /** Ends the children that the fork tool has made, or is making. */
   endChildren(): Promise<void>;
 }
 
 /** Binds the table to a sandbox. */
 export function bindTools(sandbox: Sandbox, { forkTool = false }: ToolOptions = {}): BoundTools {
-  const members = new Map([[sandbox.id, sandbox]]);
+  const family: Family = { members: new Map([[sandbox.id, sandbox]]), forks: new Set() };
   const tools = forkTool
-    ? [...toolDefinitions.map(ofMember), forkDefinition].map((definition) => bindToFamily(definition, sandbox, members))
+    ? [...toolDefinitions.map(ofMember), forkDefinition].map((definition) => bindToFamily(definition, sandbox, family))
     : toolDefinitions.map((definition) => ({
         ...definition,
         call: (input: unknown, options?: ToolCallOptions) => definition.call(sandbox, input, options),
@@ -148,31 +154,39 @@ export function bindTools(sandbox: Sandbox, { forkTool = false }: ToolOptions = 
   return {
     tools,
     async endChildren() {
-      const children = [...members.values()].filter((member) => member !== sandbox);
-      for (const { id } of children) members.delete(id);
+      await Promise.allSettled(family.forks);
+      const children = [...family.members.values()].filter((member) => member !== sandbox);
+      for (const { id } of children) family.members.delete(id);
       await Promise.all(children.map((child) => child[Symbol.asyncDispose]()));
     },
   };
 }
 
-/** The sandbox that a call is for, among all that the same model may name. */
+/** The sandboxes that one model may name. */
 interface Family {
-  sandbox: Sandbox;
-  members: Map<string, Sandbox>;
+  readonly members: Map<string, Sandbox>;
+  /** Those under way. */
+  readonly forks: Set<Promise<unknown>>;
 }
 
-function ofMember(definition: ToolDefinition): ToolDefinition<Family> {
+/** The one that a call is for. */
+interface Member {
+  sandbox: Sandbox;
+  family: Family;
+}
+
+function ofMember(definition: ToolDefinition): ToolDefinition<Member> {
   return { ...definition, call: ({ sandbox }, input, options) => definition.call(sandbox, input, options) };
 }
 
-function bindToFamily(definition: ToolDefinition<Family>, first: Sandbox, members: Family["members"]): BoundTool {
+function bindToFamily(definition: ToolDefinition<Member>, first: Sandbox, family: Family): BoundTool {
   const inputSchema = withSandboxArgument(definition.inputSchema, first.id);
   return {
     ...definition,
     inputSchema,
     async call(input, options) {
       const { sandbox, ...rest } = checkToolInput(definition.name, inputSchema, input);
-      return definition.call({ sandbox: memberOf(members, String(sandbox)), members }, rest, options);
+      return definition.call({ sandbox: memberOf(family, String(sandbox)), family }, rest, options);
     },
   };
 }
@@ -186,7 +200,7 @@ function withSandboxArgument(schema: ToolInputSchema, id: string): ToolInputSche
   return { ...schema, properties: { ...schema.properties, sandbox } };
 }
 
-function memberOf(members: ReadonlyMap<string, Sandbox>, id: string): Sandbox {
+function memberOf({ members }: Family, id: string): Sandbox {
   const member = members.get(id);
   if (member) return member;
   throw new NotFoundError("no such sandbox", {
@@ -209,6 +223,7 @@ type InputOf<Properties extends Record<string, ToolProperty>> = {
   readonly [Name in keyof Properties]: Properties[Name]["type"] extends "integer" ? number : string;
 };
 
+/** A row of the table, or of a table of one's own: the schema follows from the properties, and the arguments are checked by it. */
 export function defineTool<Target, const Properties extends Record<string, ToolProperty>, Value>({
   name,
   description,
