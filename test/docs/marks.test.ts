@@ -29,6 +29,15 @@ it("a block is left out for a reason only, and its TypeScript is checked all the
   expect(plan("<!-- run: no -->", "```ts", "one();", "```").mistakes).toEqual(["page.md:3: this mark means nothing here: run: no"]);
 });
 
+it("a page of declarations says so once", () => {
+  expect(plan("<!-- blocks: not run, because they are declarations -->", "```ts", "function one(): void;", "```", "```", "```")).toEqual({
+    programs: [],
+    checkedOnly: [],
+    notRun: [{ line: 1, reason: "they are declarations" }],
+    mistakes: [],
+  });
+});
+
 it.each([
   ["a language that is not run", ["```yaml", "a: b", "```"], /a block of `yaml` is not run/],
   ["no language", ["```", "text", "```"], /a block of no language is not run/],

@@ -42,14 +42,17 @@ const languages: Readonly<Record<string, Language>> = { ts: "ts", typescript: "t
  * | `continues` | it belongs to the program of the last block of its language |
  * | `output`, `output, figures vary` | it is what the program before it prints: `…` stands for any text, alone on a line for any lines |
  * | `output of: <command>`, `…, figures vary` | it is what this command prints |
+ *
+ * `blocks: not run, because …` anywhere in a page is for all of it.
  */
 export function planOf(page: Page): Plan {
+  if (page.notRunBecause) return { programs: [], checkedOnly: [], notRun: [{ line: 1, reason: page.notRunBecause }], mistakes: [] };
   const programs: Program[] = [];
   const checkedOnly: Program[] = [];
   const notRun: Plan["notRun"][number][] = [];
   const mistakes: string[] = [];
   for (const block of page.blocks) {
-    const mark = markOf(block, page);
+    const mark = markOf(block);
     const language = languages[block.language];
     switch (mark.kind) {
       case "mistake":
@@ -57,7 +60,7 @@ export function planOf(page: Page): Plan {
         break;
       case "no":
         notRun.push({ line: block.line, reason: mark.reason });
-        if (language === "ts" && !page.notRunBecause) checkedOnly.push(program("ts", block));
+        if (language === "ts") checkedOnly.push(program("ts", block));
         break;
       case "output": {
         const expected = { line: block.line, text: block.code, figuresVary: mark.figuresVary };
@@ -86,8 +89,7 @@ type Mark =
   | { readonly kind: "output"; readonly command: string | undefined; readonly figuresVary: boolean }
   | { readonly kind: "mistake"; readonly text: string };
 
-function markOf({ comments, language }: Block, page: Page): Mark {
-  if (page.notRunBecause) return { kind: "no", reason: page.notRunBecause };
+function markOf({ comments, language }: Block): Mark {
   if (comments.length > 1) return { kind: "mistake", text: `more than one mark: ${comments.join(" | ")}` };
   const [said] = comments;
   if (said !== undefined) {

@@ -2,11 +2,13 @@ import { type Connection, resolveBaseUrl, resolveToken } from "./config.ts";
 import { AgentRunError, canceledError, parseJson, redact, transportError } from "./errors.ts";
 import { patientDispatcher } from "./patience.ts";
 
+/** What goes with one request beside its body. */
 export interface RequestOptions {
   headers?: Readonly<Record<string, string>> | undefined;
   signal?: AbortSignal | undefined;
 }
 
+/** Streams are sent as they come and never held in memory. */
 export type RequestBody = string | Uint8Array<ArrayBuffer> | ReadableStream<Uint8Array>;
 
 /** The `/v1` routes of one server with one key. Answers are parsed, failures are AgentRunErrors, and the key is in none of them. */

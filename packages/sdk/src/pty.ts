@@ -2,6 +2,7 @@ import { AgentRunError } from "./errors.ts";
 import type { Command } from "./exec.ts";
 import type { ProcessClient } from "./processes.ts";
 
+/** Size and program of a terminal. Default: 80 columns, 24 rows. */
 export interface CreatePtyOptions {
   cols?: number | undefined;
   rows?: number | undefined;
@@ -14,6 +15,7 @@ export interface CreatePtyOptions {
   term?: string | undefined;
 }
 
+/** Where to go on in the output of a terminal that exists. */
 export interface ConnectPtyOptions {
   /** Go on at this offset of the output. Default: what the sandbox still keeps, from the beginning. */
   offset?: number | undefined;
