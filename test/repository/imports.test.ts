@@ -74,6 +74,15 @@ it("the SDK takes only the dependency-free entry of protocol, and has no runtime
   expect(offences).toEqual([]);
 });
 
+it("examples import the SDK and Node, as their readers would", () => {
+  const offences = sources(path.join(root, "examples")).flatMap((file) =>
+    importsOf(file)
+      .filter(({ specifier }) => specifier !== "@mitos/sdk" && !specifier.startsWith("@mitos/sdk/") && !specifier.startsWith("node:"))
+      .map(({ line, specifier }) => `${path.relative(root, file)}:${line} imports ${specifier}`),
+  );
+  expect(offences).toEqual([]);
+});
+
 it("every source file is imported by something, or is an entry", () => {
   const all = readdirSync(path.join(root, "packages")).flatMap((name) => sources(path.join(root, "packages", name)));
   const imported = new Set(

@@ -10,6 +10,7 @@ const frameBytesMax = limits.messageBytesMax;
 const codeHeader = "mitos-error-code";
 const retryAfterHeader = "retry-after";
 
+/** A protobuf message in its JSON form. */
 export type Message = Record<string, unknown>;
 type Headers = Readonly<Record<string, string>>;
 

@@ -5,6 +5,7 @@
 
 import { catalogue, type ErrorCode } from "@mitos/protocol";
 
+/** What an AgentRunError is made of. */
 export interface AgentRunErrorOptions {
   /** Stable machine identifier: a code of the server's catalogue, or one of the client's own (docs/errors.md). */
   code: string;
@@ -17,6 +18,7 @@ export interface AgentRunErrorOptions {
   status?: number | undefined;
 }
 
+/** Every failure of the SDK. `code` is what programs branch on; the subclasses are the codes that they branch on most. */
 export class AgentRunError extends Error {
   readonly code: string;
   /** The server's `cause` (`Error.cause` is the language's own, for a foreign error behind this one). */
@@ -91,8 +93,11 @@ export class IdleTimeoutError extends AgentRunError {}
 export class ExecutionDeadlineError extends AgentRunError {}
 /** The caller's AbortSignal fired, or the server saw the caller leave. */
 export class RequestCanceledError extends AgentRunError {}
+/** Too many requests; `context.retry_after_ms` says when to try again. */
 export class RateLimitedError extends AgentRunError {}
+/** No such sandbox, template, file or process. */
 export class NotFoundError extends AgentRunError {}
+/** The server asks for a key and got none, or a wrong one. */
 export class UnauthorizedError extends AgentRunError {}
 /** A time-out above the ceiling: rejected, never shortened. */
 export class TimeoutTooLargeError extends AgentRunError {}

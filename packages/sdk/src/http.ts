@@ -2,11 +2,13 @@ import { type Connection, HOSTED_BASE_URL, hasEnvironment, resolveConnection, to
 import { AgentRunError, canceledError, parseJson, redact, transportError } from "./errors.ts";
 import { patientDispatcher } from "./patience.ts";
 
+/** What goes with one request beside its body. */
 export interface RequestOptions {
   headers?: Readonly<Record<string, string>> | undefined;
   signal?: AbortSignal | undefined;
 }
 
+/** Streams are sent as they come and never held in memory. */
 export type RequestBody = string | Uint8Array<ArrayBuffer> | Blob | ReadableStream<Uint8Array>;
 
 let readToken: (http: HttpClient) => string | undefined;

@@ -4,6 +4,7 @@ import { type Command, collect, type ExecEvent, type ExecResult, execFailed, typ
 import { type HttpClient, tokenOf } from "./http.ts";
 import { readNdjson } from "./ndjson.ts";
 
+/** How a process is started. */
 export interface ProcessOptions {
   cwd?: string | undefined;
   env?: Readonly<Record<string, string>> | undefined;
@@ -33,6 +34,7 @@ export interface OutputPosition {
   stderrFrom?: number | undefined;
 }
 
+/** What happens to a process, in the order in which it happened in each stream. */
 export type ProcessEvent =
   | { readonly type: "stdout"; readonly offset: number; readonly data: Uint8Array }
   | { readonly type: "stderr"; readonly offset: number; readonly data: Uint8Array }
@@ -40,6 +42,7 @@ export type ProcessEvent =
   | { readonly type: "gap"; readonly stream: "stdout" | "stderr"; readonly from: number; readonly to: number }
   | { readonly type: "exit"; readonly exitCode: number; readonly execTimeMs: number };
 
+/** From where to read the output of a process, and how long. */
 export interface FollowOptions extends OutputPosition {
   /** False ends with what there is now. Default: true, to the end of the process. */
   follow?: boolean | undefined;

@@ -7,6 +7,7 @@ export interface PtyCallbacks {
   onGap?: ((gap: { from: number; to: number }) => void) | undefined;
 }
 
+/** Size and program of a terminal. Default: 80 columns, 24 rows. */
 export interface CreatePtyOptions extends PtyCallbacks {
   cols?: number | undefined;
   rows?: number | undefined;
@@ -19,6 +20,7 @@ export interface CreatePtyOptions extends PtyCallbacks {
   term?: string | undefined;
 }
 
+/** Where to go on in the output of a terminal that exists. */
 export interface ConnectPtyOptions extends PtyCallbacks {
   /** Go on at this offset of the output. Default: what the sandbox still keeps, from the beginning. */
   offset?: number | undefined;

@@ -54,6 +54,7 @@ export interface ExecutionError {
   traceback: string[];
 }
 
+/** What a run of code gave. It is a result also when the code raised: `error`. */
 export interface Execution {
   /** The value of the last expression as text; null when it has none. */
   text: string | null;
@@ -63,6 +64,7 @@ export interface Execution {
   error: ExecutionError | null;
 }
 
+/** Called while the code runs. */
 export interface RunCodeCallbacks {
   onStdout?: ((text: string) => void) | undefined;
   onStderr?: ((text: string) => void) | undefined;

@@ -13,6 +13,7 @@ import { type Execution, parseRunCodeConnect, type RunCodeCallbacks } from "./ru
 import { SandboxServer } from "./server.ts";
 import { type Preview, previewFromWire, type SandboxTree, type ServerSandbox, sandboxFromWire } from "./types.ts";
 
+/** What a handle needs to know. `create` and `Sandbox.connect` make handles. */
 export interface SandboxOptions {
   id: string;
   /** Base URL, or `host:port`, of the server that has it. */
@@ -25,6 +26,7 @@ export interface SandboxOptions {
   forkTimeMs?: number | undefined;
 }
 
+/** How a process is started that runs on by itself. With callbacks its output is followed at once. */
 export interface BackgroundOptions extends OutputCallbacks {
   cwd?: string | undefined;
   env?: Readonly<Record<string, string>> | undefined;
@@ -35,6 +37,7 @@ export interface BackgroundOptions extends OutputCallbacks {
   timeoutSeconds?: number | undefined;
 }
 
+/** Language, time-out and callbacks of a run of code. */
 export interface RunCodeOptions extends RunCodeCallbacks {
   /** `python` (default), `javascript` or `bash`. Each language has one default interpreter per sandbox, which keeps its state. */
   language?: string | undefined;
@@ -45,6 +48,7 @@ export interface RunCodeOptions extends RunCodeCallbacks {
   signal?: AbortSignal | undefined;
 }
 
+/** How many children, and what they are given over what they inherit. */
 export interface ForkOptions {
   /** Default: 1. */
   count?: number | undefined;
@@ -68,6 +72,7 @@ export interface ForkedSandboxes extends Array<Sandbox> {
   snapshotBytes?: number;
 }
 
+/** How far an end reaches. */
 export interface TerminateOptions {
   /** Also everything that was forked from it. */
   subtree?: boolean | undefined;

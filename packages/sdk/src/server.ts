@@ -17,6 +17,7 @@ import {
   workloadToWire,
 } from "./types.ts";
 
+/** What a template consists of. The same definition again costs nothing. */
 export interface CreateTemplateOptions {
   /** Default: 5. */
   initWaitSeconds?: number | undefined;
@@ -28,6 +29,7 @@ export interface CreateTemplateOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** What a new sandbox is given over its template. */
 export interface ForkTemplateOptions {
   env?: Readonly<Record<string, string>> | undefined;
   /** Kept in the sandbox's memory only; it then refuses to fork unless asked to let its children inherit them. */
@@ -44,6 +46,7 @@ export interface ForkTemplateOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** Which sandboxes to list; what is given must all hold. */
 export interface ListOptions {
   state?: string | undefined;
   parent?: string | undefined;

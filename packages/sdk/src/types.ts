@@ -12,6 +12,7 @@ export interface Network {
   inboundCidrs?: readonly string[];
 }
 
+/** Limits of one sandbox. What is not given is the template's: 1 processor, 512 MiB and 1,024 processes unless it says otherwise. */
 export interface Resources {
   vcpuCount?: number | undefined;
   memSizeMiB?: number | undefined;
@@ -34,8 +35,10 @@ export interface TemplateInfo {
   creationTimeMs: number;
 }
 
+/** What stands between programs and the host. `mock` runs nothing. */
 export type Isolation = "microvm-kvm" | "microvm-tcg" | "gvisor" | "mock";
 
+/** What the server says of itself. */
 export interface Health {
   status: string;
   /** True on a server that runs nothing: its sandboxes have a life cycle only. */
@@ -66,6 +69,7 @@ export interface ServerSandbox {
   resources?: Resources | undefined;
 }
 
+/** A sandbox with what was forked from it, and so on. */
 export interface SandboxTree extends Omit<ServerSandbox, "children"> {
   children: SandboxTree[];
 }

@@ -8,6 +8,7 @@ import { AgentRunError, isObject, NotFoundError } from "../errors.ts";
 import type { Sandbox } from "../sandbox.ts";
 import { type ExecutionOutcome, mapExecute, mapFilesRead, mapFilesWrite, mapRunCode, type OpsTarget } from "./mapping.ts";
 
+/** One argument of a tool. */
 export interface ToolProperty {
   type: "string" | "integer";
   description: string;
@@ -38,11 +39,13 @@ export interface ToolOutput {
   images: ToolImage[];
 }
 
+/** How one call is carried. */
 export interface ToolCallOptions {
   /** Aborting it kills the running command, or interrupts the running code. A fork is finished. */
   signal?: AbortSignal | undefined;
 }
 
+/** A tool without a sandbox. */
 export interface ToolDefinition<Target = OpsTarget> {
   name: string;
   description: string;
@@ -119,6 +122,7 @@ const forkDefinition = defineTool({
   show: asJson,
 });
 
+/** What a model is offered. */
 export interface ToolOptions {
   /**
    * Offers a fifth tool, `fork`, and gives the others an argument `sandbox`, with which a model chooses between the sandbox and the children
@@ -136,6 +140,7 @@ export interface BoundTool {
   show(value: unknown): ToolOutput;
 }
 
+/** The tools of one sandbox, and what their forks leave. */
 export interface BoundTools {
   readonly tools: readonly BoundTool[];
   /** Ends the children that the fork tool has made, or is making. */
@@ -275,6 +280,7 @@ function checkArgument(what: string, { type, minimum = -Infinity, maximum = Infi
   return value;
 }
 
+/** The error for arguments that are wrong; a framework tells its model the text of it. */
 export function invalidToolInput(cause: string): AgentRunError {
   return new AgentRunError("the tool's input is not valid", {
     code: "invalid_input",
@@ -299,6 +305,7 @@ const imagesMax = 8;
 const imageTypes = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 const binaryTypes = [...imageTypes, "application/pdf"];
 
+/** A result as JSON text, shortened for a model. */
 export function asJson(value: unknown): ToolOutput {
   return asText(JSON.stringify(value));
 }
