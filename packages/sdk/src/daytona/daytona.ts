@@ -1,4 +1,3 @@
-import { resolveToken } from "../config.ts";
 import { create } from "../create.ts";
 import { Sandbox as MitosSandbox } from "../sandbox.ts";
 import { SandboxServer } from "../server.ts";
@@ -74,13 +73,8 @@ export class Daytona {
     refuseOthers(query, ["labels", "states", "id", "name", "limit"], "list");
     const { labels, states, id = "", name = "" } = query;
     const rows = await translated(() => this.#server.listSandboxes({ metadata: labels }));
-    const token = resolveToken(this.#connection.apiKey);
     for (const row of rows) {
-      const sandbox = new Sandbox(
-        new MitosSandbox({ id: row.id, endpoint: this.#server.url, token, template: row.templateId }),
-        row,
-        this.#target,
-      );
+      const sandbox = new Sandbox(this.#server.handle(row.id, row.templateId), row, this.#target);
       const matches = [id, name].every((prefix) => row.id.toLowerCase().startsWith(prefix.toLowerCase()));
       if (matches && (states === undefined || states.includes(sandbox.state))) yield sandbox;
     }
