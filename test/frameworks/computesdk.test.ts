@@ -1,3 +1,4 @@
+import { inspect } from "node:util";
 import type { Sandbox } from "@mitos/sdk";
 import { mitos } from "@mitos/sdk/integrations/computesdk";
 import { compute } from "computesdk";
@@ -162,12 +163,14 @@ describe("what is wrong", () => {
     expect((error as Error).message).toMatch(message);
   });
 
-  it("never shows the key", async () => {
+  it("never shows the key, nor does anything that can be printed", async () => {
     const provider = mitos({ baseUrl: "http://127.0.0.1:1", apiKey: "secret-key-of-mine" });
     const error = await provider.sandbox.list().catch((reason: unknown) => reason);
     expect((error as Error).message).toMatch(/\[transport_error\].*mitos serve/);
-    expect(JSON.stringify([error, provider])).not.toContain("secret-key-of-mine");
-    expect((error as Error).message).not.toContain("secret-key-of-mine");
+    const made = await mitos({ baseUrl: live.url, apiKey: "secret-key-of-mine" }).sandbox.getById(sandbox.sandboxId);
+    for (const each of [error, provider, made, made!.getProvider(), made!.getInstance()]) {
+      expect(inspect(each, { depth: null, showHidden: false })).not.toContain("secret-key-of-mine");
+    }
   });
 
   it("is a missing framework: the first call names the package to install", () => {

@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import { promisify } from "node:util";
+import { inspect, promisify } from "node:util";
 import {
   Daytona,
   DaytonaBadRequestError,
@@ -248,7 +248,8 @@ describe("failures", () => {
     const nowhere = new Daytona({ apiUrl: "http://127.0.0.1:1", apiKey: "secret-key-of-mine" });
     const error = await nowhere.get("x").catch((reason: unknown) => reason);
     expect(error).toBeInstanceOf(DaytonaConnectionError);
-    expect(JSON.stringify([(error as Error).message, nowhere, error])).not.toContain("secret-key-of-mine");
+    const keyed = await new Daytona({ apiUrl: live.url, apiKey: "secret-key-of-mine" }).get(sandbox.id);
+    expect(inspect([nowhere, error, keyed], { depth: null })).not.toContain("secret-key-of-mine");
   });
 
   it("tell a wait that was given up", async () => {

@@ -1,6 +1,6 @@
 import type * as ComputeSdk from "@computesdk/provider";
 import { newSandboxId } from "@mitos/protocol";
-import type { Connection } from "../config.ts";
+import { type Connection, withHiddenKey } from "../config.ts";
 import { type CreateOptions, create } from "../create.ts";
 import { AgentRunError, MAX_EXEC_TIMEOUT_SECONDS } from "../errors.ts";
 import { collect } from "../exec.ts";
@@ -8,6 +8,7 @@ import { Sandbox } from "../sandbox.ts";
 import { SandboxServer } from "../server.ts";
 import type { ServerSandbox } from "../types.ts";
 import { loadFramework, withWholeMessage } from "./framework.ts";
+import { asText } from "./mapping.ts";
 
 export interface MitosComputeConfig extends Connection {
   /** What sandboxes are made from that ask for nothing else. Default: `python`. */
@@ -35,12 +36,14 @@ export interface MitosSnapshot {
 export function mitos(config: MitosComputeConfig = {}): MitosProvider {
   let loading: Promise<MitosProvider> | undefined;
   const loaded = () => {
+    // What ComputeSDK makes keeps the configuration where everyone sees it.
     loading ??= withWholeMessage(() => loadFramework("@computesdk/provider", () => import("@computesdk/provider"))).then((framework) =>
-      framework.defineProvider<Sandbox, MitosComputeConfig, never, MitosSnapshot>({ name, methods: { sandbox, snapshot } })(config),
+      framework.defineProvider<Sandbox, MitosComputeConfig, never, MitosSnapshot>({ name, methods: { sandbox, snapshot } })(
+        withHiddenKey(config),
+      ),
     );
     return loading;
   };
-  // ComputeSDK asks for these two when a snapshot is used, and for the first one always.
   return {
     name,
     sandbox: {
@@ -199,14 +202,6 @@ async function run(
   const callbacks = { onStdout: onStdout && asText(onStdout), onStderr: onStderr && asText(onStderr) };
   const { stdout, stderr, exitCode } = await collect(instance.execStream(command, { cwd, env, timeoutSeconds }), callbacks, undefined);
   return { stdout, stderr, exitCode, durationMs: performance.now() - startedMs };
-}
-
-function asText(write: (text: string) => void): (bytes: Uint8Array) => void {
-  const decoder = new TextDecoder();
-  return (bytes) => {
-    const text = decoder.decode(bytes, { stream: true });
-    if (text) write(text);
-  };
 }
 
 /** ComputeSDK counts milliseconds, we count whole seconds. */
