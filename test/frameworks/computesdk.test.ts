@@ -7,6 +7,9 @@ import { runWithoutFrameworks } from "../support/consumer.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 
 // Through ComputeSDK's own entry, as its users call it.
+/** What is waited for comes at once, but not on a machine that is busy. */
+const soon = { timeout: 20_000 };
+
 let live: LiveServer;
 let sandbox: Awaited<ReturnType<typeof compute.sandbox.create>>;
 beforeAll(async () => {
@@ -28,7 +31,7 @@ describe("commands", () => {
       onStdout: (text) => seen.push(text),
       onStderr: (text) => seen.push(`! ${text}`),
     });
-    await expect.poll(() => seen).toEqual(["one\n"]);
+    await expect.poll(() => seen, soon).toEqual(["one\n"]);
     await sandbox.filesystem.writeFile("/tmp/go", "");
     expect(await work).toMatchObject({ exitCode: 0, stdout: "one\ntvå\n", stderr: "oh\n" });
     expect([...seen].sort()).toEqual(["! oh\n", "one\n", "två\n"]);
@@ -41,7 +44,7 @@ describe("commands", () => {
     });
     expect(started).toMatchObject({ exitCode: 0, stdout: "" });
     const url = await sandbox.getUrl({ port: 4567 });
-    await expect.poll(async () => (await fetch(url).catch(() => undefined))?.status).toBe(200);
+    await expect.poll(async () => (await fetch(url).catch(() => undefined))?.status, soon).toBe(200);
     await sandbox.runCommand("pkill -f '[h]ttp.server'");
   });
 

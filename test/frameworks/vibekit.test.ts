@@ -5,6 +5,9 @@ import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from "vitest
 import { runWithoutFrameworks } from "../support/consumer.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 
+/** What is waited for comes at once, but not on a machine that is busy. */
+const soon = { timeout: 20_000 };
+
 let live: LiveServer;
 let provider: MitosVibeKitProvider;
 beforeAll(async () => {
@@ -38,7 +41,7 @@ describe("the published VibeKit", () => {
     const seen: string[] = [];
     vibekit.on("stdout", (text) => seen.push(String(text)));
     const work = vibekit.executeCommand(`echo '{"step": 1}'; until test -e /tmp/go; do sleep 0.05; done; echo '{"step": 2}'`);
-    await expect.poll(() => seen.some((text) => text.includes('"step": 1'))).toBe(true);
+    await expect.poll(() => seen.some((text) => text.includes('"step": 1')), soon).toBe(true);
     expect(seen.some((text) => text.includes('"step": 2'))).toBe(false);
     await (await provider.resume(await session())).writeFile("/tmp/go", "");
     expect(await work).toMatchObject({ exitCode: 0 });
@@ -50,14 +53,14 @@ describe("the published VibeKit", () => {
       exitCode: 0,
     });
     const url = await vibekit.getHost(5678);
-    await expect.poll(async () => (await fetch(url).catch(() => undefined))?.status).toBe(200);
+    await expect.poll(async () => (await fetch(url).catch(() => undefined))?.status, soon).toBe(200);
   });
 
   it("pauses and resumes with the state as it was, its server and secrets included", async () => {
     await vibekit.executeCommand("echo kept > state");
     const id = await session();
     await vibekit.pause();
-    await expect.poll(async () => (await live.engine.get(id as never)).state).toBe("paused");
+    await expect.poll(async () => (await live.engine.get(id as never)).state, soon).toBe("paused");
     await vibekit.resume();
     expect(await vibekit.executeCommand("cat state; echo $GH_TOKEN")).toMatchObject({ sandboxId: id, stdout: "kept\ngh-secret\n" });
     expect((await fetch(await vibekit.getHost(5678))).status).toBe(200);

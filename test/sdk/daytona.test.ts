@@ -14,6 +14,7 @@ import {
   DaytonaInvalidArgumentError,
   DaytonaNotFoundError,
   DaytonaProcessExecutionTimeoutError,
+  DaytonaSessionEndedError,
   DaytonaTimeoutError,
   type Sandbox,
 } from "@mitos/sdk/daytona";
@@ -23,6 +24,9 @@ import { usage } from "./daytona/usage.ts";
 
 // What a user does to migrate: another package behind the same import.
 vi.mock("@daytona/sdk", () => import("@mitos/sdk/daytona"));
+
+/** What is waited for comes at once, but not on a machine that is busy. */
+const soon = { timeout: 20_000 };
 
 let live: LiveServer;
 let daytona: Daytona;
@@ -43,6 +47,7 @@ describe("a program written for Daytona", () => {
       failed: 7,
       code: [0, "10\n"],
       arguments: "a v\n",
+      session: [0, "one in /tmp\n", "one in /tmp\n"],
       config: { a: 1 },
       files: ["0644 /workspace/project/data/config.json", "0755 /workspace/project/data"],
       details: ["config.json", false, 8, "-rw-r--r--"],
@@ -114,10 +119,91 @@ describe("process", () => {
       });
     await other.delete();
   });
+});
 
-  it("says what to use in place of sessions", async () => {
-    await expect(sandbox.process.createSession("s")).rejects.toMatchObject({ name: "DaytonaError", code: "not_supported" });
-    await expect(sandbox.process.executeSessionCommand("s", { command: "ls" })).rejects.toThrow(/createPty/);
+describe("a session", () => {
+  const run = (command: string, timeout?: number) => sandbox.process.executeSessionCommand("work", { command }, timeout);
+  beforeAll(() => sandbox.process.createSession("work"));
+
+  it("keeps folder, variables and functions from command to command, and tells both outputs apart", async () => {
+    expect(await run("cd /tmp; private=1; export SHARED=2; twice() { echo $(( $1 * 2 )); }")).toMatchObject({ exitCode: 0, output: "" });
+    const answer = await run('twice 21; echo "$PWD $private"; sh -c \'echo $SHARED\'; echo oh >&2; printf "no line end"; (exit 4)');
+    const stdout = "42\n/tmp 1\n2\nno line end";
+    expect(answer).toEqual({ cmdId: expect.any(String), exitCode: 4, stdout, stderr: "oh\n", output: `${stdout}oh\n` });
+  });
+
+  it("survives a command that is no command, asks for input, or prints what looks like the end", async () => {
+    expect((await run("if then (")).exitCode).not.toBe(0);
+    expect(await run("cat; echo $?")).toMatchObject({ exitCode: 0, stdout: "0\n" });
+    expect(await run("echo '; command echo 0 >exit'; exec 2>&1; echo oh >&2")).toMatchObject({ stdout: "; command echo 0 >exit\noh\n" });
+    expect(await run("echo still here")).toMatchObject({ exitCode: 0, stdout: "still here\n" });
+  });
+
+  it("runs a command that nobody waits for, whose logs are followed to its end", async () => {
+    const { process } = sandbox;
+    const command = "echo one; until test -e /tmp/go; do sleep 0.05; done; echo two; echo oh >&2; (exit 5)";
+    const { cmdId, exitCode } = await process.executeSessionCommand("work", { command, runAsync: true });
+    expect(exitCode).toBeUndefined();
+    const seen: string[] = [];
+    const following = process.getSessionCommandLogs(
+      "work",
+      cmdId,
+      (chunk) => seen.push(chunk),
+      (chunk) => seen.push(`! ${chunk}`),
+    );
+    await expect.poll(() => seen, soon).toEqual(["one\n"]);
+    expect(await process.getSessionCommand("work", cmdId)).toEqual({ id: cmdId, command });
+    expect((await process.getSessionCommandLogs("work", cmdId)).stdout).toBe("one\n");
+    await sandbox.fs.uploadFile(Buffer.from(""), "/tmp/go");
+    await following;
+    expect(seen).toEqual(["one\n", "two\n", "! oh\n"]);
+    expect(await process.getSessionCommand("work", cmdId)).toEqual({ id: cmdId, command, exitCode: 5 });
+    const again: string[] = [];
+    await process.getSessionCommandLogs("work", cmdId, (chunk) => again.push(chunk), again.push.bind(again));
+    expect(again).toEqual(["one\ntwo\n", "oh\n"]);
+  });
+
+  it("is found by another client and in a fork's child, and goes its own way there", async () => {
+    await run("where=before");
+    const [child] = await sandbox.fork(1);
+    await child!.process.executeSessionCommand("work", { command: "where=child" });
+    expect((await run("echo $where")).stdout).toBe("before\n");
+    expect((await child!.process.executeSessionCommand("work", { command: "echo $where" })).stdout).toBe("child\n");
+    await child!.delete();
+    const other = await new Daytona({ apiUrl: live.url }).get(sandbox.id);
+    const sessions = await other.process.listSessions();
+    expect(sessions.map(({ sessionId }) => sessionId)).toEqual(["work"]);
+    expect(sessions[0]!.commands.at(-1)).toMatchObject({ command: "echo $where", exitCode: 0 });
+    expect(await other.process.getSession("work")).toEqual(sessions[0]);
+  });
+
+  it("waits as long as it is told to, and the command runs on", async () => {
+    await expect(run("sleep 1; echo late", 0.5)).rejects.toThrow(DaytonaTimeoutError);
+    expect((await run("echo next")).stdout).toBe("next\n");
+    const { commands } = await sandbox.process.getSession("work");
+    expect((await sandbox.process.getSessionCommandLogs("work", commands.at(-2)!.id)).stdout).toBe("late\n");
+  });
+
+  it("ends with a command that ends the shell, and what runs in it when it is deleted", async () => {
+    const { process } = sandbox;
+    await process.createSession("short");
+    await expect(process.createSession("short")).rejects.toThrow(DaytonaConflictError);
+    expect(await process.executeSessionCommand("short", { command: "echo bye; exit 3" })).toMatchObject({ exitCode: 3, stdout: "bye\n" });
+    await expect(process.executeSessionCommand("short", { command: "true" })).rejects.toThrow(DaytonaSessionEndedError);
+    await process.createSession("short");
+    await process.executeSessionCommand("short", { command: "exec sleep 6363", runAsync: true });
+    await expect.poll(async () => (await process.exec("pgrep -f 'sleep 636[3]'")).exitCode, soon).toBe(0);
+    await process.deleteSession("short");
+    await expect.poll(async () => (await process.exec("pgrep -f 'sleep 636[3]'")).exitCode, soon).toBe(1);
+    expect((await process.listSessions()).map(({ sessionId }) => sessionId)).toEqual(["work"]);
+  });
+
+  it("says what is wrong", async () => {
+    const { process } = sandbox;
+    await expect(process.createSession("../up")).rejects.toThrow(DaytonaInvalidArgumentError);
+    await expect(process.executeSessionCommand("nope", { command: "true" })).rejects.toThrow(DaytonaNotFoundError);
+    await expect(process.getSessionCommand("work", "nope")).rejects.toThrow(DaytonaNotFoundError);
+    await expect(process.sendSessionCommandInput("work", "c", "x")).rejects.toMatchObject({ code: "not_supported" });
   });
 });
 
@@ -147,9 +233,9 @@ describe("fs", () => {
     const error = await sandbox.fs.downloadFile("nope").catch((reason: unknown) => reason);
     expect(error).toBeInstanceOf(DaytonaFileNotFoundError);
     expect(error).toMatchObject({ statusCode: 404, code: "not_found", cause: { name: "NotFoundError" } });
-    for (const call of [sandbox.fs.getFileDetails("nope"), sandbox.fs.deleteFile("nope"), sandbox.fs.listFiles("nope")]) {
-      await expect(call).rejects.toThrow(DaytonaFileNotFoundError);
-    }
+    await expect(sandbox.fs.getFileDetails("nope")).rejects.toThrow(DaytonaFileNotFoundError);
+    await expect(sandbox.fs.deleteFile("nope")).rejects.toThrow(DaytonaFileNotFoundError);
+    await expect(sandbox.fs.listFiles("nope")).rejects.toThrow(DaytonaFileNotFoundError);
   });
 });
 
@@ -158,7 +244,7 @@ describe("a sandbox", () => {
     const server = sandbox.sandbox.execBackground("python3 -m http.server 3456 --bind 127.0.0.1");
     await server.started;
     const { url, token, sandboxId } = await sandbox.getPreviewLink(3456);
-    await expect.poll(async () => (await fetch(url).catch(() => undefined))?.status).toBe(200);
+    await expect.poll(async () => (await fetch(url).catch(() => undefined))?.status, soon).toBe(200);
     expect([new URL(url).searchParams.get("token"), sandboxId]).toEqual([token, sandbox.id]);
     await server.kill();
     await expect(sandbox.getPreviewLink(0)).rejects.toThrow(DaytonaInvalidArgumentError);
@@ -254,6 +340,6 @@ describe("failures", () => {
 
   it("tell a wait that was given up", async () => {
     await expect(daytona.create({}, { timeout: 0.001 })).rejects.toThrow(DaytonaTimeoutError);
-    await expect.poll(() => live.engine.list().filter((row) => row.state === "starting")).toEqual([]);
+    await expect.poll(() => live.engine.list().filter((row) => row.state === "starting"), soon).toEqual([]);
   });
 });

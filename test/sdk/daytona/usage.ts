@@ -22,6 +22,12 @@ export async function usage(apiUrl: string): Promise<Record<string, unknown>> {
       await sandbox.process.codeRun("import sys, os; print(sys.argv[1], os.environ['K'])", { argv: ["a"], env: { K: "v" } })
     ).result;
 
+    await sandbox.process.createSession("build");
+    await sandbox.process.executeSessionCommand("build", { command: "cd /tmp && STEP=one" });
+    const step = await sandbox.process.executeSessionCommand("build", { command: 'echo "$STEP in $PWD"', runAsync: false }, 30);
+    found.session = [step.exitCode, step.stdout, (await sandbox.process.getSessionCommandLogs("build", step.cmdId)).output];
+    await sandbox.process.deleteSession("build");
+
     await sandbox.fs.createFolder("project/data", "755");
     await sandbox.fs.uploadFile(Buffer.from('{"a": 1}'), "project/data/config.json");
     const config: Buffer = await sandbox.fs.downloadFile("project/data/config.json");

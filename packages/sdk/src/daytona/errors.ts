@@ -45,6 +45,7 @@ export class DaytonaTimeoutError extends DaytonaError {}
 export class DaytonaProcessExecutionTimeoutError extends DaytonaTimeoutError {}
 export class DaytonaConflictError extends DaytonaError {}
 export class DaytonaGoneError extends DaytonaError {}
+export class DaytonaSessionEndedError extends DaytonaGoneError {}
 export class DaytonaUnprocessableEntityError extends DaytonaError {}
 export class DaytonaRateLimitError extends DaytonaError {}
 export class DaytonaInternalServerError extends DaytonaError {}

@@ -17,6 +17,7 @@ export {
   DaytonaProcessExecutionTimeoutError,
   DaytonaRateLimitError,
   DaytonaServiceUnavailableError,
+  DaytonaSessionEndedError,
   DaytonaTimeoutError,
   DaytonaUnprocessableEntityError,
   DaytonaValidationError,
@@ -31,3 +32,4 @@ export type {
 } from "./params.ts";
 export { CodeLanguage, CodeRunParams, type ExecuteResponse, type ExecutionArtifacts, Process } from "./process.ts";
 export { type ForkSandboxParams, type PortPreviewUrl, Sandbox, SandboxState } from "./sandbox.ts";
+export type { Session, SessionCommand, SessionCommandLogsResponse, SessionExecuteRequest, SessionExecuteResponse } from "./sessions.ts";

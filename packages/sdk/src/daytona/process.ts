@@ -3,6 +3,14 @@ import type { Execution } from "../run-code.ts";
 import type { Sandbox as MitosSandbox } from "../sandbox.ts";
 import { DaytonaError, requireTimeout, translated } from "./errors.ts";
 import { inWorkDir } from "./paths.ts";
+import {
+  type Session,
+  type SessionCommand,
+  type SessionCommandLogsResponse,
+  type SessionExecuteRequest,
+  type SessionExecuteResponse,
+  Sessions,
+} from "./sessions.ts";
 
 export interface ExecutionArtifacts {
   stdout: string;
@@ -31,10 +39,12 @@ export type CodeLanguage = (typeof CodeLanguage)[keyof typeof CodeLanguage];
 export class Process {
   readonly #sandbox: MitosSandbox;
   readonly #language: CodeLanguage;
+  readonly #sessions: Sessions;
 
   constructor(sandbox: MitosSandbox, language: CodeLanguage) {
     this.#sandbox = sandbox;
     this.#language = language;
+    this.#sessions = new Sessions(sandbox);
   }
 
   /**
@@ -82,26 +92,64 @@ export class Process {
     return response(exitCode, exitCode === 0 ? stdout : stdout + stderr, stderr);
   }
 
-  createSession(_sessionId: string): Promise<never> {
-    return noSessions("createSession");
+  /** A shell that keeps folder, variables and functions from command to command. @throws DaytonaConflictError for an id that is in use */
+  createSession(sessionId: string): Promise<void> {
+    return this.#sessions.create(sessionId);
   }
 
-  getSession(_sessionId: string): Promise<never> {
-    return noSessions("getSession");
+  getSession(sessionId: string): Promise<Session> {
+    return this.#sessions.get(sessionId);
   }
 
-  executeSessionCommand(_sessionId: string, _request: { command: string; runAsync?: boolean }, _timeout?: number): Promise<never> {
-    return noSessions("executeSessionCommand");
+  listSessions(): Promise<Session[]> {
+    return this.#sessions.list();
   }
 
-  deleteSession(_sessionId: string): Promise<never> {
-    return noSessions("deleteSession");
+  /** Ends the shell and what runs in it. */
+  deleteSession(sessionId: string): Promise<void> {
+    return this.#sessions.delete(sessionId);
   }
 
-  listSessions(): Promise<never> {
-    return noSessions("listSessions");
+  /**
+   * Commands of a session run one after the other, and read an empty input.
+   *
+   * @param timeout - how long to wait for its end; the command runs on. Default: no limit
+   */
+  executeSessionCommand(sessionId: string, request: SessionExecuteRequest, timeout = 0): Promise<SessionExecuteResponse> {
+    return this.#sessions.execute(sessionId, request, timeout);
+  }
+
+  getSessionCommand(sessionId: string, commandId: string): Promise<SessionCommand> {
+    return this.#sessions.command(sessionId, commandId);
+  }
+
+  /** What it has printed until now; with callbacks, all that it prints until its end. */
+  getSessionCommandLogs(sessionId: string, commandId: string): Promise<SessionCommandLogsResponse>;
+  getSessionCommandLogs(
+    sessionId: string,
+    commandId: string,
+    onStdout: (chunk: string) => void,
+    onStderr: (chunk: string) => void,
+  ): Promise<void>;
+  async getSessionCommandLogs(
+    sessionId: string,
+    commandId: string,
+    onStdout?: (chunk: string) => void,
+    onStderr?: (chunk: string) => void,
+    // biome-ignore lint/suspicious/noConfusingVoidType: one of the two overloads answers nothing
+  ): Promise<SessionCommandLogsResponse | void> {
+    if (!onStdout && !onStderr) return this.#sessions.logs(sessionId, commandId);
+    await this.#sessions.logs(sessionId, commandId, { stdout: onStdout ?? nobody, stderr: onStderr ?? nobody });
+  }
+
+  /** @throws DaytonaError with `not_supported`, always */
+  async sendSessionCommandInput(_sessionId: string, _commandId: string, _data: string): Promise<never> {
+    const remediation = "Use sandbox.sandbox.execBackground with stdin: true, or sandbox.sandbox.createPty.";
+    throw new DaytonaError(`commands of a session read no input. ${remediation}`, { code: "not_supported", remediation });
   }
 }
+
+function nobody(): void {}
 
 const interpreters: Readonly<Record<CodeLanguage, readonly string[]>> = {
   python: ["python3", "-c"],
@@ -137,10 +185,4 @@ function response(exitCode: number, result: string, stderr: string): ExecuteResp
 function secondsOf(timeout: number): number {
   requireTimeout(timeout);
   return timeout === 0 ? limits.timeoutSecondsMax : timeout;
-}
-
-async function noSessions(method: string): Promise<never> {
-  const remediation =
-    "Use sandbox.sandbox.execBackground for a program that runs on, sandbox.sandbox.createPty for a shell that keeps its state, or process.codeRun, whose interpreter does.";
-  throw new DaytonaError(`process.${method} is not supported. ${remediation}`, { code: "not_supported", remediation });
 }
