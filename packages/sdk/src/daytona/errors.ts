@@ -114,20 +114,15 @@ export async function within<T>(
   requireTimeout(timeoutSeconds);
   if (timeoutSeconds === 0) return translated(() => call(undefined), missing);
   const signal = AbortSignal.timeout(timeoutSeconds * 1000);
-  const { promise: timeUp, reject } = Promise.withResolvers<never>();
-  const giveUp = () =>
-    reject(
-      new DaytonaTimeoutError(`${what} did not finish within ${timeoutSeconds} s. Give it more time, or 0 for no limit.`, {
-        code: "canceled",
-        remediation: "Give it more time, or 0 for no limit.",
-      }),
-    );
-  signal.addEventListener("abort", giveUp, { once: true });
-  try {
-    return await Promise.race([translated(() => call(signal), missing), timeUp]);
-  } finally {
-    signal.removeEventListener("abort", giveUp);
-  }
+  const timeUp = new Promise<never>((_resolve, reject) => {
+    signal.addEventListener("abort", () => reject(givenUp(what, timeoutSeconds)), { once: true });
+  });
+  return Promise.race([translated(() => call(signal), missing), timeUp]);
+}
+
+function givenUp(what: string, timeoutSeconds: number): DaytonaTimeoutError {
+  const remediation = "Give it more time, or 0 for no limit.";
+  return new DaytonaTimeoutError(`${what} did not finish within ${timeoutSeconds} s. ${remediation}`, { code: "canceled", remediation });
 }
 
 /** @throws DaytonaInvalidArgumentError unless it is a number of seconds, 0 or more */

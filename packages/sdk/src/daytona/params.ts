@@ -149,7 +149,7 @@ function resourcesOf(params: CreateSandboxParams): CreateOptions["resources"] {
   if (!resources) return undefined;
   refuseOthers(resources, ["cpu", "memory"], "resources");
   const { cpu, memory } = resources;
-  return { vcpuCount: cpu, memSizeMiB: memory === undefined ? undefined : memory * 1024 };
+  return { vcpuCount: cpu, memSizeMiB: memory === undefined ? undefined : Math.round(memory * 1024) };
 }
 
 function networkOf({ networkBlockAll, networkAllowList, domainAllowList }: CreateSandboxBaseParams): Network | undefined {
