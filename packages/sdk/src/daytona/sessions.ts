@@ -247,10 +247,14 @@ function noneWhenMissing(error: unknown): undefined {
 
 function ended(sessionId: string): DaytonaSessionEndedError {
   const remediation = "Delete it and create it again.";
-  return new DaytonaSessionEndedError(`the shell of session ${sessionId} has ended. ${remediation}`, { code: "idle_timeout", remediation });
+  return new DaytonaSessionEndedError(`the shell of session ${sessionId} has ended. ${remediation}`, {
+    code: "idle_timeout",
+    statusCode: 410,
+    remediation,
+  });
 }
 
 function exists(sessionId: string): DaytonaConflictError {
   const remediation = "Use it, or delete it first.";
-  return new DaytonaConflictError(`session ${sessionId} exists. ${remediation}`, { code: "already_exists", remediation });
+  return new DaytonaConflictError(`session ${sessionId} exists. ${remediation}`, { code: "already_exists", statusCode: 409, remediation });
 }
