@@ -313,6 +313,15 @@ describe("what cannot be honoured", () => {
     expect((error as Error).message).toMatch(message);
   });
 
+  it("is refused where a program reaches for it", () => {
+    const reach = [() => sandbox.git, () => sandbox.codeInterpreter, () => sandbox.computerUse];
+    for (const get of [...reach, () => daytona.volume, () => daytona.snapshot, () => daytona.secret]) {
+      expect(get).toThrow(
+        expect.objectContaining({ name: "DaytonaError", code: "not_supported", remediation: expect.stringMatching(/./) }),
+      );
+    }
+  });
+
   it("is refused by the client and by its other calls as well", async () => {
     expect(() => new Daytona({ jwtToken: "t" } as object)).toThrow(/`jwtToken`.*apiKey/);
     await expect(Array.fromAsync(daytona.list({ minCpu: 2 } as object))).rejects.toThrow(DaytonaInvalidArgumentError);

@@ -1,7 +1,7 @@
 import { create } from "../create.ts";
 import { Sandbox as MitosSandbox } from "../sandbox.ts";
 import { SandboxServer } from "../server.ts";
-import { requireTimeout, translated, within } from "./errors.ts";
+import { notSupported, requireTimeout, translated, within } from "./errors.ts";
 import { type CreateSandboxFromImageParams, type CreateSandboxFromSnapshotParams, refuseOthers, toCreateOptions } from "./params.ts";
 import { type ForkSandboxParams, Sandbox, type SandboxState } from "./sandbox.ts";
 
@@ -95,6 +95,22 @@ export class Daytona {
   /** One child of it. @see Sandbox.fork */
   fork(sandbox: Sandbox, params?: ForkSandboxParams, timeout?: number): Promise<Sandbox> {
     return sandbox.fork(params, timeout);
+  }
+
+  /** @throws DaytonaError with `not_supported`, as the two that follow */
+  get volume(): never {
+    throw notSupported("daytona.volume is", "Upload what the sandbox needs, or fork a sandbox that has it.");
+  }
+
+  get snapshot(): never {
+    throw notSupported(
+      "daytona.snapshot is",
+      "Stop a sandbox to keep its state and fork it; templates are made with SandboxServer of @mitos/sdk.",
+    );
+  }
+
+  get secret(): never {
+    throw notSupported("daytona.secret is", "Use create({ secrets }) of @mitos/sdk, which takes the values.");
   }
 
   async #open(sandbox: MitosSandbox): Promise<Sandbox> {

@@ -135,6 +135,11 @@ export function invalidArgument(message: string, remediation: string): DaytonaIn
   return new DaytonaInvalidArgumentError(`${message}. ${remediation}`, { code: "invalid_input", remediation });
 }
 
+/** For what Daytona has and we have in another form, or not at all. */
+export function notSupported(what: string, remediation: string): DaytonaError {
+  return new DaytonaError(`${what} not supported. ${remediation}`, { code: "not_supported", remediation });
+}
+
 function classOf(error: AgentRunError, missing?: typeof DaytonaNotFoundError): typeof DaytonaError {
   if (error.code === "not_found" && missing) return missing;
   if (Object.hasOwn(byCode, error.code)) return byCode[error.code]!;

@@ -1,7 +1,7 @@
 import { limits } from "@mitos/protocol";
 import type { Execution } from "../run-code.ts";
 import type { Sandbox as MitosSandbox } from "../sandbox.ts";
-import { DaytonaError, requireTimeout, translated } from "./errors.ts";
+import { notSupported, requireTimeout, translated } from "./errors.ts";
 import { inWorkDir } from "./paths.ts";
 import {
   type Session,
@@ -88,7 +88,9 @@ export class Process {
     const program = [...interpreters[this.#language], code, ...argumentsOf(this.#language, params?.argv)];
     const options = { env: params?.env, timeoutSeconds };
     const { exitCode, stdout, stderr } = await translated(() => this.#sandbox.exec(program, options));
-    if (exitCode === invalidOptionExitCode && stderr.includes("--input-type")) throw noTypeScript();
+    if (exitCode === invalidOptionExitCode && stderr.includes("--input-type")) {
+      throw notSupported("TypeScript in the sandbox's Node is", "Use a template with Node 22.18 or newer, or the language javascript.");
+    }
     return response(exitCode, exitCode === 0 ? stdout : stdout + stderr, stderr);
   }
 
@@ -144,8 +146,10 @@ export class Process {
 
   /** @throws DaytonaError with `not_supported`, always */
   async sendSessionCommandInput(_sessionId: string, _commandId: string, _data: string): Promise<never> {
-    const remediation = "Use sandbox.sandbox.execBackground with stdin: true, or sandbox.sandbox.createPty.";
-    throw new DaytonaError(`commands of a session read no input. ${remediation}`, { code: "not_supported", remediation });
+    throw notSupported(
+      "input for a session's command is",
+      "Use sandbox.sandbox.execBackground with stdin: true, or sandbox.sandbox.createPty.",
+    );
   }
 }
 
@@ -159,11 +163,6 @@ const interpreters: Readonly<Record<CodeLanguage, readonly string[]>> = {
 
 /** Of Node, for an option that it does not know. */
 const invalidOptionExitCode = 9;
-
-function noTypeScript(): DaytonaError {
-  const remediation = "Use a template with Node 22.18 or newer, or the language javascript.";
-  return new DaytonaError(`the sandbox's Node runs no TypeScript. ${remediation}`, { code: "not_supported", remediation });
-}
 
 /** Node takes what follows as its own options otherwise. */
 function argumentsOf(language: CodeLanguage, argv: readonly string[] = []): readonly string[] {

@@ -1,6 +1,6 @@
 import type { Sandbox as MitosSandbox } from "../sandbox.ts";
 import type { ServerSandbox } from "../types.ts";
-import { translated, within } from "./errors.ts";
+import { notSupported, translated, within } from "./errors.ts";
 import { FileSystem } from "./file-system.ts";
 import { ephemeralLabel, languageLabel, refuseOthers } from "./params.ts";
 import { workDir } from "./paths.ts";
@@ -138,6 +138,22 @@ export class Sandbox {
 
   async getUserHomeDir(): Promise<string> {
     return translated(async () => (await this.sandbox.exec('printf %s "$HOME"')).stdout);
+  }
+
+  /** @throws DaytonaError with `not_supported`, as the two that follow */
+  get git(): never {
+    throw notSupported("sandbox.git is", "Run git with process.executeCommand; the network rules have to let it out.");
+  }
+
+  get codeInterpreter(): never {
+    throw notSupported(
+      "sandbox.codeInterpreter is",
+      "Use process.codeRun, whose interpreter keeps its variables, or sandbox.sandbox.runCode.",
+    );
+  }
+
+  get computerUse(): never {
+    throw notSupported("sandbox.computerUse is", "Run a display of your own in the sandbox and open it with getPreviewLink.");
   }
 
   async #sibling(child: MitosSandbox): Promise<Sandbox> {
