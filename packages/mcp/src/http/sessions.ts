@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import type { ServerResponse } from "node:http";
 import { WebStandardStreamableHTTPServerTransport } from "@modelcontextprotocol/server";
 import type { OpenSession, Session } from "../session.ts";
+import { EventLog } from "./event-log.ts";
 
 export interface SessionLimits {
   /** At the limit the session that has been idle for longest makes room for a new one. */
@@ -52,6 +53,7 @@ export class Sessions {
     const session = this.#openSession();
     const transport = new WebStandardStreamableHTTPServerTransport({
       sessionIdGenerator: () => randomUUID(),
+      eventStore: new EventLog(),
       onsessioninitialized: (id) => {
         const entry = { transport, session, open: 0, lastUsedAt: performance.now() };
         this.#entries.set(id, entry);

@@ -119,7 +119,6 @@ export const sandboxList = defineTool({
         template: z.string(),
         parent: z.string().nullable(),
         created_at: z.string(),
-        deadline_unix: z.number().nullable().describe("When it ends by itself; null = never."),
       }),
     ),
     notice: z.string().optional().describe("What is missing, and how to get it."),
@@ -163,13 +162,12 @@ async function withChildrenThatExist(
   return new ToolError(failure.code, cause, "Use these children, or end them with sandbox_terminate, before you fork again.");
 }
 
-function toRow({ id, state, templateId, parentId, createdAt, deadlineUnix }: ServerSandbox) {
+function toRow({ id, state, templateId, parentId, createdAt }: ServerSandbox) {
   return {
     id,
     ...(state === undefined ? {} : { state }),
     template: templateId,
     parent: parentId ?? null,
     created_at: createdAt,
-    deadline_unix: deadlineUnix ?? null,
   };
 }
