@@ -3,6 +3,7 @@ import { once } from "node:events";
 import path from "node:path";
 import { createInterface } from "node:readline";
 import { StdioClientTransport } from "@modelcontextprotocol/client/stdio";
+import { until } from "../../support/until.ts";
 
 const root = path.resolve(import.meta.dirname, "../../..");
 export const bin = path.join(root, "node_modules/.bin/mitos-mcp");
@@ -35,7 +36,8 @@ export interface RawMcp extends AsyncDisposable {
 }
 
 export function startRaw(args: readonly string[], env: Record<string, string> = {}): RawMcp {
-  const child = spawn(bin, args, { env: environment(env) });
+  // Not by way of the `node` of the system, which may be an older one that stays between.
+  const child = spawn(process.execPath, [bin, ...args], { env: environment(env) });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   let said = "";
   child.stderr.on("data", (chunk: Buffer) => (said += chunk));
@@ -71,6 +73,7 @@ export function request(id: number, method: string, params?: unknown): string {
 /** A server for HTTP, started by its program. Resolves when it listens. */
 export async function startHttpProgram(args: readonly string[], env: Record<string, string> = {}): Promise<RawMcp & { url: string }> {
   const program = startRaw(["--http", "--addr", "127.0.0.1:0", ...args], env);
-  while (!program.said().includes("/mcp")) await Promise.race([once(program.child.stderr, "data"), program.ended]);
+  await until("mitos-mcp listens", () => /\/mcp, client/.test(program.said()) || program.child.exitCode !== null);
+  if (program.child.exitCode !== null) throw new Error(`mitos-mcp has ended: ${program.said()}`);
   return Object.assign(program, { url: /http:\S+\/mcp/.exec(program.said())![0] });
 }

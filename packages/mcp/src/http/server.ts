@@ -109,7 +109,8 @@ async function readMessage(request: IncomingMessage): Promise<Body> {
   if (Number(request.headers["content-length"] ?? 0) > messageBytesMax) return tooLarge;
   const chunks: Buffer[] = [];
   let size = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  // The rest of one that is too long is read and dropped by Node, so that the client reads the answer; destroying it would end the connection.
+  for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     size += chunk.length;
     if (size > messageBytesMax) return tooLarge;
     chunks.push(chunk);
@@ -143,8 +144,6 @@ function sendError(response: ServerResponse, status: number, refusal: Refusal): 
   const headers = {
     "Content-Type": "application/json",
     ...(status === 401 ? { "WWW-Authenticate": "Bearer" } : {}),
-    // What of the body has not been read will not be.
-    ...(status === 413 ? { Connection: "close" } : {}),
   };
   response.writeHead(status, headers).end(JSON.stringify(refusal));
 }
