@@ -77,7 +77,7 @@ describe("the list of tools", () => {
       expect(title).toBeTruthy();
       expect(description).toMatch(/\.$/);
       expect(inputSchema).toMatchObject({ type: "object", additionalProperties: false });
-      expect(annotations).toMatchObject({ readOnlyHint: expect.any(Boolean), destructiveHint: expect.any(Boolean), openWorldHint: false });
+      expect(annotations).toMatchObject({ readOnlyHint: expect.any(Boolean), destructiveHint: expect.any(Boolean) });
     }
     const exec = tools.find(({ name }) => name === "sandbox_exec");
     expect(exec).toMatchObject({
@@ -89,6 +89,10 @@ describe("the list of tools", () => {
       "sandbox_list_files",
       "sandbox_preview",
       "sandbox_list",
+    ]);
+    expect(tools.filter(({ annotations }) => annotations?.openWorldHint).map(({ name }) => name)).toEqual([
+      "sandbox_exec",
+      "sandbox_run_code",
     ]);
     expect(tools.find(({ name }) => name === "sandbox_terminate")?.annotations).toMatchObject({
       destructiveHint: true,
@@ -196,6 +200,20 @@ display(Png()); display(Svg()); display("plain")`;
     expect((structuredContent as { displays: string[] }).displays).toContain("'plain'");
   });
 
+  it("leaves out what is too much, and says so", async () => {
+    const code = `
+class Picture:
+    def _repr_png_(self): return b"\\x89PNG"
+for _ in range(12): display(Picture())
+print("x" * 200_000)
+"y" * 300_000`;
+    const { content, structuredContent } = await run({ code });
+    expect(content.slice(1).map(({ type }) => type)).toEqual(Array.from({ length: 10 }, () => "image"));
+    const { notice, logs, text } = structuredContent as { notice: string; logs: { stdout: string }; text: string };
+    expect(notice).toMatch(/stdout was 200001 bytes long.*text was 300002 bytes long.*2 images were left out/);
+    expect(Math.max(logs.stdout.length, text.length)).toBeLessThan(70_000);
+  });
+
   it("interrupts the code at its time-out", async () => {
     const { structuredContent } = await run({ code: "import time\ntime.sleep(600)", timeout_seconds: 1 });
     expect(structuredContent).toMatchObject({ error: { name: expect.any(String) } });
@@ -242,11 +260,20 @@ describe("the file tools", () => {
     const part = await call("sandbox_read_file", file({ length: 2 }));
     expect(part.content.map(({ text }) => text)).toEqual(["a", "The file goes on here: read on with offset 1."]);
     expect((await call("sandbox_read_file", file({ offset: 1 }))).content.map(({ text }) => text)).toEqual(["üb"]);
+    expect((await failureOf("sandbox_read_file", file({ offset: 4 }))).cause).toMatch(/behind the end of the file, which has 4 bytes/);
     await textOf("sandbox_write_file", file({ content: "gP8=", encoding: "base64" }));
     expect((await call("sandbox_read_file", file({}))).content.map(({ text }) => text)).toEqual([
       "\ufffd\ufffd",
       expect.stringContaining("base64"),
     ]);
+  });
+
+  it("list a thousand entries, and say when there are more", async () => {
+    await sandbox.exec("mkdir -p /workspace/many && cd /workspace/many && seq 1001 | xargs touch");
+    const { structuredContent } = await call("sandbox_list_files", { sandbox: sandbox.id, path: "/workspace/many" });
+    const { files, notice } = structuredContent as { files: unknown[]; notice: string };
+    expect(files).toHaveLength(1000);
+    expect(notice).toMatch(/1001 entries/);
   });
 
   it("carry a file as large as a message may be", async () => {
@@ -402,6 +429,13 @@ describe("a failure", () => {
     expect(failure.cause).toContain("Bearer [REDACTED]");
     expect(other.said()).toMatch(/token set, stdio\n$/);
     expect(other.said()).not.toContain(key);
+  });
+
+  it("of a fork that nobody answered names the ids that may exist", async () => {
+    await using other = await connected(["--server", "http://127.0.0.1:9"]);
+    const { cause, remediation } = await failureOf("sandbox_fork", { sandbox: sandbox.id, replicas: 2 }, other.client);
+    expect(cause).toMatch(/could not be found out, their ids would be sandbox-[0-9a-f]{8}-0, sandbox-[0-9a-f]{8}-1$/);
+    expect(remediation).toContain("sandbox_list");
   });
 
   it("of a fork whose answer was lost names the children that exist", async () => {

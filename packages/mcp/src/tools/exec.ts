@@ -25,7 +25,7 @@ export const sandboxExec = defineTool({
     stderr: z.string(),
     notice: z.string().optional().describe("What is missing, and how to get it."),
   }),
-  hints: { destructive: true },
+  hints: { destructive: true, openWorld: true },
   async call({ sandbox, command, timeout_seconds: timeout = limits.execTimeoutSecondsDefault }, { backend, signal, progress }) {
     const output = { stdout: new BoundedText(), stderr: new BoundedText() };
     progress.start(timeout);

@@ -35,6 +35,10 @@ export const sandboxCreate = defineTool({
       template: pool ?? template ?? templateDefault,
       env,
       timeoutSeconds: timeout,
+    }).catch((error: unknown) => {
+      // Without an answer it may exist all the same.
+      if (error instanceof AgentRunError && error.status !== undefined && error.status < 500) created.delete(id);
+      throw error;
     });
     if (signal.aborted) await endUnknown([id], { backend, created });
     return textResult(`Created sandbox ${sandbox.id}`);
@@ -61,7 +65,7 @@ export const sandboxFork = defineTool({
       .sandbox(sandbox)
       .fork({ count: replicas, id: base })
       .catch(async (error) => {
-        throw await withChildrenThatExist(error, sandbox, wanted, backend);
+        throw await withChildrenThatExist(error, sandbox, wanted, { backend, created });
       });
     const ids = children.map(({ id }) => id);
     if (signal.aborted) await endUnknown(ids, { backend, created });
@@ -145,18 +149,17 @@ async function withChildrenThatExist(
   error: unknown,
   parent: string,
   wanted: readonly string[],
-  backend: Call["backend"],
+  { backend, created }: Pick<Call, "backend" | "created">,
 ): Promise<unknown> {
   const failure = toToolError(error);
-  if (!(failure instanceof ToolError) || !(error instanceof AgentRunError)) return error;
-  // The server has said no: all children start or none does.
-  if (error.status !== undefined && error.status < 500 && wanted.length === 1) return failure;
+  if (!(failure instanceof ToolError)) return failure;
   const listed = await backend.server.listSandboxes({ parent }).catch(() => undefined);
   if (!listed) {
     const cause = `${failure.message}; whether children exist could not be found out, their ids would be ${wanted.join(", ")}`;
     return new ToolError(failure.code, cause, `Look for them with sandbox_list. ${failure.remediation}`);
   }
-  const existing = listed.map(({ id }) => id).filter((id) => wanted.includes(id));
+  const existing = wanted.filter((id) => listed.some((row) => row.id === id));
+  for (const id of wanted) if (!existing.includes(id)) created.delete(id);
   if (existing.length === 0) return failure;
   const cause = `${failure.message}; these children exist: ${existing.join(", ")}`;
   return new ToolError(failure.code, cause, "Use these children, or end them with sandbox_terminate, before you fork again.");

@@ -33,7 +33,7 @@ export const sandboxRunCode = defineTool({
     error: z.object({ name: z.string(), value: z.string(), traceback: z.array(z.string()) }).nullable(),
     notice: z.string().optional().describe("What is missing, and how to get it."),
   }),
-  hints: { destructive: true },
+  hints: { destructive: true, openWorld: true },
   async call(
     { sandbox, code, language = "python", timeout_seconds: timeout = limits.runCodeTimeoutSecondsDefault },
     { backend, signal, progress },

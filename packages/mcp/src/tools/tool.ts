@@ -41,6 +41,8 @@ interface Hints {
   readonly destructive?: boolean;
   /** Calling it again with the same arguments changes nothing more. */
   readonly idempotent?: boolean;
+  /** It may reach beyond the Mitos server, as far as the rules of the sandbox allow. Default: false */
+  readonly openWorld?: boolean;
 }
 
 export function defineTool<Shape extends z.ZodRawShape>(definition: Definition<Shape>): Tool {
@@ -58,8 +60,7 @@ export function defineTool<Shape extends z.ZodRawShape>(definition: Definition<S
         readOnlyHint: hints.readOnly ?? false,
         destructiveHint: hints.destructive ?? false,
         idempotentHint: hints.idempotent ?? hints.readOnly ?? false,
-        // Everything happens in a sandbox of the one server.
-        openWorldHint: false,
+        openWorldHint: hints.openWorld ?? false,
       },
     },
     call: (args, call) => definition.call(checked(name, schema, args), call),
