@@ -148,7 +148,9 @@ describe("a request", () => {
     expect((await send(url, { body, headers: { ...headers, "Content-Type": "text/plain" } })).status).toBe(415);
     expect((await send(url, { body, headers: { ...headers, Accept: "text/html" } })).status).toBe(406);
     expect((await send(url, { body, headers: { ...headers, "MCP-Protocol-Version": "1999-01-01" } })).status).toBe(400);
-    expect((await send(url, { method: "PUT", headers })).status).toBe(405);
+    for (const method of ["PUT", "OPTIONS", "TRACE"]) {
+      expect(await send(url, { method, headers })).toMatchObject({ status: 405, headers: { allow: "GET, POST, DELETE" } });
+    }
     for (const method of ["POST", "GET", "DELETE"]) {
       expect((await send(url, { method, ...(method === "POST" ? { body } : {}) })).status, method).toBe(400);
       const unknown = await send(url, { method, headers: { "Mcp-Session-Id": "unknown" }, ...(method === "POST" ? { body } : {}) });

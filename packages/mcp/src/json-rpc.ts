@@ -21,11 +21,6 @@ export function receive(json: string): Received {
   } catch {
     return { refusal: refuse(null, ProtocolErrorCode.ParseError, "Parse error: this is not JSON") };
   }
-  return check(value);
-}
-
-/** The same for JSON that has been parsed. */
-export function check(value: unknown): Received {
   if (Array.isArray(value)) {
     return { refusal: refuse(null, ProtocolErrorCode.InvalidRequest, "Invalid Request: send one message at a time, not a batch") };
   }

@@ -33,6 +33,7 @@ export interface HttpServer {
 }
 
 const endpoint = "/mcp";
+const methods = ["GET", "POST", "DELETE"];
 /** Words of the protocol for failures of the transport itself. */
 const sessionNotFound = -32_001;
 const transportFailure = -32_000;
@@ -55,9 +56,13 @@ export async function startHttp({ host, port, token, openSession, onerror, limit
     if (request.url?.split("?", 1)[0] !== endpoint) {
       return sendError(response, 404, refuse(null, transportFailure, `Not found: the endpoint is ${endpoint}`));
     }
+    if (!methods.includes(request.method ?? "")) {
+      response.setHeader("Allow", methods.join(", "));
+      return sendError(response, 405, refuse(null, transportFailure, `Method not allowed: use ${methods.join(", ")}`));
+    }
     const body = request.method === "POST" ? await readMessage(request) : undefined;
     if (body && "refusal" in body) return sendError(response, body.status, body.refusal);
-    const answer = await route(toWebRequest(request, response, body?.json), body?.message, request, response);
+    const answer = await route(toWebRequest(request, response), body?.message, request, response);
     if (answer) await send(response, answer);
   };
 
@@ -99,7 +104,7 @@ export async function startHttp({ host, port, token, openSession, onerror, limit
   };
 }
 
-type Body = { readonly message: JSONRPCMessage; readonly json: string } | { readonly status: number; readonly refusal: Refusal };
+type Body = { readonly message: JSONRPCMessage } | { readonly status: number; readonly refusal: Refusal };
 
 async function readMessage(request: IncomingMessage): Promise<Body> {
   if (!/^application\/json\s*(?:;|$)/i.test(request.headers["content-type"] ?? "")) {
@@ -115,21 +120,19 @@ async function readMessage(request: IncomingMessage): Promise<Body> {
     if (size > messageBytesMax) return tooLarge;
     chunks.push(chunk);
   }
-  const json = Buffer.concat(chunks).toString("utf8");
-  const received = receive(json);
-  return "message" in received ? { message: received.message, json } : { status: 400, refusal: received.refusal };
+  const received = receive(Buffer.concat(chunks).toString("utf8"));
+  return "message" in received ? received : { status: 400, refusal: received.refusal };
 }
 
-/** Its signal fires when the client leaves before the end of the answer. */
-function toWebRequest(request: IncomingMessage, response: ServerResponse, body: string | undefined): Request {
+/** Without the body, which has been parsed. Its signal fires when the client leaves before the end of the answer. */
+function toWebRequest(request: IncomingMessage, response: ServerResponse): Request {
   const left = new AbortController();
   response.once("close", () => {
     if (!response.writableFinished) left.abort();
   });
   const headers = new Headers();
   for (const [name, values] of Object.entries(request.headersDistinct)) for (const value of values ?? []) headers.append(name, value);
-  const method = request.method ?? "GET";
-  return new Request(`http://localhost${request.url}`, { method, headers, signal: left.signal, ...(body === undefined ? {} : { body }) });
+  return new Request(`http://localhost${request.url}`, { method: request.method ?? "GET", headers, signal: left.signal });
 }
 
 /** As it comes; when the client leaves, the answer's stream is cancelled. */
