@@ -1,5 +1,5 @@
 /** What one stream of a program may take up of a result; more is cut out of its middle. */
-export const streamBytesMax = 64 * 1024;
+const streamBytesMax = 64 * 1024;
 
 /** Keeps the beginning and the end of what a program prints, in bounded memory. */
 export class BoundedText {

@@ -98,7 +98,7 @@ class LineTransport implements Transport {
 const tooLong = Symbol("a line that is too long");
 
 /** Bytes to lines, without keeping more of a line than it may have. */
-export class LineSplitter {
+class LineSplitter {
   readonly #bytesMax: number;
   #parts: Buffer[] = [];
   #bytes = 0;
