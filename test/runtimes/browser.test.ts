@@ -20,7 +20,8 @@ const problems: string[] = [];
 
 beforeAll(async () => {
   await ensureChromium();
-  [live, consumer] = await Promise.all([startLiveServer(), makeConsumer()]);
+  live = await startLiveServer();
+  consumer = await makeConsumer();
   site = await serveSameOrigin(live.url, {
     "/": inProject("page.html"),
     "/page.js": inProject("page.js"),

@@ -10,11 +10,12 @@ import { seenByTheScenario } from "./expected.ts";
 let live: LiveServer;
 let consumer: Consumer;
 beforeAll(async () => {
-  [live, consumer] = await Promise.all([startLiveServer(), makeConsumer()]);
+  live = await startLiveServer();
+  consumer = await makeConsumer();
 });
 afterAll(async () => {
-  await consumer[Symbol.asyncDispose]();
-  await live.close();
+  await consumer?.[Symbol.asyncDispose]();
+  await live?.close();
 });
 
 describe("the declarations are complete and strict", () => {
