@@ -492,6 +492,13 @@ describe("SandboxServer", () => {
     });
   });
 
+  it("names the hosted service's API where its pages have answered", async () => {
+    vi.stubGlobal("fetch", async () => new Response("<html>"));
+    const error = await new SandboxServer("https://mitos.run").health().catch((reason: unknown) => reason);
+    vi.unstubAllGlobals();
+    expect(error).toMatchObject({ code: "invalid_response", remediation: expect.stringContaining("https://api.mitos.run") });
+  });
+
   it("says where nothing answered, and how to start a server", async () => {
     const server = await startFakeServer(() => undefined);
     await server[Symbol.asyncDispose]();
