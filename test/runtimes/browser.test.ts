@@ -4,9 +4,10 @@ import path from "node:path";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { ensureChromium, findChromium } from "../../scripts/lib/chromium.mjs";
+import { startCuttingProxy } from "../support/cutting-proxy.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { type Consumer, makeConsumer } from "./consumer.ts";
-import { seenByTheScenario } from "./expected.ts";
+import { seenByTheScenario, seenOverCutConnections } from "./expected.ts";
 import { type SameOrigin, serveSameOrigin } from "./same-origin.ts";
 
 // The SDK as it is published, in a page of a real browser, against the real engine. The page's web server forwards to Mitos.
@@ -20,13 +21,9 @@ const problems: string[] = [];
 
 beforeAll(async () => {
   await ensureChromium();
-  [live, consumer] = await Promise.all([startLiveServer(), makeConsumer()]);
-  site = await serveSameOrigin(live.url, {
-    "/": inProject("page.html"),
-    "/page.js": inProject("page.js"),
-    "/scenario.js": inProject("scenario.js"),
-    ...modules(),
-  });
+  live = await startLiveServer();
+  consumer = await makeConsumer();
+  site = await serveSite(live.url);
   browser = await launchChromium();
   page = await browser.newPage();
   page.on("pageerror", (error) => problems.push(String(error)));
@@ -46,6 +43,16 @@ describe("a page whose own host forwards to the server", () => {
     expect(problems).toEqual([]);
   });
 
+  it("follows a terminal and a process over connections that are cut, with no byte lost or doubled", async () => {
+    await using proxy = await startCuttingProxy(live.url, 60_000);
+    await using brittle = await serveSite(proxy.url);
+    const other = await browser.newPage();
+    await other.goto(brittle.url);
+    expect(await other.evaluate(call("reconnect", { baseUrl: brittle.url }))).toEqual(seenOverCutConnections);
+    expect(proxy.cuts).toBeGreaterThan(3);
+    await other.close();
+  });
+
   it("uploads a stream, which a browser sends over HTTP/2 only, by gathering it first", async () => {
     await using sandbox = await live.create();
     await inPage("uploadStream", sandbox.id, "/workspace/streamed");
@@ -60,7 +67,7 @@ describe("a page whose own host forwards to the server", () => {
     const other = await browser.newPage();
     await other.goto(site.url);
     await other.evaluate(call("start", sandbox.id, "sleep 4712"));
-    expect(await running()).toBe("1");
+    await expect.poll(running).toBe("1");
     await other.close();
     await expect.poll(running).toBe("0");
   });
@@ -85,6 +92,12 @@ function inPage(name: string, ...args: readonly unknown[]): Promise<unknown> {
 /** An expression for the page: a function of page.js with arguments. */
 function call(name: string, ...args: readonly unknown[]): string {
   return `page.${name}(${args.map((value) => JSON.stringify(value)).join(", ")})`;
+}
+
+/** The page and its modules, from a host that forwards to this server. */
+function serveSite(mitosUrl: string): Promise<SameOrigin> {
+  const own = ["page.js", "reconnect.js", "scenario.js"].map((file) => [`/${file}`, inProject(file)]);
+  return serveSameOrigin(mitosUrl, { "/": inProject("page.html"), ...Object.fromEntries(own), ...modules() });
 }
 
 function inProject(file: string): string {

@@ -13,3 +13,9 @@ export const seenByTheScenario = {
   fork: { child: "42", parent: "41", size: 256 },
   ended: { name: "IdleTimeoutError", code: "idle_timeout", status: 410 },
 };
+
+/** What is seen of a terminal and a process over connections that are cut. */
+export const seenOverCutConnections = {
+  terminal: { exitCode: 7, same: true, offset: true },
+  background: { exitCode: 3, called: true, result: true, iterated: true },
+};

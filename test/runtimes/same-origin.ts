@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { createServer, request as httpRequest, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import path from "node:path";
+import { pipeline } from "node:stream";
 
 /** A web server as an application has one: its own pages, and a Mitos server behind the paths of the API. */
 export interface SameOrigin extends AsyncDisposable {
@@ -42,7 +43,7 @@ function forward(mitosUrl: string, request: IncomingMessage, response: ServerRes
   const upstream = httpRequest(new URL(request.url ?? "/", mitosUrl), { method, headers }, (answer) => {
     response.writeHead(answer.statusCode ?? 502, answer.headers);
     response.flushHeaders();
-    answer.pipe(response);
+    pipeline(answer, response, () => undefined); // an answer that breaks off does so for the page too
   });
   upstream.on("error", () => response.destroy());
   response.on("close", () => upstream.destroy());

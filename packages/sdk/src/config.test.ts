@@ -37,6 +37,8 @@ describe("the base URL", () => {
 
   it.each([
     ["mitos_sk_x", "http://127.0.0.1:8080"],
+    [" mitos_sk_x\n", "http://127.0.0.1:8080"],
+    ['"mitos_sk_x"', "http://127.0.0.1:8080"],
     ["mitos_live_x", "https://mitos.run"],
     ["", "http://127.0.0.1:8080"],
   ])("is, with nothing but the key %j, %s: a self-hosted key goes to no host that nobody named", (key, url) => {

@@ -11,12 +11,12 @@ export interface Connection {
 export const DEFAULT_BASE_URL = "http://127.0.0.1:8080";
 /** Where a key is for that no self-hosted server has made. */
 export const HOSTED_BASE_URL = "https://mitos.run";
-/** How every key of a self-hosted server begins: it never travels to a host that nobody named. */
+/** How every key of a self-hosted server begins. It never travels to a host that nobody named, also when it was copied with a quote. */
 const selfHostedKeyPrefix = "mitos_sk_";
 
-/** The address and the key that hold for these arguments. @throws missing_base_url, invalid_base_url */
+/** The address and the key that hold for these arguments. @throws missing_base_url, invalid_base_url, invalid_api_key */
 export function resolveConnection({ baseUrl, apiKey }: Connection = {}): { baseUrl: string; token: string | undefined } {
-  const token = resolveToken(apiKey);
+  const token = toToken(resolveToken(apiKey));
   return { baseUrl: resolveBaseUrl(baseUrl, token), token };
 }
 
@@ -30,7 +30,7 @@ export function resolveBaseUrl(baseUrl?: string, token?: string): string {
   const named = baseUrl || environment("MITOS_BASE_URL") || gatewayUrl();
   if (named) return toBaseUrl(named);
   if (!hasEnvironment()) throw missingBaseUrl();
-  return token && !token.startsWith(selfHostedKeyPrefix) ? HOSTED_BASE_URL : DEFAULT_BASE_URL;
+  return token && !token.includes(selfHostedKeyPrefix) ? HOSTED_BASE_URL : DEFAULT_BASE_URL;
 }
 
 /** Argument, then `MITOS_API_KEY`, then the token of the credentials file, then none. */

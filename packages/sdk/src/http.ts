@@ -77,12 +77,12 @@ export class HttpClient {
     const headers: Record<string, string> = { ...options.headers };
     if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
     const init: RequestInit & { duplex?: "half" } = { method, headers, redirect: "error" };
-    if (body !== undefined) init.body = (await sendable(body)) as NonNullable<RequestInit["body"]>;
-    if (init.body instanceof ReadableStream) init.duplex = "half";
     if (options.signal) init.signal = options.signal;
     const dispatcher = patientDispatcher();
     if (dispatcher) Object.assign(init, { dispatcher });
     try {
+      if (body !== undefined) init.body = (await sendable(body)) as NonNullable<RequestInit["body"]>;
+      if (init.body instanceof ReadableStream) init.duplex = "half";
       return await fetch(`${this.baseUrl}${path}`, init);
     } catch (error) {
       throw this.failure(`${method} ${path.split("?")[0]}`, error, options.signal);

@@ -2,7 +2,7 @@ export type { KeyJson, NewKeyJson } from "@mitos/protocol";
 export { type Connection, DEFAULT_BASE_URL, resolveConnection, toBaseUrl, validSandboxId } from "./config.ts";
 export { ConnectClient, type Message } from "./connect.ts";
 export type { CodeContext, ContextOptions, ContextRef } from "./contexts.ts";
-export { type CreateOptions, create } from "./create.ts";
+export { type CreateOptions, create, type NamedCreateOptions } from "./create.ts";
 export {
   AgentRunError,
   type AgentRunErrorOptions,
@@ -40,7 +40,7 @@ export {
   type ProcessInfo,
   type ProcessOptions,
 } from "./processes.ts";
-export { type ConnectPtyOptions, type CreatePtyOptions, createPty, Pty } from "./pty.ts";
+export { type ConnectPtyOptions, type CreatePtyOptions, createPty, Pty, type PtyCallbacks } from "./pty.ts";
 export { type Execution, type ExecutionError, parseRunCodeConnect, parseRunCodeStream, Result, type RunCodeCallbacks } from "./run-code.ts";
 export {
   type BackgroundOptions,

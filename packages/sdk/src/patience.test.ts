@@ -1,6 +1,8 @@
+import { execFile } from "node:child_process";
 import { once } from "node:events";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
+import { promisify } from "node:util";
 import { describe, expect, it } from "vitest";
 import { newDispatcher, patientDispatcher } from "./patience.ts";
 
@@ -22,8 +24,13 @@ async function fetchSilent(silenceMs: number, dispatcher: object | undefined): P
 
 describe("on Node", () => {
   it("an answer that is silent for longer than the pool allows fails", async () => {
-    await fetch("data:,").catch(() => undefined); // Node makes its pool at the first use of fetch
     await expect(fetchSilent(2500, newDispatcher({ bodyTimeout: 100, headersTimeout: 100 }))).rejects.toThrow();
+  });
+
+  it("the patient pool is there for the first request of a process", async () => {
+    const program = `import { patientDispatcher } from ${JSON.stringify(import.meta.resolve("./patience.ts"))}; console.log(patientDispatcher() !== undefined);`;
+    const { stdout } = await promisify(execFile)(process.execPath, ["--input-type=module", "--eval", program]);
+    expect(stdout).toBe("true\n");
   });
 
   it("the patient pool has no such limit", async () => {

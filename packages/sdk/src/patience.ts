@@ -18,6 +18,8 @@ export function patientDispatcher(): object | undefined {
 }
 
 export function newDispatcher(timeouts: Timeouts): object | undefined {
+  // Looking at Response is what makes Node load its fetch, and with it the pool: without it the first request of a process finds none.
+  if (typeof Response !== "function") return undefined;
   const pool = (globalThis as Record<symbol, unknown>)[globalPool] as { constructor: new (options: Timeouts) => object } | undefined;
   if (pool?.constructor?.name !== "Agent") return undefined;
   return new pool.constructor(timeouts);

@@ -354,6 +354,37 @@ describe("create", () => {
     });
   });
 
+  it.each<[string, Parameters<typeof create>]>([
+    ["nothing", []],
+    ["a name", ["node"]],
+    ["a name and options", ["node", { id: "mine" }]],
+    ["template", [{ template: "node" }]],
+    ["image, as it is called in the other SDKs", [{ image: "node" }]],
+  ])("takes %s", async (_what, args) => {
+    await using server = await startFakeServer((_request, response) => json(response, 200, row("x")));
+    vi.stubEnv("MITOS_BASE_URL", server.url);
+    for (const make of [create, Sandbox.create]) {
+      const sandbox = await make(...args);
+      expect(sandbox.template).toBe(args.length === 0 ? "python" : "node");
+    }
+    vi.unstubAllEnvs();
+    const asked = server.requests.map((request) => request.json());
+    expect(asked).toMatchObject(Array(2).fill({ template: args.length === 0 ? "python" : "node", ...args[1] }));
+  });
+
+  it("refuses two names for what the sandbox is made from", async () => {
+    await expect(create({ template: "a", image: "b", baseUrl: "http://127.0.0.1:1" })).rejects.toMatchObject({ code: "invalid_input" });
+  });
+
+  it("gives what the quickstarts use", async () => {
+    await using server = await startFakeServer((_request, response) => json(response, 200, row("x")));
+    const sandbox = await create("python", { baseUrl: server.url });
+    const methods = ["exec", "runCode", "pty", "createPty", "setTimeout", "pause", "resume", "getHost", "fork", "terminate"] as const;
+    const ofFiles = ["read", "readBytes", "write", "list", "exists", "remove", "mkdir"] as const;
+    for (const method of methods) expect(sandbox[method]).toBeTypeOf("function");
+    for (const method of ofFiles) expect(sandbox.files[method]).toBeTypeOf("function");
+  });
+
   it("builds a template that is not there yet, and then asks again with the same key", async () => {
     let built = false;
     await using server = await startFakeServer((request, response) => {
@@ -459,6 +490,13 @@ describe("SandboxServer", () => {
       code: "invalid_response",
       remediation: expect.stringContaining(server.url),
     });
+  });
+
+  it("names the hosted service's API where its pages have answered", async () => {
+    vi.stubGlobal("fetch", async () => new Response("<html>"));
+    const error = await new SandboxServer("https://mitos.run").health().catch((reason: unknown) => reason);
+    vi.unstubAllGlobals();
+    expect(error).toMatchObject({ code: "invalid_response", remediation: expect.stringContaining("https://api.mitos.run") });
   });
 
   it("says where nothing answered, and how to start a server", async () => {

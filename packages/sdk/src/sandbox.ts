@@ -2,7 +2,7 @@ import { type ForwardJson, limits, newSandboxId, type PreviewJson, type Unchecke
 import { type Connection, newIdempotencyKey, requireSandboxId, toBaseUrl } from "./config.ts";
 import { ConnectClient } from "./connect.ts";
 import { type CodeContext, ContextClient, type ContextOptions, type ContextRef, contextId } from "./contexts.ts";
-import { type CreateOptions, create } from "./create.ts";
+import { type CreateOptions, create, type NamedCreateOptions } from "./create.ts";
 import { AgentRunError, isObject, validateTimeout } from "./errors.ts";
 import { type Command, collect, type ExecEvent, type ExecOptions, type ExecResult, execStream, type OutputCallbacks } from "./exec.ts";
 import { SandboxFiles } from "./files.ts";
@@ -108,8 +108,8 @@ export class Sandbox {
   }
 
   /** @see create */
-  static create(options?: CreateOptions | string): Promise<Sandbox> {
-    return create(options);
+  static create(first?: string | CreateOptions, more?: NamedCreateOptions): Promise<Sandbox> {
+    return create(first, more);
   }
 
   /** A handle on a sandbox that exists. @throws not_found; idle_timeout for one that has ended */

@@ -1,6 +1,7 @@
 // What the page does, called by name from the test. The host that serves the page forwards to the server.
 import { create, Sandbox } from "@mitos/sdk";
 
+export { reconnect } from "./reconnect.js";
 export { scenario } from "./scenario.js";
 
 const connection = { baseUrl: location.origin };

@@ -1,5 +1,19 @@
-// Follows a terminal and a process over connections that are cut again and again, and prints whether all of their output arrived once.
 import { create } from "@mitos/sdk";
+
+/**
+ * Follows a terminal and a process over connections that are cut again and again.
+ *
+ * @param {{ baseUrl?: string }} [connection] - where the runtime has no environment
+ * @returns whether all of their output arrived, and once
+ */
+export async function reconnect(connection = {}) {
+  const sandbox = await create("python", connection);
+  try {
+    return { terminal: await terminal(sandbox), background: await background(sandbox) };
+  } finally {
+    await sandbox.terminate();
+  }
+}
 
 const numbers = Array.from({ length: 20_000 }, (_, index) => `${index + 1}`);
 const text = (bytes) => new TextDecoder().decode(bytes);
@@ -28,11 +42,4 @@ async function background(sandbox) {
   let iterated = "";
   for await (const event of process.output({ stdoutFrom: 5 })) if (event.type === "stdout") iterated += text(event.data);
   return { exitCode, called: called === whole, result: stdout === whole, iterated: iterated === whole.slice(5) };
-}
-
-const sandbox = await create("python");
-try {
-  console.log(JSON.stringify({ terminal: await terminal(sandbox), background: await background(sandbox) }));
-} finally {
-  await sandbox.terminate();
 }
