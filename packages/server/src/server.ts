@@ -100,7 +100,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     const detail = `to=${to}${leftOut > 0 ? ` left_out=${leftOut}` : ""}`;
     note(audit, log, { sandbox_id: id, op: "egress_denied", detail, ok: false });
   });
-  const noSelfForks = gateSelfForks(engine, auth, audit, metrics);
+  const noSelfForks = gateSelfForks({ engine, auth, audit, metrics, log });
   const context: ServerContext = {
     engine,
     auth,
