@@ -661,12 +661,21 @@ fn a_fork_of_itself_is_answered_by_the_host_in_the_parent_and_from_adopt_in_the_
     agent.host.end(number);
     let answer = line(&mut parent);
     assert_eq!(answer["fork"]["children"], serde_json::json!(["a", "b"]));
+    let budget = serde_json::json!({ "maxForks": 5, "maxCheckpoints": 0, "forksUsed": 2 });
+    assert_eq!(line(&mut ask(&agent, r#"{"type":"info"}"#))["info"]["budget"], budget);
+    let too_many = line(&mut ask(&agent, r#"{"type":"fork","fork":{"n":4}}"#));
+    assert_eq!(too_many["code"], "budget_exhausted");
+    assert!(too_many["error"].as_str().unwrap().contains("3 are left of the fork budget of 5"));
 
     let mut refused = ask(&agent, r#"{"type":"fork"}"#);
     let (number, _) = agent.host.until("ForkSelf", |host| host.opened_by_guest.pop_front());
-    let status = pb::Status { code: "resource_exhausted".into(), message: "no room".into(), ..Default::default() };
+    let (code, error_code) = ("resource_exhausted".into(), "quota_exceeded".into());
+    let status = pb::Status { code, error_code, message: "no room".into(), ..Default::default() };
     agent.host.send(FrameType::End, false, number, &status.encode_to_vec());
-    assert!(line(&mut refused)["error"].as_str().unwrap().contains("no room"));
+    let refused = line(&mut refused);
+    assert_eq!(refused["code"], "quota_exceeded");
+    assert!(refused["error"].as_str().unwrap().contains("no room"));
+    assert_eq!(line(&mut ask(&agent, r#"{"type":"info"}"#))["info"]["budget"], budget);
 
     let mut child = ask(&agent, r#"{"type":"fork","fork":{"n":1,"label":""}}"#);
     agent.host.until("ForkSelf", |host| host.opened_by_guest.pop_front());

@@ -1,13 +1,15 @@
 /** The published Python clients, as PyPI has them: each fixture is a program that a user could have written against that client. */
 
 import { execFile } from "node:child_process";
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
+import { Sandbox } from "@mitos/sdk";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { type HostSet, hostPackages, sandboxPython } from "../support/python-packages.ts";
+import { until } from "../support/until.ts";
 
 const run = promisify(execFile);
 const fixtures = path.join(import.meta.dirname, "fixtures");
@@ -67,6 +69,34 @@ describe.each(["mitos-run-0.1.0", "mitos-run-0.1.1"] as const)("%s", (client) =>
     ["serves code that was written for E2B", "e2b.py"],
     ["brings its adapters for agent frameworks", "adapters.py"],
   ])("%s", (_, script) => python(script, [client]));
+
+  it("knows where it is inside a sandbox, and forks it", async () => {
+    await using sandbox = await live.create({ template: "base", forkBudget: 2 });
+    const { stdout: packages } = await run("tar", ["-cz", "-C", await hostPackages(client), "."], {
+      encoding: "buffer",
+      maxBuffer: 2 ** 28,
+    });
+    await sandbox.files.write("/workspace/packages.tar.gz", packages);
+    await sandbox.files.write("/workspace/guest.py", readFileSync(path.join(fixtures, "guest.py")));
+    const program = "mkdir packages && tar -xzf packages.tar.gz -C packages && PYTHONPATH=packages python3 guest.py";
+    const { exitCode, stderr } = await sandbox.exec(program, { timeoutSeconds: 100 });
+    expect(exitCode, stderr).toBe(0);
+    const report = async (at: Sandbox) => JSON.parse(await at.files.read("/workspace/report.json"));
+
+    const { children = [] } = await sandbox.info();
+    expect(children).toHaveLength(2);
+    const spent = { max_forks: 2, max_checkpoints: 0, forks_used: 2 };
+    const refused = expect.stringContaining("0 are left of the fork budget of 2");
+    expect(await report(sandbox)).toEqual({ before: sandbox.id, now: sandbox.id, children: expect.any(Array), budget: spent, refused });
+    for (const id of children) {
+      const child = await Sandbox.connect(id, { baseUrl: live.url });
+      await until("the program has gone on in the child", () => child.files.exists("/workspace/report.json"));
+      const none = { max_forks: 0, max_checkpoints: 0, forks_used: 0 };
+      expect(await report(child)).toEqual({ before: sandbox.id, now: id, children: [], budget: none });
+      expect((await child.info()).metadata).toEqual({ label: "worker" });
+      await child.terminate();
+    }
+  });
 });
 
 describe("the frameworks themselves, over mitos-run-0.1.1", () => {

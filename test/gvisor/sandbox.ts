@@ -36,6 +36,7 @@ export async function adopt(machine: Machine): Promise<Sandbox> {
     forgetSecrets: false,
     deadlineMs: null,
     forkBudget: 0,
+    forksUsed: 0,
     processesMax: 48,
   });
   return { machine, guest };

@@ -64,6 +64,9 @@ export interface Sandbox {
   readonly children: readonly SandboxId[];
   /** Null = made without a key. Children have their parent's. */
   readonly owner: Owner | null;
+  /** How many children it may ask for from inside, those that it has had included. */
+  readonly forkBudget: number;
+  readonly forksUsed: number;
 }
 
 export interface CreateRequest {
@@ -78,8 +81,10 @@ export interface CreateRequest {
   readonly resources?: Partial<MachineResources> | undefined;
   /** Instead of the template's; its children inherit it. */
   readonly network?: NetworkPolicy | undefined;
-  /** How many children the sandbox may ask for from inside. Default 0. */
+  /** How many children the sandbox may ask for from inside: 0 (default) to limits.forkBudgetMax. */
   readonly forkBudget?: number | undefined;
+  /** The key that gives the budget, whose limits then hold. Default: none. */
+  readonly budgetKeyId?: string | undefined;
   readonly owner?: Owner | undefined;
 }
 
@@ -91,7 +96,23 @@ export interface ForkRequest {
   /** Undefined = what remains of the parent's; null = none. */
   readonly timeoutSeconds?: number | null | undefined;
   readonly env: Readonly<Record<string, string>>;
+  /** Of each child. A parent's is not inherited. Default 0. */
+  readonly forkBudget?: number | undefined;
+  readonly budgetKeyId?: string | undefined;
+  /** Set over what the parent has. */
+  readonly metadata?: Readonly<Record<string, string>> | undefined;
 }
+
+/** Children that a sandbox asks for from inside, within its budget. */
+export interface SelfFork {
+  readonly source: SandboxId;
+  readonly ids: readonly SandboxId[];
+  /** The key that gave the budget; null = none did. */
+  readonly keyId: string | null;
+}
+
+/** Lets such a fork happen by calling it, or throws. */
+export type SelfForkGate = (request: SelfFork, fork: () => Promise<ForkResult>) => Promise<ForkResult>;
 
 export interface ForkResult {
   readonly children: readonly Sandbox[];
@@ -426,6 +447,14 @@ export interface Engine extends Actions {
    * @returns ends the telling
    */
   onEnd(listener: (end: SandboxEnd) => void): () => void;
+
+  /**
+   * Has every fork that a sandbox asks for from inside pass through here. Until then those are refused whose budget a key has given: nobody
+   * is there who knows its limits.
+   *
+   * @returns ends it
+   */
+  gateSelfForks(gate: SelfForkGate): () => void;
 
   /**
    * Tells of connections that no rule allows, at most once a second for each sandbox.

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { availableParallelism } from "node:os";
 import { MitosError, type TemplateId } from "@mitos/protocol";
-import type { Log, SnapshotKind } from "./actions.ts";
+import type { Log, SelfForkGate, SnapshotKind } from "./actions.ts";
 import type { Admission } from "./admission.ts";
 import type { Clock } from "./clock.ts";
 import type { Driver } from "./driver.ts";
@@ -29,7 +29,14 @@ export interface Core {
   /** Machines that start at once: restores are processor-bound, so more of them only make each one slower. */
   readonly starts: Semaphore;
   readonly counters: Counters;
+  /** What forks that sandboxes ask for themselves pass through. */
+  selfForkGate: SelfForkGate;
 }
+
+export const ungatedSelfForks: SelfForkGate = ({ source, keyId }, fork) => {
+  if (keyId === null) return fork();
+  throw new MitosError("unavailable", { cause: `sandbox ${source} asks to be forked before the server is there that knows its key` });
+};
 
 export class Counters {
   readonly snapshots: Record<SnapshotKind, { count: number; bytes: number }> = {

@@ -37,6 +37,8 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
     hasSecrets: Object.keys(request.secrets).length > 0,
     generation: template.generation + 1,
     forkBudget: request.forkBudget ?? 0,
+    forksUsed: 0,
+    budgetKeyId: request.budgetKeyId ?? null,
     machineId: newMachineId(),
     snapshot: null,
     end: null,

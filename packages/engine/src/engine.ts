@@ -15,11 +15,12 @@ import type {
   Runtime,
   Sandbox,
   SandboxEnd,
+  SelfForkGate,
   TemplateRequest,
 } from "./actions.ts";
 import { Admission } from "./admission.ts";
 import { type Clock, systemClock } from "./clock.ts";
-import { type Core, Counters, startsAtOnce } from "./core.ts";
+import { type Core, Counters, startsAtOnce, ungatedSelfForks } from "./core.ts";
 import { create } from "./create.ts";
 import type { Driver } from "./driver.ts";
 import { pickDriver } from "./drivers/pick.ts";
@@ -90,6 +91,7 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
       templates: new Map(),
       starts: new Semaphore(startsAtOnce),
       counters: new Counters(),
+      selfForkGate: ungatedSelfForks,
     };
     const ends = new Ends(core.sandboxes);
     await recover(core);
@@ -245,6 +247,13 @@ class OpenEngine implements Engine {
 
   onEgressDenied(listener: (denial: EgressDenial) => void): () => void {
     return this.#core.egress.onDenied(listener);
+  }
+
+  gateSelfForks(gate: SelfForkGate): () => void {
+    this.#core.selfForkGate = gate;
+    return () => {
+      if (this.#core.selfForkGate === gate) this.#core.selfForkGate = ungatedSelfForks;
+    };
   }
 
   storedSecret(name: string, bytes: number): Uint8Array {

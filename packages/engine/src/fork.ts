@@ -3,6 +3,7 @@ import type { ForkRequest, ForkResult } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId, preparedCount } from "./core.ts";
 import { attach, deadlineAfter, requireLive } from "./lifecycle.ts";
+import { checkShortText } from "./runtime-input.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { type Delivery, startFromSnapshot } from "./start.ts";
@@ -37,23 +38,30 @@ export async function fork(core: Core, request: ForkRequest): Promise<ForkResult
   };
 }
 
-/** A fork that the sandbox asks for from inside. Its budget is 0 unless it was created with one. */
-export async function forkSelf(core: Core, entry: Entry, count: number): Promise<readonly SandboxId[]> {
-  const { id, forkBudget } = entry.record;
-  if (count > forkBudget) {
+/**
+ * A fork that the sandbox asks for from inside. Its budget is 0 unless it was created with one, and its children get none.
+ *
+ * @param label - becomes `label` in the metadata of the children; empty = none
+ */
+export async function forkSelf(core: Core, entry: Entry, count: number, label: string): Promise<readonly SandboxId[]> {
+  const { id, forkBudget, forksUsed = 0, budgetKeyId = null } = entry.record;
+  checkShortText(label, "label");
+  const remaining = forkBudget - forksUsed;
+  if (count > remaining) {
     throw new MitosError("budget_exhausted", {
-      cause: `sandbox ${id} asked for ${count} children and may have ${forkBudget}`,
-      context: { sandbox: id, dimension: "forks", remaining: forkBudget },
+      cause: `sandbox ${id} asked for ${count} children and may have ${remaining}`,
+      context: { sandbox: id, dimension: "forks", remaining },
     });
   }
-  // Taken before the work, so that two requests at once cannot spend it twice.
-  core.sandboxes.patch(entry, { forkBudget: forkBudget - count });
   const ids = Array.from({ length: count }, newSandboxId);
+  const request: ForkRequest = { source: id, ids, inheritSecrets: false, env: {}, metadata: label ? { label } : {} };
+  // Taken before the work, so that two requests at once cannot spend it twice.
+  core.sandboxes.patch(entry, { forksUsed: forksUsed + count });
   try {
-    await fork(core, { source: id, ids, inheritSecrets: false, env: {} });
+    await core.selfForkGate({ source: id, ids, keyId: budgetKeyId }, () => fork(core, request));
     return ids;
   } catch (error) {
-    if (!entry.record.end) core.sandboxes.patch(entry, { forkBudget: entry.record.forkBudget + count });
+    if (!entry.record.end) core.sandboxes.patch(entry, { forksUsed: entry.record.forksUsed - count });
     throw error;
   }
 }
@@ -126,14 +134,16 @@ function insertChild(core: Core, request: ForkRequest, { record }: Entry, id: Sa
     isolation: record.isolation,
     resources: record.resources,
     network: record.network,
-    metadata: record.metadata,
+    metadata: { ...record.metadata, ...request.metadata },
     createdAtMs: core.clock.nowMs(),
     forkTimeMs: 0,
     deadlineMs: timeoutSeconds === undefined ? record.deadlineMs : timeoutSeconds === null ? null : deadlineAfter(core, timeoutSeconds, id),
     idleTimeoutSeconds: record.idleTimeoutSeconds,
     hasSecrets: record.hasSecrets,
     generation: record.generation + 1,
-    forkBudget: 0,
+    forkBudget: request.forkBudget ?? 0,
+    forksUsed: 0,
+    budgetKeyId: request.budgetKeyId ?? null,
     machineId: newMachineId(),
     snapshot: null,
     end: null,

@@ -14,6 +14,7 @@ export interface Adoption {
   readonly forgetSecrets: boolean;
   readonly deadlineMs: number | null;
   readonly forkBudget: number;
+  readonly forksUsed: number;
   /** `programsMax` of its resources. */
   readonly processesMax: number;
 }

@@ -78,6 +78,7 @@ function identityOf(adoption: Adoption) {
     forgetSecrets: adoption.forgetSecrets,
     deadlineUnixMs: BigInt(adoption.deadlineMs ?? 0),
     forkBudget: adoption.forkBudget,
+    forksUsed: adoption.forksUsed,
     processesMax: adoption.processesMax,
   };
 }

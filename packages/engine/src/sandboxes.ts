@@ -255,8 +255,10 @@ export class Sandboxes {
       children: this.childrenOf(entry)
         .filter((child) => child.record.state !== "ended")
         .map((child) => child.record.id),
-      // Records of a server without ownership have none.
+      // Records of earlier servers have neither this nor `forksUsed`.
       owner: record.owner ?? null,
+      forkBudget: record.forkBudget,
+      forksUsed: record.forksUsed ?? 0,
     };
   }
 

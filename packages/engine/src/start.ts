@@ -40,6 +40,7 @@ export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snap
       generation: record.generation,
       deadlineMs: record.deadlineMs,
       forkBudget: record.forkBudget,
+      forksUsed: record.forksUsed ?? 0,
       processesMax: programsMax(record.resources),
     });
     requireAlive(entry.record);
@@ -61,7 +62,7 @@ export function connect(core: Core, entry: Entry, machine: Machine): Live {
   const guest = core.connectGuest(machine, {
     onActivity: () => entry.activity.begin(),
     egress: core.egress.open({ id: entry.record.id, network: entry.record.network, usage: entry.egress }),
-    onForkSelf: (count) => forkSelf(core, entry, count),
+    onForkSelf: (count, label) => forkSelf(core, entry, count, label),
     onLost: (error) => linkLost(core, entry, machine, error),
   });
   return { machine, guest };

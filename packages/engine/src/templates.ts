@@ -198,6 +198,7 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
       forgetSecrets: true,
       deadlineMs: null,
       forkBudget: 0,
+      forksUsed: 0,
       processesMax: programsMax(request.resources),
     });
     if (request.workload) await runWorkload(guest.runtime, request.workload);

@@ -16,6 +16,8 @@ export const limits = {
   streamsPerSandboxMax: 16,
   /** Children of one fork. */
   forkCountMax: 100,
+  /** Children that a sandbox may be allowed to ask for from inside. */
+  forkBudgetMax: 1000,
   forwardsPerSandboxMax: 16,
   /** Interpreters beside the default ones. The agent counts them. */
   contextsPerSandboxMax: 16,

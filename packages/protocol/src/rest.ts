@@ -61,6 +61,9 @@ export interface SandboxDetailJson extends SandboxJson {
   children: readonly string[];
   metadata: Readonly<Record<string, string>>;
   resources: ResourcesJson;
+  /** How many children it may ask for from inside, and has asked for. */
+  fork_budget: number;
+  forks_used: number;
 }
 
 export interface SandboxTreeJson extends SandboxJson {

@@ -2,6 +2,7 @@ import { AgentRunError } from "./errors.ts";
 import type { Command } from "./exec.ts";
 import type { ProcessClient } from "./processes.ts";
 
+/** What a terminal tells beside its output. */
 export interface PtyCallbacks {
   /** Output that was printed while nobody was connected, and is no longer kept: these bytes of it are missing. */
   onGap?: ((gap: { from: number; to: number }) => void) | undefined;

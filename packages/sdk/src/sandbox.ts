@@ -60,6 +60,8 @@ export interface ForkOptions {
   timeoutSeconds?: number | undefined;
   /** A sandbox that was given secrets refuses to fork unless this is true. */
   inheritSecrets?: boolean | undefined;
+  /** How many children programs inside each child may make of it. Default: 0, whatever this sandbox has. */
+  forkBudget?: number | undefined;
   /** How long to wait for the answer. Default: 130,000. */
   timeoutMs?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -323,6 +325,7 @@ export class Sandbox {
       env: options.env,
       timeout_seconds: options.timeoutSeconds,
       inherit_secrets: options.inheritSecrets,
+      fork_budget: options.forkBudget,
     };
     try {
       const headers = { "Idempotency-Key": newIdempotencyKey() };

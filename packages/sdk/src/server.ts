@@ -39,6 +39,8 @@ export interface ForkTemplateOptions {
   idleTimeoutSeconds?: number | undefined;
   metadata?: Readonly<Record<string, string>> | undefined;
   resources?: Resources | undefined;
+  /** How many children programs inside may make of it (`@mitos/sdk/guest`). Default: 0, none. */
+  forkBudget?: number | undefined;
   /** Instead of the template's. */
   network?: Network | undefined;
   region?: string | undefined;
@@ -113,6 +115,7 @@ export class SandboxServer {
       timeout_seconds: options.timeoutSeconds,
       idle_timeout_seconds: options.idleTimeoutSeconds,
       metadata: options.metadata,
+      fork_budget: options.forkBudget,
       region: options.region,
       ...(resources ? { resources: resourcesToWire(resources) } : {}),
       ...(network ? { network: networkToWire(network) } : {}),

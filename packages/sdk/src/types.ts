@@ -67,6 +67,9 @@ export interface ServerSandbox {
   deadlineUnix?: number | null | undefined;
   metadata?: Readonly<Record<string, string>> | undefined;
   resources?: Resources | undefined;
+  /** How many children it may make of itself from inside, and has made. */
+  forkBudget?: number | undefined;
+  forksUsed?: number | undefined;
 }
 
 /** A sandbox with what was forked from it, and so on. */
@@ -127,6 +130,7 @@ export function sandboxFromWire(row: Unchecked<SandboxDetailJson>): ServerSandbo
     ...(Array.isArray(row.children) ? { children: row.children.filter((id) => typeof id === "string") } : {}),
     ...(row.deadline_unix === undefined ? {} : { deadlineUnix: row.deadline_unix as number | null }),
     ...(row.metadata === undefined ? {} : { metadata: row.metadata as Record<string, string> }),
+    ...(row.fork_budget === undefined ? {} : { forkBudget: Number(row.fork_budget), forksUsed: Number(row.forks_used) }),
     ...(resources ? { resources: { vcpuCount: resources.vcpu_count, memSizeMiB: resources.mem_size_mib } } : {}),
   };
 }

@@ -78,7 +78,7 @@ export function createMetrics(engine: Engine, streams: StreamCap, version: strin
     contentType: registry.contentType,
     forkSeconds: new Histogram({
       name: "mitos_fork_duration_seconds",
-      help: "Time from request to usable sandbox, from a template (create) or a running sandbox (live)",
+      help: "Time from request to usable sandbox, from a template (create) or a running sandbox, asked for from outside (live) or by itself (self)",
       labelNames: ["kind"],
       buckets: [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30],
       registers,

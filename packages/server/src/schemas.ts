@@ -76,6 +76,9 @@ export const resources = z
     ...(wire.processes_max ? { processesMax: wire.processes_max } : {}),
   }));
 
+/** How many children a sandbox may ask for from inside. */
+export const forkBudget = z.int().min(0).max(limits.forkBudgetMax);
+
 export const seconds = z.int().min(1, "must be at least 1");
 
 export const terminalSide = z.int().min(1).max(65_535);

@@ -21,6 +21,7 @@ import { PreviewSigner } from "./preview/token.ts";
 import { createExpose } from "./proxy/expose.ts";
 import { Forwards } from "./proxy/forwards.ts";
 import { upgradedPlaces } from "./proxy/ports.ts";
+import { gateSelfForks } from "./self-forks.ts";
 import { StreamCap } from "./stream/cap.ts";
 import { execFraming } from "./websocket/exec.ts";
 import { ptyFraming } from "./websocket/pty.ts";
@@ -99,6 +100,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     const detail = `to=${to}${leftOut > 0 ? ` left_out=${leftOut}` : ""}`;
     note(audit, log, { sandbox_id: id, op: "egress_denied", detail, ok: false });
   });
+  const noSelfForks = gateSelfForks({ engine, auth, audit, metrics, log });
   const context: ServerContext = {
     engine,
     auth,
@@ -176,6 +178,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     for (const webSocket of webSockets) webSocket.close();
     await app.close();
     noDenials();
+    noSelfForks();
     await context.audit.close();
   };
   return { url, close: () => (closed ??= close()) };

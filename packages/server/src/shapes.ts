@@ -56,6 +56,8 @@ export function sandboxDetailJson(sandbox: Sandbox, endpoint: string): SandboxDe
     children: sandbox.children,
     metadata: sandbox.metadata,
     resources: resourcesJson(sandbox.resources),
+    fork_budget: sandbox.forkBudget,
+    forks_used: sandbox.forksUsed,
   };
 }
 

@@ -92,14 +92,14 @@ export function decodeStatus(payload: Uint8Array): guest.Status {
   }
 }
 
-export function encodeStatus(code: ConnectCodeName | "", message = ""): Uint8Array {
+export function encodeStatus(code: ConnectCodeName | "", message = "", errorCode = ""): Uint8Array {
   if (code === "") return noPayload;
-  return toBinary(guest.StatusSchema, create(guest.StatusSchema, { code, message: message.slice(0, messageCharactersMax) }));
+  return toBinary(guest.StatusSchema, create(guest.StatusSchema, { code, message: message.slice(0, messageCharactersMax), errorCode }));
 }
 
 /** What the guest is told about a failure of one of its own calls. */
 export function statusOfError(error: unknown): Uint8Array {
-  if (error instanceof MitosError) return encodeStatus(error.entry.connect, error.message);
+  if (error instanceof MitosError) return encodeStatus(error.entry.connect, error.message, error.code);
   return encodeStatus("internal", "the host failed");
 }
 

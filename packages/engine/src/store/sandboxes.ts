@@ -13,8 +13,8 @@ export interface SandboxRecord extends Omit<Sandbox, "children" | "endReason"> {
   readonly hasSecrets: boolean;
   /** Strictly increases along every line of descent. */
   readonly generation: number;
-  /** How many children it may still ask for from inside. */
-  readonly forkBudget: number;
+  /** The key that gave the fork budget. */
+  readonly budgetKeyId: string | null;
   /** The machine it runs on, written before the machine is started, so that a crash in between leaves nothing unknown. */
   readonly machineId: string | null;
   /** Where a paused sandbox waits. */

@@ -1,7 +1,7 @@
 import type { ServerResponse } from "node:http";
 import { isIPv6 } from "node:net";
 import type { Duplex } from "node:stream";
-import type { Actions, ApiKey, Engine, Log } from "@mitos/engine";
+import type { Actions, ApiKey, Engine, Log, SelfFork } from "@mitos/engine";
 import { MitosError } from "@mitos/protocol";
 import type { AnyRequest } from "../http/guard.ts";
 import type { AnyResponse } from "../http/plain.ts";
@@ -96,6 +96,39 @@ export class Auth {
 
   engineFor(request: AnyRequest): Actions {
     return new OwnedEngine(this.#engine, this.callerOf(request), this.#quotas);
+  }
+
+  /** The key that gave a sandbox its fork budget, active or not; undefined when none did. */
+  budgetKeyOf({ keyId }: SelfFork): ApiKey | undefined {
+    return keyId === null ? undefined : this.#engine.keys.list().find(({ id }) => id === keyId);
+  }
+
+  /**
+   * For children that a sandbox asks for itself: they count as if the key that gave the budget asked for them.
+   *
+   * @returns their places until they are there
+   * @throws forbidden when the key is not active any more, quota_exceeded
+   */
+  reserveSelfFork(request: SelfFork): Disposable {
+    const { source, ids, keyId } = request;
+    // Made by a server without keys.
+    if (keyId === null) return { [Symbol.dispose]: () => {} };
+    const key = this.budgetKeyOf(request);
+    const status = key ? this.#engine.keys.statusOf(key) : "unknown";
+    if (!key || status !== "active") {
+      throw new MitosError("forbidden", {
+        cause: `the key ${keyId}, which gave sandbox ${source} its fork budget, is ${status}`,
+        remediation: "Fork the sandbox from outside with a key that is active, and give the child a budget.",
+        context: { op: "fork", sandbox: source },
+      });
+    }
+    const { owner, resources } = this.#engine.get(source);
+    return this.#quotas.reserve(
+      "fork",
+      key,
+      owner,
+      ids.map((id) => ({ id, resources })),
+    );
   }
 
   /** Ends what is open with a key that was revoked, as if its client had left. */

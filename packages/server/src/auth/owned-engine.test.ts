@@ -153,6 +153,14 @@ describe("ownership", () => {
     expect((await get(at, "/v1/sandboxes/r-1", alice)).status).toBe(404);
   });
 
+  it("of a fork budget is the key that gave it, also to the fork of an admin", async () => {
+    const idOf = (headers: Record<string, string>) => at.engine.keys.find(headers.Authorization!.slice(7))!.id;
+    await post(at, "/v1/fork", { id: "a-7", template: "python", fork_budget: 2 }, alice);
+    await post(at, "/v1/sandboxes/a-7/fork", { id: "a-8", fork_budget: 1 }, at.admin);
+    expect(at.engine.creates.at(-1)).toMatchObject({ forkBudget: 2, budgetKeyId: idOf(alice) });
+    expect(at.engine.forks.at(-1)).toMatchObject({ forkBudget: 1, budgetKeyId: idOf(at.admin) });
+  });
+
   it("separates Idempotency-Keys", async () => {
     const key = { "Idempotency-Key": "same" };
     expect((await post(at, "/v1/fork", { id: "a-9", template: "python" }, { ...alice, ...key })).json.id).toBe("a-9");

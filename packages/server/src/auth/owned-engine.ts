@@ -100,14 +100,14 @@ export class OwnedEngine implements Actions {
     const owner = ownerOf(this.#key);
     const resources = { ...template.resources, ...request.resources };
     using _reserved = this.#quotas.reserve("create", this.#key, owner, [{ id: request.id, resources }]);
-    return await this.#engine.create({ ...request, owner });
+    return await this.#engine.create({ ...request, owner, budgetKeyId: this.#key.id });
   }
 
   async fork(request: ForkRequest): Promise<ForkResult> {
     const { owner, resources } = this.get(request.source);
     const wanted = request.ids.map((id) => ({ id, resources }));
     using _reserved = this.#quotas.reserve("fork", this.#key, owner, wanted);
-    return await this.#engine.fork(request);
+    return await this.#engine.fork({ ...request, budgetKeyId: this.#key.id });
   }
 
   get(id: SandboxId): Sandbox {

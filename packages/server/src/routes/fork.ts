@@ -1,6 +1,6 @@
 /** `POST /v1/fork` makes a sandbox from a template, `POST /v1/sandboxes/{id}/fork` forks a running one. */
 
-import type { Actions, Sandbox } from "@mitos/engine";
+import type { Actions, ForkRequest, Sandbox } from "@mitos/engine";
 import { type ForkJson, limits, MitosError, newSandboxId, type SandboxId, type TemplateId, toSandboxId } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
@@ -9,7 +9,7 @@ import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
 import { idempotencyKey, once } from "../idempotency.ts";
 import { checkNetwork } from "../network.ts";
-import { checkCeiling, env, metadata, resources, sandboxId, seconds, templateId } from "../schemas.ts";
+import { checkCeiling, env, forkBudget, metadata, resources, sandboxId, seconds, templateId } from "../schemas.ts";
 import { endpointOf, sandboxJson } from "../shapes.ts";
 
 /**
@@ -26,6 +26,7 @@ const createBody = z.object({
   timeout_seconds: seconds.nullish(),
   idle_timeout_seconds: seconds.nullish(),
   metadata: metadata.nullish(),
+  fork_budget: forkBudget.nullish(),
   resources: resources.nullish(),
   network: z.unknown().optional(),
 });
@@ -42,6 +43,7 @@ const forkBody = z
     // null = no deadline; absent = what remains of the parent's.
     timeout_seconds: seconds.nullable().optional(),
     env: env.nullish(),
+    fork_budget: forkBudget.nullish(),
     network: inherited,
     // Sent by published clients; the parent always stands still for the snapshot only.
     pause_source: z.boolean().optional(),
@@ -79,7 +81,14 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
         const sandbox =
           from.kind === "live"
             ? await audited(audit, forkEvent(from.source, [body.id]), () =>
-                forkOne(engine, from.source, body.id, body.env ?? {}, body.timeout_seconds ?? undefined),
+                forkOne(engine, {
+                  source: from.source,
+                  ids: [body.id],
+                  inheritSecrets: false,
+                  timeoutSeconds: body.timeout_seconds ?? undefined,
+                  env: body.env ?? {},
+                  forkBudget: body.fork_budget ?? 0,
+                }),
               )
             : await audited(audit, { sandbox_id: body.id, op: "create", detail: `template=${from.template}` }, () =>
                 engine.create({
@@ -90,6 +99,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
                   timeoutSeconds: body.timeout_seconds ?? null,
                   idleTimeoutSeconds: body.idle_timeout_seconds ?? null,
                   metadata: body.metadata ?? {},
+                  forkBudget: body.fork_budget ?? 0,
                   ...(body.resources ? { resources: body.resources } : {}),
                   network: rules,
                 }),
@@ -123,6 +133,7 @@ export function forkRoutes(app: FastifyInstance, context: ServerContext): void {
           inheritSecrets: body.inherit_secrets,
           timeoutSeconds: body.timeout_seconds,
           env: body.env ?? {},
+          forkBudget: body.fork_budget ?? 0,
         }),
       );
       done();
@@ -144,18 +155,13 @@ function parseTemplate(text: string): CreateSource {
   return { kind: "create", template: check(z.object({ template: templateId }), { template: text }).template };
 }
 
-function forkEvent(source: SandboxId, children: readonly SandboxId[]) {
+/** Also of a fork that a sandbox asks for itself. */
+export function forkEvent(source: SandboxId, children: readonly SandboxId[]) {
   return { sandbox_id: source, op: "fork", detail: `children=${children.join(",")}` };
 }
 
-async function forkOne(
-  engine: Actions,
-  source: SandboxId,
-  id: SandboxId,
-  childEnv: Record<string, string>,
-  timeoutSeconds: number | undefined,
-): Promise<Sandbox> {
-  const { children } = await engine.fork({ source, ids: [id], inheritSecrets: false, timeoutSeconds, env: childEnv });
+async function forkOne(engine: Actions, request: ForkRequest): Promise<Sandbox> {
+  const { children } = await engine.fork(request);
   const child = children[0];
   if (!child) throw new MitosError("internal", { reason: new Error("a fork of one child answered none") });
   return child;

@@ -172,10 +172,24 @@ describe("sandboxes", () => {
     { timeout_seconds: 0 },
     { timeout_seconds: 1.5 },
     { resources: { mem_size_mib: 1 } },
+    { fork_budget: -1 },
+    { fork_budget: 1001 },
+    { fork_budget: "3" },
   ])("refuse %j before anything happens", async (extra) => {
     const answer = await post(at, "/v1/fork", { id: "x", template: "python", ...extra });
     expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
     expect(at.engine.sandboxes.has("x")).toBe(false);
+  });
+
+  it("may fork themselves as often as whoever makes them says, by default not at all", async () => {
+    await post(at, "/v1/fork", { id: "none", template: "python" });
+    await post(at, "/v1/fork", { id: "three", template: "python", fork_budget: 3 });
+    await post(at, "/v1/fork", { id: "child", template: "live:three", fork_budget: 2 });
+    await post(at, "/v1/sandboxes/three/fork", { id: "other", fork_budget: 1 });
+    await post(at, "/v1/sandboxes/three/fork", { id: "plain" });
+    expect(at.engine.creates.slice(-2).map(({ forkBudget }) => forkBudget)).toEqual([0, 3]);
+    expect(at.engine.forks.map(({ forkBudget }) => forkBudget)).toEqual([2, 1, 0]);
+    expect((await get(at, "/v1/sandboxes/three")).json).toMatchObject({ fork_budget: 3, forks_used: 0 });
   });
 
   it("are listed in pages, filtered by state, parent and metadata", async () => {
@@ -245,6 +259,8 @@ describe("live fork", () => {
     { id: "a", ids: ["b"] },
     { count: 3, ids: ["a"] },
     { ids: [] },
+    { id: "a", fork_budget: -1 },
+    { id: "a", fork_budget: 1001 },
   ])("refuses %j", async (body) => {
     expect((await fork(body)).status).toBe(400);
     expect(at.engine.forks).toEqual([]);

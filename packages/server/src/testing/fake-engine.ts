@@ -29,6 +29,7 @@ import {
   type Sandbox,
   type SandboxEnd,
   type SandboxState,
+  type SelfForkGate,
   type Template,
   unknownSandbox,
 } from "@mitos/engine";
@@ -444,6 +445,8 @@ export class FakeEngine {
       endReason: null,
       children: [],
       owner: parentId === null ? (request?.owner ?? null) : this.get(parentId).owner,
+      forkBudget: request?.forkBudget ?? 0,
+      forksUsed: 0,
     };
     this.sandboxes.set(id, sandbox);
     this.runtimes.set(id, new FakeRuntime());
@@ -480,6 +483,14 @@ export class FakeEngine {
   onEnd(listener: (end: SandboxEnd) => void) {
     this.#onEnd.add(listener);
     return () => void this.#onEnd.delete(listener);
+  }
+  /** What the server has put in the way of sandboxes that fork themselves. */
+  selfForkGate: SelfForkGate | undefined;
+  gateSelfForks(gate: SelfForkGate) {
+    this.selfForkGate = gate;
+    return () => {
+      this.selfForkGate = undefined;
+    };
   }
   readonly egressDenied = new Set<(denial: EgressDenial) => void>();
   onEgressDenied(listener: (denial: EgressDenial) => void) {
