@@ -1,0 +1,39 @@
+/**
+ * E2B's home, `/home/user`, in a sandbox whose working folder is `/workspace`: a link makes them one folder, so that a program finds its
+ * files by either name, in commands, in code and in files alike.
+ */
+
+import { AgentRunError } from "../errors.ts";
+import type { Sandbox } from "../sandbox.ts";
+
+export const home = "/home/user";
+const workspace = "/workspace";
+
+/** A template that brings a `/home/user` of its own keeps it. */
+export async function prepareHome(sandbox: Pick<Sandbox, "exec">, signal: AbortSignal): Promise<void> {
+  try {
+    await sandbox.exec(`[ -e ${home} ] || { mkdir -p /home && ln -s ${workspace} ${home}; }`, { cwd: "/", signal });
+  } catch (error) {
+    // The mock engine has a life cycle and no files.
+    if (error instanceof AgentRunError && error.code === "not_supported") return;
+    throw error;
+  }
+}
+
+/** A relative path is one in the home. */
+export function homeOf(path = "."): string {
+  if (path.startsWith("/")) return path;
+  if (path === "." || path === "" || path === "~") return home;
+  return `${home}/${path.replace(/^(\.|~)\//, "")}`;
+}
+
+/** Watching is by the folder's own name. */
+export function inWorkspace(path: string): string {
+  const absolute = homeOf(path);
+  return absolute === home || absolute.startsWith(`${home}/`) ? `${workspace}${absolute.slice(home.length)}` : absolute;
+}
+
+/** E2B's `user` is whom commands run as when nothing is said. */
+export function userOf(user: string | undefined): string | undefined {
+  return user === "user" ? undefined : user;
+}
