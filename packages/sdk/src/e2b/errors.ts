@@ -53,7 +53,7 @@ export class BuildError extends Error {
 }
 
 /** What was asked about. The same code is another class for another thing: `not_found` is a file's, a process's or the sandbox's own. */
-export type Subject = "sandbox" | "file" | "process" | "code";
+export type Subject = "sandbox" | "template" | "file" | "process" | "code";
 
 type ErrorClass = new (message: string, options?: ErrorOptions) => Error;
 type ClientCode =
@@ -65,10 +65,22 @@ type ClientCode =
   | "run_code_stream_truncated"
   | "output_too_large";
 
-const missing = { sandbox: SandboxNotFoundError, file: FileNotFoundError, process: NotFoundError, code: NotFoundError };
+const missing = {
+  sandbox: SandboxNotFoundError,
+  template: NotFoundError,
+  file: FileNotFoundError,
+  process: NotFoundError,
+  code: NotFoundError,
+};
 /** A sandbox that does not run: E2B's calls into it end with a time-out, those that start something in it or are about it with a not-found. */
-const gone = { sandbox: SandboxNotFoundError, file: TimeoutError, process: SandboxNotFoundError, code: TimeoutError };
-const silent = { sandbox: ServiceBusyError, file: TimeoutError, process: TimeoutError, code: TimeoutError };
+const gone = {
+  sandbox: SandboxNotFoundError,
+  template: SandboxNotFoundError,
+  file: TimeoutError,
+  process: SandboxNotFoundError,
+  code: TimeoutError,
+};
+const silent = { sandbox: ServiceBusyError, template: ServiceBusyError, file: TimeoutError, process: TimeoutError, code: TimeoutError };
 
 const classes: Readonly<Record<ErrorCode | ClientCode, ErrorClass | Readonly<Record<Subject, ErrorClass>>>> = {
   already_exists: SandboxError,

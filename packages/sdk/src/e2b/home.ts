@@ -7,7 +7,7 @@ import { AgentRunError } from "../errors.ts";
 import type { Sandbox } from "../sandbox.ts";
 
 export const home = "/home/user";
-const workspace = "/workspace";
+export const workspace = "/workspace";
 
 /** A template that brings a `/home/user` of its own keeps it. */
 export async function prepareHome(sandbox: Pick<Sandbox, "exec">, signal: AbortSignal): Promise<void> {

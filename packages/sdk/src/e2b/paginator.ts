@@ -1,7 +1,10 @@
+import type { Connection } from "../config.ts";
+import { HttpClient } from "../http.ts";
+import { Sandbox } from "../sandbox.ts";
 import { SandboxServer } from "../server.ts";
 import type { ServerSandbox } from "../types.ts";
-import { InvalidArgumentError, SandboxError } from "./errors.ts";
-import { type SandboxInfo, type SandboxState, stateOf, toSandboxInfo } from "./info.ts";
+import { InvalidArgumentError, isGone, SandboxError } from "./errors.ts";
+import { type SandboxInfo, type SandboxState, toSandboxInfo } from "./info.ts";
 import { connectionOf, type SandboxApiOpts, templateOf } from "./options.ts";
 import { request } from "./request.ts";
 
@@ -51,25 +54,41 @@ export class SandboxPaginator {
     if (!this.#hasNext) throw new SandboxError("there are no more sandboxes to list; look at hasNext first");
     const { query = {}, order = "desc", limit = limitDefault, ...connection } = this.#opts;
     const effective = opts ?? connection;
-    const rows = await request("sandbox", effective, () =>
-      SandboxServer.fromAuth(connectionOf(effective)).listSandboxes({ metadata: query.metadata }),
-    );
+    const server = SandboxServer.fromAuth(connectionOf(effective));
+    const rows = await request("sandbox", effective, () => rowsOf(server, query));
     const sorted = rows.filter((row) => matches(row, query)).sort((one, other) => compare(keyOf(one), keyOf(other), order));
     const after = this.#nextToken;
     const rest = after === undefined ? sorted : sorted.filter((row) => compare(keyOf(row), after, order) > 0);
     const page = rest.slice(0, limit);
     this.#hasNext = rest.length > page.length;
     this.#nextToken = this.#hasNext ? keyOf(page.at(-1)!) : undefined;
-    return page.map(toSandboxInfo);
+    return request("sandbox", effective, () => detailsOf(page, connectionOf(effective)));
   }
 }
 
-function matches(
-  row: ServerSandbox,
-  { state = ["running", "paused"], startedAfter, template }: NonNullable<SandboxListOpts["query"]>,
-): boolean {
-  const own = stateOf(row);
-  if (own === undefined || !state.includes(own)) return false;
+type Query = NonNullable<SandboxListOpts["query"]>;
+
+/** A row does not tell the state, so each state is asked for. */
+async function rowsOf(server: SandboxServer, { metadata, state = ["running", "paused"] }: Query): Promise<ServerSandbox[]> {
+  const lists = await Promise.all([...new Set(state)].map((one) => server.listSandboxes({ state: one, metadata })));
+  return [...new Map(lists.flat().map((row) => [row.id, row])).values()];
+}
+
+/** What a row does not tell. One that has ended meanwhile is left out. */
+async function detailsOf(rows: readonly ServerSandbox[], connection: Connection): Promise<SandboxInfo[]> {
+  const http = HttpClient.fromAuth(connection);
+  const details = await Promise.all(
+    rows.map(({ id }) =>
+      new Sandbox({ id, endpoint: http.baseUrl, http }).info().catch((error: unknown) => {
+        if (isGone(error)) return undefined;
+        throw error;
+      }),
+    ),
+  );
+  return details.filter((row) => row !== undefined).map(toSandboxInfo);
+}
+
+function matches(row: ServerSandbox, { startedAfter, template }: Query): boolean {
   if (startedAfter && new Date(row.createdAt) < startedAfter) return false;
   return template === undefined || row.templateId === templateOf(template).template;
 }

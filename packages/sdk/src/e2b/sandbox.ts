@@ -18,7 +18,7 @@ import {
   runCode,
 } from "./code.ts";
 import { Commands } from "./commands.ts";
-import { isGone, unavailable } from "./errors.ts";
+import { isGone, toE2BError, unavailable } from "./errors.ts";
 import type { Execution } from "./execution.ts";
 import { Filesystem } from "./files.ts";
 import { home, prepareHome } from "./home.ts";
@@ -74,7 +74,7 @@ export class Sandbox {
   /** Use `Sandbox.create` or `Sandbox.connect`. */
   constructor({ sandboxId, ...connection }: ConnectionOpts & { sandboxId: string }) {
     const http = HttpClient.fromAuth(connectionOf(connection));
-    this.#native = new NativeSandbox({ id: sandboxId, endpoint: http.baseUrl, http });
+    this.#native = nativeOf(sandboxId, http);
     this.#connection = connection;
     this.sandboxId = sandboxId;
     this.sandboxDomain = new URL(http.baseUrl).host;
@@ -107,7 +107,7 @@ export class Sandbox {
       timeoutSeconds: toSeconds(all.timeoutMs ?? sandboxTimeoutMsDefault),
       network: networkOf(all),
     };
-    const native = await request("sandbox", all, async (signal) => {
+    const native = await request("template", all, async (signal) => {
       const made = onDemand
         ? await create({ ...connection, template, ...shape, signal })
         : await SandboxServer.fromAuth(connection).fork(template, newSandboxId(), { ...shape, signal });
@@ -129,35 +129,35 @@ export class Sandbox {
   }
 
   /** @returns false when there is no such sandbox */
-  static kill(sandboxId: string, opts?: SandboxApiOpts): Promise<boolean> {
+  static async kill(sandboxId: string, opts?: SandboxApiOpts): Promise<boolean> {
     return handle(this, sandboxId, opts).kill(opts);
   }
 
   /** @throws SandboxNotFoundError */
-  static getInfo(sandboxId: string, opts?: SandboxApiOpts): Promise<SandboxInfo> {
+  static async getInfo(sandboxId: string, opts?: SandboxApiOpts): Promise<SandboxInfo> {
     return handle(this, sandboxId, opts).getInfo(opts);
   }
 
   /** @deprecated The same as getInfo. */
-  static getFullInfo(sandboxId: string, opts?: SandboxApiOpts): Promise<SandboxInfo> {
+  static async getFullInfo(sandboxId: string, opts?: SandboxApiOpts): Promise<SandboxInfo> {
     return handle(this, sandboxId, opts).getInfo(opts);
   }
 
-  static setTimeout(sandboxId: string, timeoutMs: number, opts?: SandboxApiOpts): Promise<void> {
+  static async setTimeout(sandboxId: string, timeoutMs: number, opts?: SandboxApiOpts): Promise<void> {
     return handle(this, sandboxId, opts).setTimeout(timeoutMs, opts);
   }
 
-  static pause(sandboxId: string, opts?: SandboxPauseOpts): Promise<boolean> {
+  static async pause(sandboxId: string, opts?: SandboxPauseOpts): Promise<boolean> {
     return handle(this, sandboxId, opts).pause(opts);
   }
 
   /** @deprecated The same as pause. */
-  static betaPause(sandboxId: string, opts?: SandboxPauseOpts): Promise<boolean> {
+  static async betaPause(sandboxId: string, opts?: SandboxPauseOpts): Promise<boolean> {
     return handle(this, sandboxId, opts).pause(opts);
   }
 
   /** @see fork */
-  static fork<S extends typeof Sandbox>(this: S, sandboxId: string, opts?: SandboxForkOpts): Promise<(InstanceType<S> | Error)[]> {
+  static async fork<S extends typeof Sandbox>(this: S, sandboxId: string, opts?: SandboxForkOpts): Promise<(InstanceType<S> | Error)[]> {
     const all = effective(this, opts);
     return (new this({ ...connectionOnly(all), sandboxId }) as InstanceType<S>).fork(all);
   }
@@ -256,6 +256,8 @@ export class Sandbox {
   kill(opts: RequestOpts = {}): Promise<boolean> {
     return request("sandbox", this.#requestOpts(opts), async () => {
       try {
+        // Ending what has ended succeeds as well.
+        await this.#native.info();
         await this.#native.terminate();
         return true;
       } catch (error) {
@@ -371,6 +373,14 @@ export class Sandbox {
 /** What a sandbox keeps of the options it was made with. */
 function connectionOnly({ apiKey, domain, apiUrl, requestTimeoutMs }: ConnectionOpts): ConnectionOpts {
   return { apiKey, domain, apiUrl, requestTimeoutMs };
+}
+
+function nativeOf(id: string, http: HttpClient): NativeSandbox {
+  try {
+    return new NativeSandbox({ id, endpoint: http.baseUrl, http });
+  } catch (error) {
+    throw toE2BError(error, "sandbox");
+  }
 }
 
 function handle(Class: typeof Sandbox, sandboxId: string, opts: ConnectionOpts | undefined): Sandbox {

@@ -1,8 +1,8 @@
 import type { FileEvent } from "../files.ts";
 import type { Sandbox } from "../sandbox.ts";
 import { type EntryInfo, findEntries } from "./entries.ts";
-import { TimeoutError, toE2BError } from "./errors.ts";
-import { inWorkspace } from "./home.ts";
+import { InvalidArgumentError, TimeoutError, toE2BError } from "./errors.ts";
+import { home, homeOf, inWorkspace, workspace } from "./home.ts";
 import { type RequestOpts, request } from "./request.ts";
 
 export const FilesystemEventType = { CHMOD: "chmod", CREATE: "create", REMOVE: "remove", RENAME: "rename", WRITE: "write" } as const;
@@ -55,8 +55,12 @@ export async function startWatch(
 ): Promise<WatchHandle> {
   const { timeoutMs = timeoutMsDefault, recursive = false, includeEntry = false, onExit } = opts;
   const folder = inWorkspace(path).replace(/(?<=.)\/+$/, "");
+  if (folder !== workspace && !folder.startsWith(`${workspace}/`)) {
+    throw new InvalidArgumentError(`${path} cannot be watched: only ${home}, which is ${workspace}, and what lies below it can`);
+  }
   const stop = new AbortController();
-  const begun = Promise.withResolvers<void>();
+  const begun = Promise.withResolvers<true>();
+  begun.promise.catch(() => undefined); // seen below
 
   const watching = follow().catch((error: unknown) => {
     if (stop.signal.aborted) {
@@ -70,11 +74,9 @@ export async function startWatch(
   await request("file", opts, async (signal) => {
     // First: a folder that is not there is an error of its own, not one of the probe, which would make it.
     await findEntries(sandbox, folder, { depth: 0, follow: true }, signal);
-    const over = begun.promise.then(() => true);
-    over.catch(() => undefined);
     for (let isOver = false; !isOver; ) {
       await touch(sandbox, `${folder}/${probePrefix}${crypto.randomUUID()}`);
-      isOver = await Promise.race([over, new Promise<false>((resolve) => setTimeout(resolve, probeEveryMs, false))]);
+      isOver = await Promise.race([begun.promise, new Promise<false>((resolve) => setTimeout(resolve, probeEveryMs, false))]);
       signal.throwIfAborted();
     }
   }).catch((error: unknown) => {
@@ -101,7 +103,7 @@ export async function startWatch(
     for await (const event of sandbox.files.watch(folder, { recursive, signal: stop.signal })) {
       for (const told of toEvents(event, folder)) {
         if (stop.signal.aborted) return;
-        if (told.name.slice(told.name.lastIndexOf("/") + 1).startsWith(probePrefix)) begun.resolve();
+        if (told.name.slice(told.name.lastIndexOf("/") + 1).startsWith(probePrefix)) begun.resolve(true);
         else await onEvent(includeEntry ? { ...told, ...(await entryOf(told)) } : told);
       }
     }
@@ -109,7 +111,7 @@ export async function startWatch(
 
   async function entryOf({ name }: FilesystemEvent): Promise<{ entry?: EntryInfo }> {
     try {
-      const [entry] = await findEntries(sandbox, `${folder}/${name}`, { depth: 0, follow: false }, stop.signal);
+      const [entry] = await findEntries(sandbox, `${homeOf(path)}/${name}`, { depth: 0, follow: false }, stop.signal);
       return entry ? { entry } : {};
     } catch {
       return {};
