@@ -46,6 +46,24 @@ impl Agent {
         self.host.open("RunCode", &pb::RunCodeInput { msg: Some(pb::run_code_input::Msg::Open(open)) }, true)
     }
 
+    fn create(&mut self, id: &str, language: &str, cwd: &str) -> Result<pb::Context, pb::Status> {
+        self.host.unary("CreateContext", &pb::CreateContextRequest { id: id.into(), language: language.into(), cwd: cwd.into() })
+    }
+
+    fn restart(&mut self, id: &str) -> Result<pb::Context, pb::Status> {
+        self.host.unary("RestartContext", &pb::RestartContextRequest { id: id.into() })
+    }
+
+    fn remove(&mut self, id: &str) -> Result<pb::Empty, pb::Status> {
+        self.host.unary("RemoveContext", &pb::RemoveContextRequest { id: id.into() })
+    }
+
+    /// Id, and whether it is a default one.
+    fn listed(&mut self) -> Vec<(String, bool)> {
+        let reply: pb::ListContextsReply = self.host.unary("ListContexts", &pb::ListContextsRequest {}).unwrap();
+        reply.contexts.into_iter().map(|context| (context.id, context.is_default)).collect()
+    }
+
     fn finish(&mut self, channel: u32) -> Execution {
         let mut execution = Execution::default();
         while let Some(response) = self.host.next::<RunCodeResponse>(channel) {
@@ -325,8 +343,138 @@ fn calls_of_one_kernel_are_served_in_order_and_contexts_are_apart() {
     assert_eq!(agent.finish(third).results[0].text, "['a', 'b']");
     agent.finish(first);
     agent.finish(second);
+    agent.create("other", "python", "").unwrap();
     let other = agent.open_in("other", "python", "order", 0);
     assert_eq!(agent.finish(other).error_name(), "NameError");
+}
+
+#[test]
+fn contexts_have_a_state_and_a_folder_of_their_own_and_are_listed_in_order() {
+    let mut agent = Agent::start();
+    let folder = agent.root.join("elsewhere");
+    fs::create_dir(&folder).unwrap();
+    assert_eq!(agent.listed(), Vec::<(String, bool)>::new());
+    agent.run("bash", "n=default");
+    agent.create("b", "bash", "").unwrap();
+    let created = agent.create("a", "bash", folder.to_str().unwrap()).unwrap();
+    assert_eq!((created.language.as_str(), created.cwd.as_str(), created.is_default), ("bash", folder.to_str().unwrap(), false));
+    for (context, language) in [("a", "bash"), ("b", ""), ("bash", "bash"), ("", "bash")] {
+        let channel = agent.open_in(context, language, &format!("echo \"$n in ${{PWD##*/}}\"; n={context}"), 0);
+        let before = if context.is_empty() {
+            "bash"
+        } else if context == "bash" {
+            "default"
+        } else {
+            ""
+        };
+        assert!(agent.finish(channel).stdout().starts_with(&format!("{before} in ")), "{context}");
+    }
+    let channel = agent.open_in("a", "", "echo \"$n in ${PWD##*/}\"", 0);
+    assert_eq!(agent.finish(channel).stdout(), "a in elsewhere\n");
+    assert_eq!(agent.listed(), [("bash".to_owned(), true), ("b".to_owned(), false), ("a".to_owned(), false)]);
+}
+
+#[test]
+fn what_is_wrong_with_a_context_is_told_and_leaves_none_behind() {
+    let mut agent = Agent::with_path("/bin:/usr/bin");
+    fs::write(agent.root.join("file"), "").unwrap();
+    let file = agent.root.join("file").to_string_lossy().into_owned();
+    for (id, language, cwd, code) in [
+        ("x", "ruby", "", "invalid_argument"),
+        ("x", "", "", "invalid_argument"),
+        ("python", "python", "", "invalid_argument"),
+        ("", "python", "", "invalid_argument"),
+        ("x", "bash", "/does/not/exist", "not_found"),
+        ("x", "bash", file.as_str(), "invalid_argument"),
+    ] {
+        assert_eq!(agent.create(id, language, cwd).unwrap_err().code, code, "{id} {language} {cwd}");
+    }
+    agent.create("x", "bash", "").unwrap();
+    assert_eq!(agent.create("x", "bash", "").unwrap_err().code, "already_exists");
+    for (context, language, code) in
+        [("y", "bash", "not_found"), ("x", "python", "invalid_argument"), ("bash", "python", "invalid_argument")]
+    {
+        let channel = agent.open_in(context, language, "echo", 0);
+        assert!(agent.host.next::<RunCodeResponse>(channel).is_none());
+        assert_eq!(agent.host.status(channel).code, code, "{context} {language}");
+    }
+    for id in ["y", "bash"] {
+        assert_eq!(agent.restart(id).unwrap_err().code, "not_found", "{id}");
+        assert_eq!(agent.remove(id).unwrap_err().code, "not_found", "{id}");
+    }
+    assert_eq!(agent.listed(), [("x".to_owned(), false)]);
+}
+
+#[test]
+fn a_context_without_an_interpreter_is_refused_with_the_reason() {
+    let mut agent = Agent::with_path("/nowhere");
+    let refused = agent.create("x", "javascript", "").unwrap_err();
+    assert_eq!(refused.code, "failed_precondition");
+    assert!(refused.message.contains("needs node, which is not on the PATH"), "{}", refused.message);
+    assert_eq!(agent.listed(), []);
+}
+
+#[test]
+fn there_are_sixteen_contexts_at_most_and_a_removed_one_makes_room() {
+    let mut agent = Agent::start();
+    for number in 0..16 {
+        agent.create(&format!("c{number}"), "bash", "").unwrap();
+    }
+    assert_eq!(agent.create("more", "bash", "").unwrap_err().code, "resource_exhausted");
+    assert_eq!(agent.run("bash", "echo default ones do not count").exit_code, Some(0));
+    agent.remove("c3").unwrap();
+    agent.create("more", "bash", "").unwrap();
+}
+
+#[test]
+fn a_restart_ends_what_runs_and_what_waits_and_gives_an_empty_kernel() {
+    let mut agent = Agent::start();
+    agent.create("x", "python", "").unwrap();
+    let running = agent.open_in("x", "python", "import subprocess; print('runs', flush=True); subprocess.run(['sleep', '97531'])", 0);
+    agent.await_output(running, "runs");
+    let waiting = agent.open_in("x", "python", "1", 0);
+    agent.restart("x").unwrap();
+    let ended = agent.finish(running);
+    assert_eq!((ended.error_name(), ended.exit_code), ("KernelDied", Some(1)));
+    assert!(ended.error.unwrap().value.contains("was restarted while the code ran"));
+    assert!(agent.finish(waiting).error.unwrap().value.contains("was restarted before the code ran"));
+    let after = agent.open_in("x", "python", "'subprocess' in globals()", 0);
+    let after = agent.finish(after);
+    assert_eq!((after.results[0].text.as_str(), after.stderr()), ("False", String::new()));
+    let sleeping = std::process::Command::new("pgrep").args(["-f", "^sleep 97531"]).output().unwrap();
+    assert!(sleeping.stdout.is_empty(), "what the cell had started lives on");
+}
+
+#[test]
+fn a_removed_context_is_gone_with_its_interpreter_and_a_default_one_starts_anew() {
+    let mut agent = Agent::start();
+    agent.create("x", "python", "").unwrap();
+    let pid = agent.open_in("x", "python", "import os; os.getpid()", 0);
+    let pid = agent.finish(pid).results[0].text.clone();
+    let running = agent.open_in("x", "python", "import time; print('runs', flush=True); time.sleep(100)", 0);
+    agent.await_output(running, "runs");
+    agent.remove("x").unwrap();
+    assert!(agent.finish(running).error.unwrap().value.contains("was removed while the code ran"));
+    assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+    let gone = agent.open_in("x", "python", "1", 0);
+    assert!(agent.host.next::<RunCodeResponse>(gone).is_none());
+    assert_eq!(agent.host.status(gone).code, "not_found");
+
+    agent.run("python", "y = 1");
+    agent.remove("python").unwrap();
+    assert_eq!(agent.listed(), []);
+    assert_eq!(agent.text("python", "'y' in globals()"), "False");
+}
+
+#[test]
+fn a_context_whose_kernel_died_has_a_new_one_and_says_that_the_state_is_gone() {
+    let mut agent = Agent::start();
+    agent.create("x", "python", "").unwrap();
+    let dies = agent.open_in("x", "python", "import os; os._exit(3)", 0);
+    assert_eq!(agent.finish(dies).error_name(), "KernelDied");
+    assert_eq!(agent.listed(), [("x".to_owned(), false)]);
+    let after = agent.open_in("x", "python", "6 * 7", 0);
+    assert_eq!(agent.finish(after).results[0].text, "42");
 }
 
 #[test]

@@ -151,6 +151,35 @@ describe("code kernels", () => {
     await Promise.all(children.map((child) => child.terminate()));
   });
 
+  it("include those of contexts, which go their own ways in every child, and stay over a pause", async () => {
+    await using parent = await server.create();
+    const python = await parent.createContext({ cwd: "/tmp" });
+    const javascript = await parent.createContext({ language: "javascript" });
+    const bash = await parent.createContext({ language: "bash" });
+    await parent.runCode("x = 'default'");
+    await parent.runCode("import os; x = 41", { context: python });
+    await parent.runCode("let n = 7", { context: javascript });
+    await parent.runCode("v=context; f() { echo from-$v; }", { context: bash });
+    const children = await parent.fork(3);
+    await Promise.all(children.map((child, index) => child.runCode(`x += ${index + 1}`, { context: python })));
+    for (const [index, child] of children.entries()) {
+      expect(await child.listContexts()).toEqual(await parent.listContexts());
+      expect((await child.runCode("x, os.getcwd()", { context: python })).text).toBe(`(${42 + index}, '/tmp')`);
+      expect((await child.runCode("x")).text).toBe("'default'");
+      expect((await child.runCode("n + 1", { context: javascript })).text).toBe("8");
+      expect((await child.runCode("f", { context: bash })).logs.stdout.join("")).toBe("from-context\n");
+    }
+    await children[0]!.removeContext(javascript);
+    await expect(children[0]!.runCode("n", { context: javascript })).rejects.toMatchObject({ code: "not_found" });
+    expect((await children[1]!.runCode("n", { context: javascript })).text).toBe("7");
+    await Promise.all(children.map((child) => child.terminate()));
+
+    await parent.pause();
+    await parent.resume();
+    expect((await parent.runCode("x, os.getcwd()", { context: python })).text).toBe("(41, '/tmp')");
+    expect((await parent.listContexts()).map(({ id }) => id)).toEqual(["python", python.id, javascript.id, bash.id]);
+  });
+
   const draws: Record<string, { language: string; prepare: string; draw: string }> = {
     "Python: random, uuid4, secrets, OpenSSL, temporary names": {
       language: "python",
@@ -162,6 +191,12 @@ describe("code kernels", () => {
       language: "javascript",
       prepare: "const crypto = require('node:crypto'); Math.random(); crypto.randomUUID(); crypto.randomBytes(4); 0",
       draw: "console.log(JSON.stringify([String(Math.random()), crypto.randomBytes(16).toString('hex'), crypto.randomUUID(), String(crypto.randomInt(2 ** 47)), globalThis.crypto.randomUUID(), Buffer.from(globalThis.crypto.getRandomValues(new Uint8Array(16))).toString('hex')]))",
+    },
+    "bash: $RANDOM, $SRANDOM": {
+      language: "bash",
+      prepare: "RANDOM=7; : $RANDOM $SRANDOM",
+      // Fifteen bits each: of four together two hundred children have none in common.
+      draw: 'echo "[\\"$RANDOM $RANDOM $RANDOM $RANDOM\\", \\"$SRANDOM$SRANDOM\\"]"',
     },
   };
 
@@ -185,19 +220,22 @@ describe("code kernels", () => {
 
   for (const [title, { language, prepare, draw }] of Object.entries(draws)) {
     it(`draw no random value twice in 100 children (${title})`, async () => {
-      await using parent = await server.create({ template: language === "python" ? "python" : "node" });
-      expect((await parent.runCode(prepare, { language })).error).toBeNull();
+      await using parent = await server.create({ template: language === "bash" ? "base" : language === "python" ? "python" : "node" });
+      // By default, and in a context: both continue from one state in all children, and from different ones to begin with.
+      const context = await parent.createContext({ language });
+      for (const options of [{ language }, { context }]) expect((await parent.runCode(prepare, options)).error).toBeNull();
       const rows: string[][] = [];
       // The parent draws nothing in between, so all hundred continue from the same random state.
       for (let batch = 0; batch < 10; batch++) {
         const children = await parent.fork(10);
-        const answers = await Promise.all(children.map((child) => child.runCode(draw, { language })));
+        const both = [{ language }, { context }];
+        const answers = await Promise.all(children.flatMap((child) => both.map((options) => child.runCode(draw, options))));
         rows.push(...answers.map((answer) => JSON.parse(answer.logs.stdout.join("") || JSON.stringify(answer.error))));
         await Promise.all(children.map((child) => child.terminate()));
       }
-      expect(rows).toHaveLength(100);
+      expect(rows).toHaveLength(200);
       for (let column = 0; column < rows[0]!.length; column++) {
-        expect(new Set(rows.map((row) => row[column])).size, `column ${column}: ${rows[0]![column]}`).toBe(100);
+        expect(new Set(rows.map((row) => row[column])).size, `column ${column}: ${rows[0]![column]}`).toBe(200);
       }
     }, 240_000);
   }

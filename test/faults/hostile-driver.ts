@@ -12,7 +12,7 @@ import { connectShim, type ShimConnection } from "../../packages/engine/src/link
 import { until } from "../support/until.ts";
 
 const agent = path.join(import.meta.dirname, "../fixtures/hostile-agent.ts");
-const requirements = { driver: "hostile", engineBuild: "", agentHash: "", protocolVersion: 2, cpu: "", hostFiles: {} };
+const requirements = { driver: "hostile", engineBuild: "", agentHash: "", protocolVersion: 3, cpu: "", hostFiles: {} };
 
 export class HostileDriver implements Driver {
   readonly name = "gvisor";

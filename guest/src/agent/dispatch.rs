@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::call::{Call, Status};
-use super::{archive, files, kernel, process, proctable, tunnel, vitals, watch};
+use super::{archive, contexts, files, kernel, process, proctable, tunnel, vitals, watch};
 
 /// Serves one call to its end. Every handler gets the first message and the rest of the call, and returns the status of the END.
 pub async fn dispatch(method: &str, first: Bytes, call: Call) -> Result<(), Status> {
@@ -17,6 +17,10 @@ pub async fn dispatch(method: &str, first: Bytes, call: Call) -> Result<(), Stat
         "Vitals" => vitals::vitals(first, call).await,
         "RunCode" => kernel::run_code(first, call).await,
         "WarmKernel" => kernel::warm_kernel(first, call).await,
+        "CreateContext" => contexts::create_context(first, call).await,
+        "ListContexts" => contexts::list_contexts(first, call).await,
+        "RestartContext" => contexts::restart_context(first, call).await,
+        "RemoveContext" => contexts::remove_context(first, call).await,
         "ReadFile" => files::read_file(first, call).await,
         "WriteFile" => files::write_file(first, call).await,
         "List" => files::list(first, call).await,

@@ -22,6 +22,8 @@ pub struct Identity {
     /// Strictly increases along every line of descent; 0 before the first ADOPT.
     pub generation: u64,
     pub fork_budget: u32,
+    /// How much of the budget is spent.
+    pub forks_used: u32,
     /// 0 = none.
     pub deadline_unix_ms: i64,
 }
@@ -50,6 +52,11 @@ pub fn subscribe() -> watch::Receiver<Identity> {
 
 pub fn identity() -> Identity {
     current().borrow().clone()
+}
+
+/// The host has made children that a program here asked for.
+pub fn spend_forks(count: u32) {
+    current().send_modify(|identity| identity.forks_used = identity.forks_used.saturating_add(count));
 }
 
 /// Raised by every ADOPT.
@@ -118,6 +125,7 @@ fn renew(request: pb::Adopt) -> Result<Renewed, String> {
         parent_id: request.parent_id,
         generation: request.generation,
         fork_budget: request.fork_budget,
+        forks_used: request.forks_used,
         deadline_unix_ms: request.deadline_unix_ms,
     });
     Ok(Renewed { clock_step_nanos, entropy_credited })

@@ -10,7 +10,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -22,6 +23,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::call::{Call, Status, decode};
+use super::contexts;
+use super::files::Place;
 use super::identity::{self, Identity};
 use super::reaper::ExitStatus;
 use super::spawn::{self, Program};
@@ -44,11 +47,11 @@ const UNREAD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Output between cells, of threads and programs that a cell left behind.
 const HELD_BYTES_MAX: usize = 64 * 1024;
 const START_STDERR_BYTES_MAX: usize = 4096;
-const KERNELS_MAX: usize = 64;
 const CALLS_WAITING_MAX: usize = 64;
+const ORDERS_WAITING_MAX: usize = 4;
 const MESSAGES_UNDER_WAY_MAX: usize = 4;
-const CONTEXT_BYTES_MAX: usize = 128;
 const LANGUAGE_TEXT_MAX: usize = 64;
+const KEEPER_GONE: &str = "the context was removed meanwhile";
 const EXIT_CODE_ERROR: i32 = 1;
 const EXIT_CODE_UNAVAILABLE: i32 = 127;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -59,8 +62,8 @@ const INTERRUPT_GROUP_AFTER: Duration = Duration::from_millis(500);
 const KILL_AFTER: Duration = Duration::from_secs(2);
 const EXIT_AFTER_EVENTS: Duration = Duration::from_millis(500);
 
-struct Language {
-    name: &'static str,
+pub(super) struct Language {
+    pub name: &'static str,
     interpreters: &'static [&'static str],
     arguments: &'static [&'static str],
     file: &'static str,
@@ -78,7 +81,7 @@ enum InterruptedBy {
     GroupSignal,
 }
 
-static LANGUAGES: [Language; 3] = [
+pub(super) static LANGUAGES: [Language; 3] = [
     Language {
         name: "python",
         interpreters: &["python3", "python"],
@@ -112,12 +115,9 @@ pub async fn run_code(first: Bytes, mut call: Call) -> Result<(), Status> {
     let Some(Input::Open(open)) = decode::<pb::RunCodeInput>(first)?.msg else {
         return Err(Status::invalid("the first message of RunCode must be `open`"));
     };
-    let Some(language) = language(&open.language) else {
-        let named: String = open.language.chars().take(LANGUAGE_TEXT_MAX).collect();
-        let known: Vec<&str> = LANGUAGES.iter().map(|language| language.name).collect();
-        return Ok(refuse(&call, &format!("there is no kernel for {named:?}; there are {}", known.join(", "))).await?);
+    let Some(kernel) = contexts::kernel_for(&open.context, &open.language)? else {
+        return Ok(refuse(&call, &no_such_language(&open.language)).await?);
     };
-    let work = kernel_of(language, &open.context)?;
     let (listener, mut messages) = mpsc::channel(MESSAGES_UNDER_WAY_MAX);
     let (rest, mut last_messages) = oneshot::channel();
     let interrupt = CancellationToken::new();
@@ -133,7 +133,9 @@ pub async fn run_code(first: Bytes, mut call: Call) -> Result<(), Status> {
     // A call that is gone before its turn never runs.
     let gone_early = abandoned.clone().drop_guard();
     let mut inbound = call.take_inbound();
-    work.try_send(Work::Cell(cell))
+    kernel
+        .work
+        .try_send(Work::Cell(cell))
         .map_err(|_| Status::new("resource_exhausted", format!("{CALLS_WAITING_MAX} calls wait for this kernel already")))?;
     let delivered = async {
         loop {
@@ -167,13 +169,11 @@ pub async fn run_code(first: Bytes, mut call: Call) -> Result<(), Status> {
 pub async fn warm_kernel(first: Bytes, call: Call) -> Result<(), Status> {
     let request: pb::WarmKernelRequest = decode(first)?;
     let reply = match language(&request.language) {
-        None => pb::WarmKernelReply { available: false, detail: format!("there is no kernel for {:?}", request.language) },
+        None => pb::WarmKernelReply { available: false, detail: no_such_language(&request.language) },
         Some(language) => {
-            let (answer, answered) = oneshot::channel();
-            let busy = || Status::new("resource_exhausted", "too many calls wait for this kernel");
-            kernel_of(language, "")?.try_send(Work::Warm(answer)).map_err(|_| busy())?;
+            let kernel = contexts::default_kernel(language)?;
             let outcome = tokio::select! {
-                outcome = answered => outcome.unwrap_or_else(|_| Err("the kernel's keeper has ended".into())),
+                outcome = kernel.warm() => outcome,
                 () = call.cancelled.cancelled() => return Err(super::call::Gone.into()),
             };
             pb::WarmKernelReply { available: outcome.is_ok(), detail: outcome.err().unwrap_or_default() }
@@ -187,37 +187,89 @@ async fn refuse(call: &Call, value: &str) -> Result<(), super::call::Gone> {
     call.send(&exit_code(EXIT_CODE_UNAVAILABLE)).await
 }
 
-fn language(name: &str) -> Option<&'static Language> {
+/// Empty = Python.
+pub(super) fn language(name: &str) -> Option<&'static Language> {
     let name = if name.is_empty() { "python" } else { name };
     LANGUAGES.iter().find(|language| language.name == name)
 }
 
-/// The way to the task of one kernel, which is started with its first use.
-fn kernel_of(language: &'static Language, context: &str) -> Result<mpsc::Sender<Work>, Status> {
-    static KERNELS: Mutex<BTreeMap<(&'static str, String), mpsc::Sender<Work>>> = Mutex::new(BTreeMap::new());
-    if context.len() > CONTEXT_BYTES_MAX {
-        return Err(Status::invalid(format!("a context's name has at most {CONTEXT_BYTES_MAX} bytes")));
-    }
-    let mut kernels = KERNELS.lock().unwrap_or_else(PoisonError::into_inner);
-    // Only tests, which have many runtimes, ever see a task end.
-    kernels.retain(|_, work| !work.is_closed());
-    if let Some(work) = kernels.get(&(language.name, context.to_owned())) {
-        return Ok(work.clone());
-    }
-    if kernels.len() >= KERNELS_MAX {
-        return Err(Status::new("resource_exhausted", format!("there are {KERNELS_MAX} kernels in this sandbox already")));
-    }
-    let (work, queue) = mpsc::channel(CALLS_WAITING_MAX);
-    tokio::spawn(Keeper::new(language).run(queue));
-    kernels.insert((language.name, context.to_owned()), work.clone());
-    Ok(work)
+pub(super) fn no_such_language(name: &str) -> String {
+    let named: String = name.chars().take(LANGUAGE_TEXT_MAX).collect();
+    let known: Vec<&str> = LANGUAGES.iter().map(|language| language.name).collect();
+    format!("there is no kernel for {named:?}; there are {}", known.join(", "))
 }
 
 // ---------------------------------------------------------------- one kernel and its calls
 
+/// The way to the task of one kernel.
+#[derive(Clone)]
+pub(super) struct Handle {
+    work: mpsc::Sender<Work>,
+    orders: mpsc::Sender<Order>,
+    running: Arc<AtomicBool>,
+}
+
+/// Makes the task of one kernel, which starts its interpreter when it is first needed.
+pub(super) fn spawn(language: &'static Language, cwd: Option<Place>) -> Handle {
+    let (work, queue) = mpsc::channel(CALLS_WAITING_MAX);
+    let (orders, received) = mpsc::channel(ORDERS_WAITING_MAX);
+    let running = Arc::new(AtomicBool::new(false));
+    let handle = Handle { work, orders, running: running.clone() };
+    tokio::spawn(Keeper::new(language, cwd, received, running).run(queue));
+    handle
+}
+
+impl Handle {
+    /// Starts the interpreter unless it runs. The error is a sentence for the user.
+    pub async fn warm(&self) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        self.work.try_send(Work::Warm(answer)).map_err(|_| "too many calls wait for this kernel".to_owned())?;
+        answered.await.unwrap_or_else(|_| Err(KEEPER_GONE.into()))
+    }
+
+    /// Ends the interpreter and starts a new one. What runs in it or waits for it is told.
+    pub async fn restart(&self) -> Result<(), String> {
+        let (answer, answered) = oneshot::channel();
+        self.orders.send(Order::Restart(answer)).await.map_err(|_| KEEPER_GONE.to_owned())?;
+        answered.await.unwrap_or_else(|_| Err(KEEPER_GONE.into()))
+    }
+
+    /// Ends interpreter and task, and returns when they have ended.
+    pub async fn end(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.orders.send(Order::End(answer)).await.is_ok() {
+            let _ = answered.await;
+        }
+    }
+
+    pub fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.work.is_closed()
+    }
+}
+
 enum Work {
     Cell(Cell),
     Warm(oneshot::Sender<Result<(), String>>),
+}
+
+/// What does not wait for its turn.
+enum Order {
+    Restart(oneshot::Sender<Result<(), String>>),
+    End(oneshot::Sender<()>),
+}
+
+impl Order {
+    /// How the kernel ended, for those who were using it.
+    fn how(&self) -> &'static str {
+        match self {
+            Self::Restart(_) => "was restarted",
+            Self::End(_) => "was removed",
+        }
+    }
 }
 
 struct Cell {
@@ -240,7 +292,12 @@ enum Stop {
 
 struct Keeper {
     language: &'static Language,
+    cwd: Option<Place>,
     kernel: Option<Kernel>,
+    running: Arc<AtomicBool>,
+    orders: mpsc::Receiver<Order>,
+    /// Came while a cell ran, which it has ended.
+    ordered: Option<Order>,
     identity: watch::Receiver<Identity>,
     cells: u64,
     /// Told on stderr by the next cell: the state was lost and no call has heard of it.
@@ -248,13 +305,36 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn new(language: &'static Language) -> Self {
-        Self { language, kernel: None, identity: identity::subscribe(), cells: 0, notice: None }
+    fn new(language: &'static Language, cwd: Option<Place>, orders: mpsc::Receiver<Order>, running: Arc<AtomicBool>) -> Self {
+        let identity = identity::subscribe();
+        Self { language, cwd, kernel: None, running, orders, ordered: None, identity, cells: 0, notice: None }
     }
 
     async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
         loop {
+            if let Some(order) = self.ordered.take() {
+                self.clear(order.how(), &mut queue).await;
+                match order {
+                    Order::Restart(answer) => {
+                        let outcome = self.ensure_started().await;
+                        let _ = answer.send(outcome);
+                        continue;
+                    }
+                    Order::End(answer) => {
+                        // What was sent before the queue closed has to be told as well.
+                        queue.close();
+                        self.clear("was removed", &mut queue).await;
+                        let _ = answer.send(());
+                        return;
+                    }
+                }
+            }
             let work = tokio::select! {
+                biased;
+                Some(order) = self.orders.recv() => {
+                    self.ordered = Some(order);
+                    continue;
+                }
                 work = queue.recv() => work,
                 () = Self::idle(&mut self.kernel, &mut self.identity) => {
                     self.notice = Some(self.state_gone("ended between two calls"));
@@ -273,6 +353,30 @@ impl Keeper {
             }
         }
         self.bury();
+    }
+
+    /// Ends the kernel with all of its process group, and everything that waits for it.
+    async fn clear(&mut self, how: &str, queue: &mut mpsc::Receiver<Work>) {
+        if let Some(kernel) = &mut self.kernel {
+            kernel.signal(libc::SIGKILL, true);
+            if kernel.ended.is_none()
+                && let Ok(status) = timeout_at(Instant::now() + KILL_AFTER, &mut kernel.exit).await
+            {
+                kernel.ended = Some(status.unwrap_or(ExitStatus::Exited(-1)));
+            }
+        }
+        self.bury();
+        self.notice = None;
+        while let Ok(work) = queue.try_recv() {
+            let value = format!("the {} kernel {how} before the code ran", self.language.name);
+            match work {
+                Work::Warm(answer) => drop(answer.send(Err(value))),
+                Work::Cell(cell) => {
+                    let last = [error_message("KernelDied", &value, vec![]), exit_code(EXIT_CODE_ERROR)];
+                    let _ = cell.rest.send(last.map(|message| message.encode_to_vec().into()).into());
+                }
+            }
+        }
     }
 
     /// Between cells: keeps the pipes empty and passes on renewals. Returns when the kernel has ended, never without one.
@@ -301,7 +405,8 @@ impl Keeper {
 
     async fn ensure_started(&mut self) -> Result<(), String> {
         if self.kernel.is_none() {
-            self.kernel = Some(Kernel::start(self.language).await?);
+            self.kernel = Some(Kernel::start(self.language, self.cwd.as_ref()).await?);
+            self.running.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -309,6 +414,7 @@ impl Keeper {
     /// Ends what is left of a kernel. Programs that it started and that hold its pipes are not to be stopped by a full one.
     fn bury(&mut self) {
         let Some(kernel) = self.kernel.take() else { return };
+        self.running.store(false, Ordering::Relaxed);
         kernel.signal(libc::SIGKILL, false);
         for pipe in [kernel.stdout, kernel.stderr].into_iter().filter(|pipe| pipe.open) {
             tokio::spawn(async move {
@@ -425,6 +531,11 @@ impl Keeper {
                     deadline = Some(Instant::now().max(started + INTERRUPT_NOT_BEFORE));
                 }
                 Ok(()) = self.identity.changed() => kernel.renew(),
+                Some(order) = self.orders.recv() => {
+                    let how = order.how();
+                    self.ordered = Some(order);
+                    break Some(Loss::Ordered(how));
+                }
             }
         };
         out.flush();
@@ -449,6 +560,14 @@ impl Keeper {
                     // Its caller went away, so the next one has to hear it.
                     self.notice = Some(gone);
                 }
+            }
+            Some(Loss::Ordered(how)) => {
+                if !failed {
+                    let value = format!("the {} kernel {how} while the code ran; its state is gone", language.name);
+                    out.push(&error_message("KernelDied", &value, vec![]));
+                }
+                // The order itself ends the kernel.
+                return EXIT_CODE_ERROR;
             }
             Some(Loss::Died) => {
                 let how = kernel.how_it_ended();
@@ -480,6 +599,8 @@ impl Keeper {
 }
 
 enum Loss {
+    /// By a restart or a removal.
+    Ordered(&'static str),
     Died,
     Killed,
     BadLine,
@@ -628,6 +749,11 @@ impl Held {
 
 // ---------------------------------------------------------------- the kernel's process
 
+/// Where a kernel starts that nobody has said otherwise of.
+pub(super) fn default_directory() -> String {
+    if paths::own(WORKING_DIRECTORY).is_dir() { WORKING_DIRECTORY.into() } else { "/".into() }
+}
+
 #[derive(Serialize)]
 struct Execute<'a> {
     op: &'static str,
@@ -761,7 +887,7 @@ struct Kernel {
 
 impl Kernel {
     /// Starts an interpreter and waits until it takes cells. The error is a sentence for the user.
-    async fn start(language: &'static Language) -> Result<Self, String> {
+    async fn start(language: &'static Language, cwd: Option<&Place>) -> Result<Self, String> {
         let generation = identity::generation();
         let environment = identity::environment();
         let path_variable = environment.get("PATH").map_or("", String::as_str);
@@ -780,8 +906,11 @@ impl Kernel {
         let mut argv = vec![interpreter];
         argv.extend(language.arguments.iter().map(|argument| (*argument).to_owned()));
         argv.push(program);
-        let workspace = paths::own(WORKING_DIRECTORY);
-        let cwd = if workspace.is_dir() { workspace.to_string_lossy().into_owned() } else { "/".into() };
+        let cwd = match cwd {
+            Some(place) => place.real.to_string_lossy().into_owned(),
+            None if default_directory() == WORKING_DIRECTORY => paths::own(WORKING_DIRECTORY).to_string_lossy().into_owned(),
+            None => default_directory(),
+        };
         // SAFETY: cannot fail. Only root can become somebody else; a test may run as an ordinary user.
         let is_root = unsafe { libc::geteuid() == 0 };
         let user = if is_root { Some(user::find("")?) } else { None };

@@ -3,6 +3,7 @@
 pub mod archive;
 pub mod call;
 mod channel;
+mod contexts;
 mod dispatch;
 mod egress;
 mod epoll;

@@ -19,7 +19,7 @@ use super::link::{Outgoing, Received};
 use crate::proto::guest::v1 as pb;
 use crate::wire::{FrameType, Header};
 
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 pub const CHANNELS_MAX: usize = 512;
 const PING_BYTES_MAX: usize = 64;
 const CONTROL_FRAMES_MAX: usize = 1024;
@@ -53,11 +53,25 @@ type HandlerFuture = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
 /// Serves one call: method, first message, the rest.
 pub type Handler = fn(String, Bytes, Call) -> HandlerFuture;
 
+/// Why the host did not do what a call asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refused {
+    pub code: String,
+    /// The exact one of docs/errors.md; empty when there is none.
+    pub error_code: String,
+    pub message: String,
+}
+
+impl Refused {
+    fn new(code: &str, message: &str) -> Self {
+        Self { code: code.into(), error_code: String::new(), message: message.into() }
+    }
+}
+
 /// How a call to the host ended otherwise than with a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallError {
-    /// The host refused: its code and message.
-    Refused(String, String),
+    Refused(Refused),
     /// The session ended. In a fork's child that is how a call that its parent had begun ends.
     SessionLost,
 }
@@ -96,8 +110,8 @@ struct OpenChannels {
     host_count: usize,
 }
 
-/// The status of the host's END or RESET: its code and message.
-type Ended = Result<(), (String, String)>;
+/// The status of the host's END or RESET.
+type Ended = Result<(), Refused>;
 
 /// A call to the host. Dropping it before both ends have ended resets it.
 pub struct HostStream {
@@ -113,7 +127,7 @@ pub struct HostStream {
 impl HostStream {
     /// The host's first message. Once.
     pub async fn first(&mut self) -> Result<Bytes, CallError> {
-        let no_answer = || CallError::Refused("internal".into(), "the host sent no answer".into());
+        let no_answer = || CallError::Refused(Refused::new("internal", "the host sent no answer"));
         let mut first = self.first.take().ok_or_else(no_answer)?;
         tokio::select! {
             biased;
@@ -157,7 +171,7 @@ impl HostEnd {
 fn call_result(end: Result<Ended, oneshot::error::RecvError>) -> Result<(), CallError> {
     match end {
         Ok(Ok(())) => Ok(()),
-        Ok(Err((code, message))) => Err(CallError::Refused(code, message)),
+        Ok(Err(refused)) => Err(CallError::Refused(refused)),
         Err(_) => Err(CallError::SessionLost),
     }
 }
@@ -227,7 +241,7 @@ impl Link {
             return None;
         }
         if open.channels.len() - open.host_count >= CHANNELS_MAX {
-            let _ = ended.send(Err(("resource_exhausted".into(), "too many calls to the host are open".into())));
+            let _ = ended.send(Err(Refused::new("resource_exhausted", "too many calls to the host are open")));
             return None;
         }
         let number = if open.last_guest == 0 { 1 } else { open.last_guest + 2 };
@@ -481,7 +495,7 @@ impl Session {
             let status = pb::Status {
                 code: "resource_exhausted".into(),
                 message: format!("{CHANNELS_MAX} calls are open on this machine"),
-                timing: None,
+                ..Default::default()
             };
             self.link.control(epoch, FrameType::Reset, number, status.encode_to_vec().into()).await;
             return Ok(());
@@ -542,7 +556,7 @@ impl Session {
         let mut open = self.link.channels();
         let Some(channel) = open.remove(number) else { return known(&open, number) };
         if let Some(call) = open.calls.remove(&number) {
-            let canceled = || ("canceled".into(), "the host ended the call".into());
+            let canceled = || Refused::new("canceled", "the host ended the call");
             let _ = call.send(ended(payload)?.and_then(|()| Err(canceled())));
         }
         channel.cancel(true);
@@ -551,8 +565,8 @@ impl Session {
 }
 
 fn ended(payload: Bytes) -> Result<Ended, Violation> {
-    let pb::Status { code, message, .. } = decode(payload)?;
-    Ok(if code.is_empty() { Ok(()) } else { Err((code, message)) })
+    let pb::Status { code, message, error_code, .. } = decode(payload)?;
+    Ok(if code.is_empty() { Ok(()) } else { Err(Refused { code, error_code, message }) })
 }
 
 fn decode<M: Message + Default>(payload: Bytes) -> Result<M, Violation> {
@@ -705,7 +719,7 @@ fn encode_status(status: Status, timing: Option<pb::CallTiming>) -> Bytes {
         let end = (0..=STATUS_MESSAGE_BYTES_MAX).rev().find(|end| message.is_char_boundary(*end)).unwrap_or(0);
         message.truncate(end);
     }
-    pb::Status { code: status.code.into(), message, timing }.encode_to_vec().into()
+    pb::Status { code: status.code.into(), message, timing, ..Default::default() }.encode_to_vec().into()
 }
 
 /// When the parts of a call happened, for the caller's trace.

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
-use super::session::{CallError, Link};
+use super::session::{CallError, Link, Refused};
 use super::{identity, paths};
 use crate::proto::guest::v1 as pb;
 
@@ -95,7 +95,10 @@ async fn serve(stream: UnixStream, link: &Link) {
     }
     let answer = match serde_json::from_slice::<Request>(&line) {
         // The text of the error could quote the request.
-        Err(_) => refusal("the request is not understood: one JSON object a line, of type info, fork or watch_generation, up to 1 MiB"),
+        Err(_) => refusal(
+            "invalid_input",
+            "the request is not understood: one JSON object a line, of type info, fork or watch_generation, up to 1 MiB",
+        ),
         Ok(Request::Info) => info(),
         Ok(Request::Fork { fork }) => {
             let mut rest = reader.into_inner().into_inner();
@@ -119,8 +122,9 @@ async fn serve(stream: UnixStream, link: &Link) {
     let _ = writer.write_all(format!("{answer}\n").as_bytes()).await;
 }
 
-fn refusal(error: &str) -> Value {
-    json!({ "ok": false, "error": error })
+/// With a code of docs/errors.md.
+fn refusal(code: &str, error: &str) -> Value {
+    json!({ "ok": false, "error": error, "code": code })
 }
 
 fn info() -> Value {
@@ -129,7 +133,7 @@ fn info() -> Value {
         "ok": true,
         "info": {
             "identity": { "sandboxId": identity.sandbox_id, "templateId": identity.template_id, "parentId": identity.parent_id },
-            "budget": { "maxForks": identity.fork_budget, "maxCheckpoints": 0, "forksUsed": 0 },
+            "budget": { "maxForks": identity.fork_budget, "maxCheckpoints": 0, "forksUsed": identity.forks_used },
             "generation": identity.generation,
         },
     })
@@ -139,26 +143,43 @@ async fn fork(link: &Link, fork: Fork) -> Value {
     let mut renewals = identity::subscribe();
     let before = renewals.borrow_and_update().clone();
     if before.fork_budget == 0 {
-        return refusal("this sandbox may not fork itself: its fork budget is 0. Its owner can allow it when the sandbox is created");
+        return refusal(
+            "budget_exhausted",
+            "this sandbox may not fork itself: its fork budget is 0. Who creates or forks a sandbox can give it one (fork_budget)",
+        );
     }
-    if fork.n == 0 || fork.n > before.fork_budget {
-        return refusal(&format!("n must be 1 to {}: what is left of the fork budget", before.fork_budget));
+    if fork.n == 0 {
+        return refusal("invalid_input", "n must be at least 1");
     }
     if fork.label.len() > LABEL_BYTES_MAX {
-        return refusal(&format!("the label is longer than {LABEL_BYTES_MAX} bytes"));
+        return refusal("invalid_input", &format!("the label is longer than {LABEL_BYTES_MAX} bytes"));
     }
+    let left = before.fork_budget.saturating_sub(before.forks_used);
+    if fork.n > left {
+        return refusal(
+            "budget_exhausted",
+            &format!("{} children were asked for, and {left} are left of the fork budget of {}", fork.n, before.fork_budget),
+        );
+    }
+    let count = fork.n;
     let request = pb::ForkSelfRequest { count: fork.n, label: fork.label };
     match link.call("ForkSelf", &request).await {
         Ok(reply) => match pb::ForkSelfReply::decode(reply) {
-            Ok(reply) => json!({ "ok": true, "fork": { "children": reply.children }, "sandbox_id": before.sandbox_id }),
-            Err(_) => refusal("the host's answer cannot be decoded"),
+            Ok(reply) => {
+                identity::spend_forks(count);
+                json!({ "ok": true, "fork": { "children": reply.children }, "sandbox_id": before.sandbox_id })
+            }
+            Err(_) => refusal("internal", "the host's answer cannot be decoded"),
         },
-        Err(CallError::Refused(code, message)) => refusal(&format!("the fork was refused ({code}): {message}")),
+        Err(CallError::Refused(Refused { code, error_code, message })) => {
+            let code = if error_code.is_empty() { code } else { error_code };
+            refusal(&code, &format!("the fork was refused ({code}): {message}"))
+        }
         Err(CallError::SessionLost) => {
             let renewed = renewals.wait_for(|identity| identity.generation > before.generation);
             match tokio::time::timeout(ADOPT_TIMEOUT, renewed).await {
                 Ok(Ok(identity)) => json!({ "ok": true, "fork": { "children": [] }, "sandbox_id": identity.sandbox_id }),
-                _ => refusal("the connection to the host was lost; whether children exist is not known here"),
+                _ => refusal("unavailable", "the connection to the host was lost; whether children exist is not known here"),
             }
         }
     }

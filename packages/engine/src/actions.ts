@@ -179,7 +179,28 @@ export interface RunCodeRequest {
   readonly language: string;
   /** 0 = no deadline. */
   readonly timeoutMs: number;
+  /** Id of a context, whose language `language` must be, or empty. Default: the language's default context. */
   readonly context?: string | undefined;
+}
+
+export const languages = ["python", "javascript", "bash"] as const;
+export type Language = (typeof languages)[number];
+
+export interface ContextRequest {
+  readonly language: Language;
+  /** Absolute, or relative to /workspace. Default: /workspace where there is one. */
+  readonly cwd?: string | undefined;
+}
+
+/** An interpreter with a state of its own. It lives in the sandbox: forks and pauses keep it. */
+export interface Context {
+  /** Of a default one: its language. */
+  readonly id: string;
+  readonly language: string;
+  /** Where it starts, also after a restart. */
+  readonly cwd: string;
+  /** Made by the first run of its language without a context. */
+  readonly isDefault: boolean;
 }
 
 /** Bytes to and from a port inside the sandbox. `send` honours back-pressure. */
@@ -208,7 +229,16 @@ export interface Runtime {
   processes(): Promise<pb.ProcessList>;
   vitals(intervalSeconds: number, signal?: AbortSignal): AsyncIterable<pb.GuestVitals>;
 
+  /** Fails before its first message with not_found for an unknown context, invalid_input for one of another language. */
   runCode(request: RunCodeRequest, signal?: AbortSignal): AsyncIterable<pb.RunCodeResponse>;
+  /** Resolves when it takes code. @throws not_found (cwd), sandbox_exhausted (too many), failed_precondition (it does not start) */
+  createContext(request: ContextRequest): Promise<Context>;
+  /** Default ones whose interpreter runs, and all that were created, in the order of creation. */
+  listContexts(): Promise<readonly Context[]>;
+  /** Ends its interpreter with what that has started, and starts a new one. Code that runs or waits ends with KernelDied. @throws not_found */
+  restartContext(id: string): Promise<Context>;
+  /** As a restart, without a new one. The next run without a context makes a default one anew. @throws not_found */
+  removeContext(id: string): Promise<void>;
 
   /** The first message is the file's info, with its whole size. length 0 = to the end. */
   readFile(

@@ -1,5 +1,5 @@
 export type * from "./actions.ts";
-export { scopes } from "./actions.ts";
+export { languages, scopes } from "./actions.ts";
 export type * from "./driver.ts";
 export { probeEngine as probeGvisor } from "./drivers/pick.ts";
 export { parsePolicy as checkNetworkPolicy } from "./egress/policy.ts";

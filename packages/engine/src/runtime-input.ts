@@ -1,7 +1,7 @@
 /** What a request for something inside a sandbox must look like, checked before anything is done. All of it throws invalid_input. */
 
-import { limits, MitosError } from "@mitos/protocol";
-import type { ProcessStart } from "./actions.ts";
+import { isId, limits, MitosError } from "@mitos/protocol";
+import { type Language, languages, type ProcessStart } from "./actions.ts";
 
 const pidMax = 0x7fff_ffff;
 const terminalSizeMax = 65_535;
@@ -46,6 +46,14 @@ export function checkEnv(env: Readonly<Record<string, string>>): void {
 export function checkPath(path: string, field = "path"): void {
   if (path === "") throw invalid(`${field} is empty`);
   if (textBytes(path, field) > limits.pathBytesMax) throw invalid(`${field} is longer than ${limits.pathBytesMax} bytes`);
+}
+
+export function checkLanguage(language: Language): void {
+  if (!languages.includes(language)) throw invalid(`language must be one of ${languages.join(", ")}`);
+}
+
+export function checkContextId(id: string): void {
+  if (!isId(id)) throw invalid("the id of a context has 1 to 64 letters, digits, '_' and '-'");
 }
 
 export function checkPid(pid: number): void {

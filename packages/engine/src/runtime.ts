@@ -1,12 +1,24 @@
 /** What can be done inside one running sandbox, over the link to its agent. Input is checked here, before anything is sent. */
 
 import type { MessageInitShape, MessageShape } from "@bufbuild/protobuf";
-import { limits, MitosError } from "@mitos/protocol";
+import { isId, limits, MitosError, newContextId } from "@mitos/protocol";
 import { guest, sandbox as pb } from "@mitos/protocol/proto";
-import type { Attachment, ProcessEvent, ProcessExit, ProcessRow, ProcessStart, RunCodeRequest, Runtime, Tunnel } from "./actions.ts";
+import type {
+  Attachment,
+  Context,
+  ProcessEvent,
+  ProcessExit,
+  ProcessRow,
+  ProcessStart,
+  RunCodeRequest,
+  Runtime,
+  Tunnel,
+} from "./actions.ts";
 import type { CallOptions, Duplex, LinkClient } from "./link/client.ts";
 import { printable } from "./link/status.ts";
 import {
+  checkContextId,
+  checkLanguage,
   checkMode,
   checkOffset,
   checkPath,
@@ -121,6 +133,26 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
       const value = runCodeOpen(request);
       const first = { msg: { case: "open" as const, value } };
       return begin(signal, (options) => link.duplex(method.runCode, first, { ...options, endAtOnce: true })).messages;
+    },
+
+    async createContext({ language, cwd = "" }) {
+      checkLanguage(language);
+      if (cwd) checkPath(cwd, "cwd");
+      return contextOf(await ask((options) => link.unary(method.createContext, { id: newContextId(), language, cwd }, options)));
+    },
+
+    async listContexts() {
+      return (await ask((options) => link.unary(method.listContexts, {}, options))).contexts.map(contextOf);
+    },
+
+    async restartContext(id) {
+      checkContextId(id);
+      return contextOf(await ask((options) => link.unary(method.restartContext, { id }, options)));
+    },
+
+    async removeContext(id) {
+      checkContextId(id);
+      await ask((options) => link.unary(method.removeContext, { id }, options));
     },
 
     async readFile(path, { offset, length }, signal) {
@@ -342,8 +374,14 @@ function streamName(stream: guest.Stream): "stdout" | "stderr" {
 function runCodeOpen({ code, language, timeoutMs, context = "" }: RunCodeRequest): MessageInitShape<typeof guest.RunCodeOpenSchema> {
   if (textBytesOfCode(code) > limits.messageBytesMax / 2) throw new MitosError("body_too_large", { cause: "the code" });
   checkShortText(language, "language");
-  checkShortText(context, "context");
+  if (context) checkContextId(context);
   return { code, language, timeoutMs: checkTimeout(timeoutMs), context };
+}
+
+/** @throws unavailable for what the guest may not claim */
+function contextOf({ id, language, cwd, isDefault }: guest.Context): Context {
+  if (!isId(id)) throw malformed("a context without a usable id");
+  return { id, language: printable(language), cwd: printable(cwd, limits.pathBytesMax), isDefault };
 }
 
 /** Code may contain NUL: that is for the interpreter to refuse. */

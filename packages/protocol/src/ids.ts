@@ -61,8 +61,17 @@ export function toTemplateId(value: unknown, field = "template"): TemplateId {
   return value as TemplateId;
 }
 
+/** `context-` and 16 hexadecimal digits: no language has such a name. */
+export function newContextId(): string {
+  return `context-${randomHex(8)}`;
+}
+
 /** `sandbox-` and 8 hexadecimal digits, as the published clients make them. */
 export function newSandboxId(): SandboxId {
-  const bytes = crypto.getRandomValues(new Uint8Array(4));
-  return `sandbox-${[...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("")}` as SandboxId;
+  return `sandbox-${randomHex(4)}` as SandboxId;
+}
+
+function randomHex(byteCount: number): string {
+  const bytes = crypto.getRandomValues(new Uint8Array(byteCount));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

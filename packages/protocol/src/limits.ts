@@ -17,6 +17,8 @@ export const limits = {
   /** Children of one fork. */
   forkCountMax: 100,
   forwardsPerSandboxMax: 16,
+  /** Interpreters beside the default ones. The agent counts them. */
+  contextsPerSandboxMax: 16,
   /** Where requests bring a key. */
   templatesPerOwnerMax: 100,
   /** Connections open at once over all forwards of one sandbox. */

@@ -74,6 +74,17 @@ export interface ForkJson {
   snapshot_bytes: number;
 }
 
+/** One interpreter of a sandbox, with a state of its own. */
+export interface ContextJson {
+  /** Of a default one: its language. */
+  id: string;
+  language: string;
+  /** Where it starts. */
+  cwd: string;
+  /** Made by the first run of its language without a context. */
+  default: boolean;
+}
+
 /** What is known of a key; the key itself is shown once, when it is made. */
 export interface KeyJson {
   id: string;

@@ -11,6 +11,7 @@ const codeHeader = "mitos-error-code";
 const retryAfterHeader = "retry-after";
 
 export type Message = Record<string, unknown>;
+type Headers = Readonly<Record<string, string>>;
 
 /** The `sandbox.v1.Sandbox` service of one sandbox: Connect with JSON, over fetch. */
 export class ConnectClient {
@@ -32,13 +33,18 @@ export class ConnectClient {
   }
 
   /** The answers as they arrive. Leaving the iteration early closes the request, which ends what it started. */
-  serverStream(method: string, message: Message, signal?: AbortSignal): AsyncGenerator<Message, void, undefined> {
-    return this.bidi(method, [message], signal);
+  serverStream(method: string, message: Message, signal?: AbortSignal, headers?: Headers): AsyncGenerator<Message, void, undefined> {
+    return this.bidi(method, [message], signal, headers);
   }
 
   /** All messages are sent at once: fetch cannot send and receive at the same time over HTTP/1.1. */
-  async *bidi(method: string, messages: readonly Message[], signal?: AbortSignal): AsyncGenerator<Message, void, undefined> {
-    const response = await this.#call(method, "application/connect+json", encodeEnvelopes(messages), signal);
+  async *bidi(
+    method: string,
+    messages: readonly Message[],
+    signal?: AbortSignal,
+    headers?: Headers,
+  ): AsyncGenerator<Message, void, undefined> {
+    const response = await this.#call(method, "application/connect+json", encodeEnvelopes(messages), signal, headers);
     if (!response.body) throw brokenStream(`${method} answered without a body`);
     try {
       yield* decodeEnvelopes(response.body, this.#http.token);
@@ -47,8 +53,14 @@ export class ConnectClient {
     }
   }
 
-  async #call(method: string, contentType: string, body: string | Uint8Array<ArrayBuffer>, signal?: AbortSignal): Promise<Response> {
-    const headers = { "Content-Type": contentType, "Connect-Protocol-Version": "1", "X-Sandbox-Id": this.#sandboxId };
+  async #call(
+    method: string,
+    contentType: string,
+    body: string | Uint8Array<ArrayBuffer>,
+    signal?: AbortSignal,
+    extraHeaders?: Headers,
+  ): Promise<Response> {
+    const headers = { ...extraHeaders, "Content-Type": contentType, "Connect-Protocol-Version": "1", "X-Sandbox-Id": this.#sandboxId };
     const response = await this.#http.fetch("POST", `/sandbox.v1.Sandbox/${method}`, body, { headers, signal });
     if (response.ok) return response;
     const text = await this.#text(method, response, signal);

@@ -1,6 +1,7 @@
 export type { KeyJson, NewKeyJson } from "@mitos/protocol";
 export { type Connection, DEFAULT_BASE_URL, toBaseUrl, validSandboxId } from "./config.ts";
 export { ConnectClient, type Message } from "./connect.ts";
+export type { CodeContext, ContextOptions, ContextRef } from "./contexts.ts";
 export { type CreateOptions, create } from "./create.ts";
 export {
   AgentRunError,

@@ -1,6 +1,7 @@
 import { type ForwardJson, limits, newSandboxId, type PreviewJson, type Unchecked } from "@mitos/protocol";
 import { type Connection, newIdempotencyKey, requireSandboxId, resolveBaseUrl, resolveToken, toBaseUrl } from "./config.ts";
 import { ConnectClient } from "./connect.ts";
+import { type CodeContext, ContextClient, type ContextOptions, type ContextRef, contextId } from "./contexts.ts";
 import { type CreateOptions, create } from "./create.ts";
 import { AgentRunError, isObject, validateTimeout } from "./errors.ts";
 import { type Command, collect, type ExecEvent, type ExecOptions, type ExecResult, execStream, type OutputCallbacks } from "./exec.ts";
@@ -35,8 +36,10 @@ export interface BackgroundOptions extends OutputCallbacks {
 }
 
 export interface RunCodeOptions extends RunCodeCallbacks {
-  /** `python` (default), `javascript` or `bash`. Each language has one interpreter per sandbox, which keeps its state. */
+  /** `python` (default), `javascript` or `bash`. Each language has one default interpreter per sandbox, which keeps its state. */
   language?: string | undefined;
+  /** In this interpreter instead of the default one; the language is then its own, and need not be given. */
+  context?: ContextRef | undefined;
   /** Default: the server's 60 seconds. Interrupts the code; the interpreter and its state stay. */
   timeoutSeconds?: number | undefined;
   signal?: AbortSignal | undefined;
@@ -84,6 +87,7 @@ export class Sandbox {
   readonly #http: HttpClient;
   readonly #connect: ConnectClient;
   readonly #processes: ProcessClient;
+  readonly #contexts: ContextClient;
 
   constructor({ id, endpoint, token, http, template = "", forkTimeMs = 0 }: SandboxOptions) {
     requireSandboxId(id);
@@ -94,6 +98,7 @@ export class Sandbox {
     this.#http = http ?? new HttpClient(this.endpoint, token);
     this.#connect = new ConnectClient(this.#http, id);
     this.#processes = new ProcessClient(this.#http, id);
+    this.#contexts = new ContextClient(this.#http, id);
     this.files = new SandboxFiles(this.#connect, this.#http, id);
   }
 
@@ -146,12 +151,37 @@ export class Sandbox {
     return this.#processes.list();
   }
 
-  /** Runs code in the language's live interpreter. An exception in the code is a result: `error`. */
+  /**
+   * Runs code in the language's live interpreter, or in that of a context. An exception in the code is a result: `error`.
+   *
+   * @throws not_found for an unknown context, invalid_input for one of another language
+   */
   async runCode(code: string, options: RunCodeOptions = {}): Promise<Execution> {
-    const { language = "python", timeoutSeconds, signal } = options;
+    const { context, language = context === undefined ? "python" : undefined, timeoutSeconds, signal } = options;
     validateTimeout(timeoutSeconds);
-    const request = { code, language, ...(timeoutSeconds === undefined ? {} : { timeoutSeconds }) };
-    return parseRunCodeConnect(this.#connect.serverStream("RunCodeStream", request, signal), options);
+    const request = { code, language, timeoutSeconds };
+    const headers = context === undefined ? undefined : { "Mitos-Context": contextId(context) };
+    return parseRunCodeConnect(this.#connect.serverStream("RunCodeStream", request, signal, headers), options);
+  }
+
+  /** One more interpreter, with variables of its own. @throws not_found for a `cwd` that does not exist, sandbox_exhausted for too many */
+  createContext(options: ContextOptions = {}): Promise<CodeContext> {
+    return this.#contexts.create(options);
+  }
+
+  /** The default interpreters that run, and all that were created. */
+  listContexts(): Promise<CodeContext[]> {
+    return this.#contexts.list();
+  }
+
+  /** Forgets its variables and ends what its code has started. Code that runs in it ends with the error `KernelDied`. */
+  restartContext(context: ContextRef): Promise<CodeContext> {
+    return this.#contexts.restart(context);
+  }
+
+  /** Ends it. Of a default one the next runCode makes a new one. */
+  removeContext(context: ContextRef): Promise<void> {
+    return this.#contexts.remove(context);
   }
 
   /** A terminal with a shell, or the given program, on it. */

@@ -9,6 +9,7 @@ import { isOurFault, toMitosError } from "./errors.ts";
 import { type AnyResponse, endLateBody, retryAfter, sendPlain } from "./http/plain.ts";
 import { describeRequest } from "./http/tracing.ts";
 import { legacyRoutes } from "./legacy/index.ts";
+import { contextRoutes } from "./routes/contexts.ts";
 import { fileRoutes } from "./routes/files.ts";
 import { forkRoutes } from "./routes/fork.ts";
 import { healthRoutes } from "./routes/health.ts";
@@ -80,6 +81,7 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
   sandboxRoutes(app, context);
   lifecycleRoutes(app, context);
   fileRoutes(app, context);
+  contextRoutes(app, context);
   processRoutes(app, context);
   keyRoutes(app, context);
   portRoutes(app, context, ports);

@@ -1,5 +1,6 @@
 /** The pieces that request bodies of several routes are made of. Unknown members are ignored everywhere. */
 
+import { languages } from "@mitos/engine";
 import { isId, isTemplateId, limits, MitosError, resourceBounds, type SandboxId, type TemplateId } from "@mitos/protocol";
 import { z } from "zod";
 
@@ -9,6 +10,9 @@ export const sandboxId = z.string().refine(isId, idRule) as unknown as z.ZodType
 export const templateId = z
   .string()
   .refine(isTemplateId, `${idRule}; or be an image reference such as python:3.12`) as unknown as z.ZodType<TemplateId>;
+
+export const contextId = z.string().refine(isId, idRule);
+export const language = z.enum(languages);
 
 const noNul = (text: string) => !text.includes("\0");
 

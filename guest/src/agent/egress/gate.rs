@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use crate::agent::session::{CallError, HostEnd, Link};
+use crate::agent::session::{CallError, HostEnd, Link, Refused};
 use crate::proto::guest::v1 as pb;
 
 const CHUNK_BYTES_MAX: usize = 32 * 1024;
@@ -38,7 +38,7 @@ impl Refusal {
 
 impl From<CallError> for Refusal {
     fn from(error: CallError) -> Self {
-        let CallError::Refused(code, message) = error else {
+        let CallError::Refused(Refused { code, message, .. }) = error else {
             return Self::new(RefusalKind::Unavailable, "the connection to the host was lost");
         };
         let kind = match code.as_str() {

@@ -44,6 +44,7 @@ const fileMethods = new Set([
   "Upload",
 ]);
 const processMethods = new Set(["Exec", "ListProcesses", "WriteStdin", "ResizeTerminal", "SignalProcess", "Processes", "RunCode"]);
+const contextMethods = new Set(["RunCode", "CreateContext", "RestartContext", "RemoveContext"]);
 
 /** What a failure of the guest becomes for the client; undefined when the status means OK. */
 export function errorOfStatus(status: guest.Status, method: string): MitosError | undefined {
@@ -51,7 +52,22 @@ export function errorOfStatus(status: guest.Status, method: string): MitosError 
   const known = Object.hasOwn(codes, status.code) ? codes[status.code as ConnectCodeName] : "internal";
   const code = known === "internal" ? internalOf(method) : known;
   const detail: ErrorDetail = { cause: printable(status.message) || printable(status.code) };
-  return new MitosError(code, code === "not_found" ? { ...detail, remediation: "Check the path, the process id or the port." } : detail);
+  return new MitosError(code, { ...detail, remediation: remedyOf(code, method) });
+}
+
+/** Where a method knows better what to do than the catalogue. */
+function remedyOf(code: ErrorCode, method: string): string | undefined {
+  const isOfContext = contextMethods.has(method);
+  if (code === "not_found") {
+    if (method === "CreateContext") return "Give a directory of the sandbox as cwd, or create it first.";
+    if (isOfContext) return "List the contexts (GET /v1/sandboxes/{id}/contexts), or create one (POST, with its language).";
+    return "Check the path, the process id or the port.";
+  }
+  if (!isOfContext) return undefined;
+  if (code === "sandbox_exhausted" && method === "CreateContext") return "Remove a context that is not used any more.";
+  if (code === "failed_precondition")
+    return "Read the cause: the sandbox may have no interpreter for this language, or the context's folder is gone.";
+  return undefined;
 }
 
 function internalOf(method: string): ErrorCode {

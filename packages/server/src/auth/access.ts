@@ -43,6 +43,10 @@ export const routeAccess: Readonly<Record<string, Access>> = {
 
   "GET /v1/sandboxes/:id/files": execute,
   "PUT /v1/sandboxes/:id/files": execute,
+  "GET /v1/sandboxes/:id/contexts": execute,
+  "POST /v1/sandboxes/:id/contexts": execute,
+  "POST /v1/sandboxes/:id/contexts/:context/restart": execute,
+  "DELETE /v1/sandboxes/:id/contexts/:context": execute,
   "GET /v1/sandboxes/:id/processes": execute,
   "POST /v1/sandboxes/:id/processes": execute,
   "GET /v1/sandboxes/:id/processes/:pid/output": executeStream,

@@ -11,12 +11,16 @@ import { clientSignal, type EndSignals } from "../stream/follow.ts";
 /** The request that an RPC came with. */
 export const rawRequest = createContextKey<AnyRequest | undefined>(undefined);
 
+export const contextHeader = "Mitos-Context";
+
 export interface Call {
   readonly context: ServerContext;
   readonly sandbox: SandboxId;
   /** @throws not_found, idle_timeout, sandbox_not_running, … */
   readonly runtime: () => Runtime;
   readonly signals: EndSignals;
+  /** Which interpreter code is to run in: what `sandbox.v1` has no field for. Undefined = the language's default one. @throws invalid_input */
+  readonly codeContext: () => string | undefined;
 }
 
 export function unary<Request, Response>(context: ServerContext, op: string, handle: (request: Request, call: Call) => Promise<Response>) {
@@ -63,7 +67,15 @@ function toCall(context: ServerContext, handler: HandlerContext): Call {
     sandbox,
     runtime: () => context.engineFor(requestOf(handler)).runtime(sandbox),
     signals: { client: clientSignal(handler.signal, context.shutdown), shutdown: context.shutdown },
+    codeContext: () => parseCodeContext(handler.requestHeader.get(contextHeader)),
   };
+}
+
+/** @throws invalid_input */
+export function parseCodeContext(header: string | string[] | null | undefined): string | undefined {
+  if (header === null || header === undefined) return undefined;
+  if (!isId(header)) throw new MitosError("invalid_input", { cause: `${contextHeader} is not the id of a context` });
+  return header;
 }
 
 function requestOf(handler: HandlerContext): AnyRequest {

@@ -29,6 +29,7 @@ async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Cal
   checkCeiling(asked, call.context.maxExecTimeoutSeconds, call.sandbox);
   // Without a ceiling a client may still not ask for more than a timer can hold.
   const seconds = asked > 0 ? Math.min(asked, 2 ** 31) : limits.runCodeTimeoutSecondsDefault;
+  const context = call.codeContext();
   const cutters = { stdout: new ChunkCutter(), stderr: new ChunkCutter() };
   let begun = false;
   let failed = false;
@@ -36,9 +37,8 @@ async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Cal
   let outcome: Outcome = "canceled";
   const beganMs = performance.now();
   try {
-    const source = call
-      .runtime()
-      .runCode({ code: request.code, language: request.language, timeoutMs: seconds * 1000 }, call.signals.client);
+    const { code, language } = request;
+    const source = call.runtime().runCode({ code, language, timeoutMs: seconds * 1000, context }, call.signals.client);
     for await (const response of follow(source, call.signals)) {
       begun = true;
       const { msg } = response;

@@ -5,7 +5,7 @@
 
 import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { FastifyReply, FastifyRequest } from "fastify";
-import type { Call } from "../connect/call.ts";
+import { type Call, contextHeader, parseCodeContext } from "../connect/call.ts";
 import type { ServerContext } from "../context.ts";
 import { isOurFault, toMitosError } from "../errors.ts";
 import { requestSignal } from "../http/signal.ts";
@@ -24,6 +24,7 @@ export async function asCall<T>(
     sandbox,
     runtime: () => context.engineFor(request.raw).runtime(sandbox),
     signals: { client: clientSignal(client.signal, context.shutdown), shutdown: context.shutdown },
+    codeContext: () => parseCodeContext(request.headers[contextHeader.toLowerCase()]),
   };
   let ok = false;
   try {

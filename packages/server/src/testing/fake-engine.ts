@@ -10,6 +10,8 @@ import path from "node:path";
 import { create } from "@bufbuild/protobuf";
 import {
   type Attachment,
+  type Context,
+  type ContextRequest,
   type CreateRequest,
   type EgressDenial,
   type Engine,
@@ -47,6 +49,7 @@ export class FakeRuntime {
   /** `gated` goes on when this is resolved. */
   readonly gate = Promise.withResolvers<void>();
   readonly runs: RunCodeRequest[] = [];
+  readonly contexts = new Map<string, Context>();
 
   exec(start: ProcessStart, signal?: AbortSignal): Attachment {
     this.starts.push(start);
@@ -107,6 +110,26 @@ export class FakeRuntime {
     const result = create(pb.RunResultSchema, { text: "42", data: { "text/plain": bytes("42"), "image/png": bytes("aGVsbG8=") } });
     yield response({ case: "result", value: result });
     yield response({ case: "exitCode", value: 0 });
+  }
+
+  async createContext({ language, cwd = "/workspace" }: ContextRequest) {
+    const context = { id: `context-${this.contexts.size}`, language, cwd, isDefault: false };
+    this.contexts.set(context.id, context);
+    return context;
+  }
+
+  async listContexts() {
+    return [...this.contexts.values()];
+  }
+
+  async restartContext(id: string) {
+    const context = this.contexts.get(id);
+    if (!context) throw new MitosError("not_found", { cause: `no context ${id}` });
+    return context;
+  }
+
+  async removeContext(id: string) {
+    if (!this.contexts.delete(id)) throw new MitosError("not_found", { cause: `no context ${id}` });
   }
 
   async readFile(path: string, { offset, length }: { offset: number; length: number }) {

@@ -208,7 +208,7 @@ export declare type Adopt = Message<"guest.v1.Adopt"> & {
   deadlineUnixMs: bigint;
 
   /**
-   * How many children the guest may ask for itself.
+   * How many children the guest may ask for itself, those that it has had already included.
    *
    * @generated from field: uint32 fork_budget = 14;
    */
@@ -220,6 +220,13 @@ export declare type Adopt = Message<"guest.v1.Adopt"> & {
    * @generated from field: uint32 processes_max = 15;
    */
   processesMax: number;
+
+  /**
+   * How much of fork_budget is spent.
+   *
+   * @generated from field: uint32 forks_used = 16;
+   */
+  forksUsed: number;
 };
 
 /**
@@ -333,6 +340,13 @@ export declare type Status = Message<"guest.v1.Status"> & {
    * @generated from field: guest.v1.CallTiming timing = 3;
    */
   timing?: CallTiming | undefined;
+
+  /**
+   * Only host to guest: the code of docs/errors.md behind the coarser one.
+   *
+   * @generated from field: string error_code = 4;
+   */
+  errorCode: string;
 };
 
 /**
@@ -885,7 +899,7 @@ export declare type RunCodeOpen = Message<"guest.v1.RunCodeOpen"> & {
   timeoutMs: bigint;
 
   /**
-   * Separate state of the same language; empty = the default context.
+   * The id of a context, whose language `language` must then be, or empty. Empty = the language's default context.
    *
    * @generated from field: string context = 4;
    */
@@ -964,6 +978,131 @@ export declare type WarmKernelReply = Message<"guest.v1.WarmKernelReply"> & {
  * Use `create(WarmKernelReplySchema)` to create a new message.
  */
 export declare const WarmKernelReplySchema: GenMessage<WarmKernelReply>;
+
+/**
+ * @generated from message guest.v1.Context
+ */
+export declare type Context = Message<"guest.v1.Context"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: string language = 2;
+   */
+  language: string;
+
+  /**
+   * Where its kernel starts. Absolute.
+   *
+   * @generated from field: string cwd = 3;
+   */
+  cwd: string;
+
+  /**
+   * Made by the first RunCode of its language; its id is the language.
+   *
+   * @generated from field: bool is_default = 4;
+   */
+  isDefault: boolean;
+};
+
+/**
+ * Describes the message guest.v1.Context.
+ * Use `create(ContextSchema)` to create a new message.
+ */
+export declare const ContextSchema: GenMessage<Context>;
+
+/**
+ * @generated from message guest.v1.CreateContextRequest
+ */
+export declare type CreateContextRequest = Message<"guest.v1.CreateContextRequest"> & {
+  /**
+   * Chosen by the host.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: string language = 2;
+   */
+  language: string;
+
+  /**
+   * Empty = where default contexts start.
+   *
+   * @generated from field: string cwd = 3;
+   */
+  cwd: string;
+};
+
+/**
+ * Describes the message guest.v1.CreateContextRequest.
+ * Use `create(CreateContextRequestSchema)` to create a new message.
+ */
+export declare const CreateContextRequestSchema: GenMessage<CreateContextRequest>;
+
+/**
+ * @generated from message guest.v1.ListContextsRequest
+ */
+export declare type ListContextsRequest = Message<"guest.v1.ListContextsRequest"> & {
+};
+
+/**
+ * Describes the message guest.v1.ListContextsRequest.
+ * Use `create(ListContextsRequestSchema)` to create a new message.
+ */
+export declare const ListContextsRequestSchema: GenMessage<ListContextsRequest>;
+
+/**
+ * @generated from message guest.v1.ListContextsReply
+ */
+export declare type ListContextsReply = Message<"guest.v1.ListContextsReply"> & {
+  /**
+   * @generated from field: repeated guest.v1.Context contexts = 1;
+   */
+  contexts: Context[];
+};
+
+/**
+ * Describes the message guest.v1.ListContextsReply.
+ * Use `create(ListContextsReplySchema)` to create a new message.
+ */
+export declare const ListContextsReplySchema: GenMessage<ListContextsReply>;
+
+/**
+ * @generated from message guest.v1.RestartContextRequest
+ */
+export declare type RestartContextRequest = Message<"guest.v1.RestartContextRequest"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message guest.v1.RestartContextRequest.
+ * Use `create(RestartContextRequestSchema)` to create a new message.
+ */
+export declare const RestartContextRequestSchema: GenMessage<RestartContextRequest>;
+
+/**
+ * @generated from message guest.v1.RemoveContextRequest
+ */
+export declare type RemoveContextRequest = Message<"guest.v1.RemoveContextRequest"> & {
+  /**
+   * @generated from field: string id = 1;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message guest.v1.RemoveContextRequest.
+ * Use `create(RemoveContextRequestSchema)` to create a new message.
+ */
+export declare const RemoveContextRequestSchema: GenMessage<RemoveContextRequest>;
 
 /**
  * @generated from message guest.v1.ReadFileRange
@@ -1356,7 +1495,7 @@ export declare const Agent: GenService<{
     output: typeof RunCodeResponseSchema;
   },
   /**
-   * Starts the kernel of a language and waits until it is ready.
+   * Starts the default kernel of a language and waits until it is ready.
    *
    * @generated from rpc guest.v1.Agent.WarmKernel
    */
@@ -1364,6 +1503,44 @@ export declare const Agent: GenService<{
     methodKind: "unary";
     input: typeof WarmKernelRequestSchema;
     output: typeof WarmKernelReplySchema;
+  },
+  /**
+   * One more kernel of a language, with a state of its own. Answers when it takes code.
+   *
+   * @generated from rpc guest.v1.Agent.CreateContext
+   */
+  createContext: {
+    methodKind: "unary";
+    input: typeof CreateContextRequestSchema;
+    output: typeof ContextSchema;
+  },
+  /**
+   * In the order of their creation.
+   *
+   * @generated from rpc guest.v1.Agent.ListContexts
+   */
+  listContexts: {
+    methodKind: "unary";
+    input: typeof ListContextsRequestSchema;
+    output: typeof ListContextsReplySchema;
+  },
+  /**
+   * Ends the kernel with everything in its process group and starts a new one. A cell that runs, and those that wait, end with KernelDied.
+   *
+   * @generated from rpc guest.v1.Agent.RestartContext
+   */
+  restartContext: {
+    methodKind: "unary";
+    input: typeof RestartContextRequestSchema;
+    output: typeof ContextSchema;
+  },
+  /**
+   * @generated from rpc guest.v1.Agent.RemoveContext
+   */
+  removeContext: {
+    methodKind: "unary";
+    input: typeof RemoveContextRequestSchema;
+    output: typeof EmptySchema;
   },
   /**
    * @generated from rpc guest.v1.Agent.ReadFile
