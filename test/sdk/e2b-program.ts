@@ -275,6 +275,8 @@ export async function code(sandbox: Sandbox) {
 }
 
 export async function contexts(sandbox: Sandbox) {
+  const usual = await sandbox.createCodeContext();
+  await sandbox.removeCodeContext(usual);
   const context = await sandbox.createCodeContext({ cwd: "/tmp", language: "python" });
   await sandbox.runCode("where = 'context'", { context });
   const inside = await sandbox.runCode("import os; (where, os.getcwd())", { context });
@@ -285,8 +287,9 @@ export async function contexts(sandbox: Sandbox) {
   await sandbox.removeCodeContext(context.id);
   const left = (await sandbox.listCodeContexts()).some(({ id }) => id === context.id);
   return {
-    language: context.language,
-    cwd: context.cwd,
+    language: usual.language,
+    cwd: usual.cwd,
+    elsewhere: context.cwd,
     inside: inside.text,
     outside: outside.error?.name,
     listed,

@@ -7,6 +7,7 @@ import {
   ALL_TRAFFIC,
   CommandExitError,
   E2B,
+  FileNotFoundError,
   type FilesystemEvent,
   NotFoundError,
   Sandbox,
@@ -133,6 +134,13 @@ describe("a program for E2B, with one import changed", () => {
     });
   });
 
+  it("renames", async () => {
+    const path = "/home/user/renamed/new.txt";
+    expect(await program.renaming!(sandbox)).toEqual({ path, type: "file", exists: false, text: "moved" });
+    await expect(sandbox.files.rename("old.txt", "x")).rejects.toBeInstanceOf(FileNotFoundError);
+    await expect(sandbox.files.rename("renamed/new.txt", "/home/user/renamed")).rejects.toBeInstanceOf(SandboxError);
+  });
+
   it("watches a folder, and misses nothing after watchDir", async () => {
     const events = ["create below/f", "write below/f", "remove below/f"];
     expect(await program.watching!(sandbox)).toEqual({ events, exit: true });
@@ -157,6 +165,19 @@ describe("a program for E2B, with one import changed", () => {
       bash: "from bash\n",
       late: true,
       kept: "2",
+    });
+  });
+
+  it("runs code in contexts of its own", async () => {
+    expect(await program.contexts!(sandbox)).toEqual({
+      language: "python",
+      cwd: "/home/user",
+      elsewhere: "/tmp",
+      inside: "('context', '/tmp')",
+      outside: "NameError",
+      listed: true,
+      restarted: "NameError",
+      left: false,
     });
   });
 
@@ -208,15 +229,26 @@ describe("a sandbox", () => {
     expect((await sandbox.runCode("open('relative').read() + open('/home/user/by-name').read()")).text).toBe("'21'");
   });
 
-  it("keeps what was set before it is resumed: time that is longer stays", async () => {
+  it("is never shortened by connect while it runs", async () => {
     const kept = await Sandbox.create({ timeoutMs: 3_600_000 });
-    await kept.pause();
-    const before = Date.now();
+    const { endAt } = await kept.getInfo();
     await kept.connect({ timeoutMs: 1_000 });
-    expect((await kept.getInfo()).endAt.getTime()).toBeGreaterThan(before + 3_000_000);
+    expect((await kept.getInfo()).endAt).toEqual(endAt);
     await kept.connect({ timeoutMs: 7_200_000 });
-    expect((await kept.getInfo()).endAt.getTime()).toBeGreaterThan(before + 7_000_000);
+    expect((await kept.getInfo()).endAt.getTime()).toBeGreaterThan(endAt.getTime() + 3_000_000);
     await kept.kill();
+  });
+
+  it("is kept for a day when it is paused, and has the usual time from when it is resumed", async () => {
+    const paused = await Sandbox.create({ timeoutMs: 60_000 });
+    const before = Date.now();
+    await paused.pause();
+    expect((await paused.getInfo()).endAt.getTime()).toBeGreaterThan(before + 86_000_000);
+    await Sandbox.connect(paused.sandboxId);
+    const { endAt } = await paused.getInfo();
+    expect(endAt.getTime()).toBeGreaterThan(before + 299_000);
+    expect(endAt.getTime()).toBeLessThan(Date.now() + 301_000);
+    await paused.kill();
   });
 
   it("forks by number, and the children end by themselves too", async () => {
@@ -401,8 +433,22 @@ describe("code", () => {
     });
   });
 
-  it("in a language that there is not is refused", async () => {
-    await expect(sandbox.runCode("1", { language: "r" })).rejects.toMatchObject({ name: "InvalidArgumentError" });
+  it("in a language that there is not is refused, as is a context that is not there", async () => {
+    const refused = { name: "InvalidArgumentError" };
+    await expect(sandbox.runCode("1", { language: "r" })).rejects.toMatchObject(refused);
+    await expect(sandbox.createCodeContext({ language: "r" })).rejects.toMatchObject(refused);
+    const context = await sandbox.createCodeContext();
+    await expect(sandbox.runCode("1", { context, language: "bash" } as object)).rejects.toMatchObject(refused);
+    await sandbox.removeCodeContext(context);
+    await expect(sandbox.runCode("1", { context })).rejects.toBeInstanceOf(NotFoundError);
+    await expect(sandbox.removeCodeContext(context)).rejects.toBeInstanceOf(NotFoundError);
+  });
+
+  it("in a context, too, may have variables of one cell", async () => {
+    const context = await sandbox.createCodeContext({ language: "javascript" });
+    expect((await sandbox.runCode("process.env.ONE", { context, envs: { ONE: "1" } })).text).toBe("'1'");
+    expect((await sandbox.runCode("process.env.ONE", { context })).text).toBeUndefined();
+    await sandbox.removeCodeContext(context);
   });
 
   it("may set variables for a cell in each language, and they are gone after it", async () => {

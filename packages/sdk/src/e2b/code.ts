@@ -6,7 +6,7 @@ import { InvalidArgumentError, TimeoutError } from "./errors.ts";
 import { Execution, type ExecutionError, OutputMessage, Result } from "./execution.ts";
 import { homeOf } from "./home.ts";
 import { toSeconds } from "./options.ts";
-import { type RequestOpts, request } from "./request.ts";
+import { request } from "./request.ts";
 
 /** An interpreter of its own, with its own state. */
 export interface Context {
@@ -116,32 +116,22 @@ function throwUnlessRun(error: NativeExecutionError | null, language: string, ti
 }
 
 export function createCodeContext(sandbox: Sandbox, { cwd, language = "python", ...opts }: CreateCodeContextOpts): Promise<Context> {
-  return request("code", opts, () => contextsOf(sandbox).createContext({ language, cwd: homeOf(cwd) }));
+  return request("code", opts, async (signal) => toContext(await sandbox.createContext({ language, cwd: homeOf(cwd), signal })));
 }
 
-export function listCodeContexts(sandbox: Sandbox, opts: RequestOpts = {}): Promise<Context[]> {
-  return request("code", opts, () => contextsOf(sandbox).listContexts());
+/** Also those that code without a context runs in: they are named by their language. */
+export function listCodeContexts(sandbox: Sandbox): Promise<Context[]> {
+  return request("code", {}, async () => (await sandbox.listContexts()).map(toContext));
 }
 
 export function removeCodeContext(sandbox: Sandbox, context: Context | string): Promise<void> {
-  return request("code", {}, () => contextsOf(sandbox).removeContext(idOf(context)));
+  return request("code", {}, () => sandbox.removeContext(context));
 }
 
-export function restartCodeContext(sandbox: Sandbox, context: Context | string): Promise<void> {
-  return request("code", {}, () => contextsOf(sandbox).restartContext(idOf(context)));
+export async function restartCodeContext(sandbox: Sandbox, context: Context | string): Promise<void> {
+  await request("code", {}, () => sandbox.restartContext(context));
 }
 
-function idOf(context: Context | string): string {
-  return typeof context === "string" ? context : context.id;
-}
-
-interface Contexts {
-  createContext(options: { language: string; cwd: string }): Promise<Context>;
-  listContexts(): Promise<Context[]>;
-  removeContext(id: string): Promise<void>;
-  restartContext(id: string): Promise<void>;
-}
-
-function contextsOf(sandbox: Sandbox): Contexts {
-  return sandbox as unknown as Contexts;
+function toContext({ id, language, cwd }: Context): Context {
+  return { id, language, cwd };
 }

@@ -1,4 +1,4 @@
-/** What E2B tells of a file, which is more than the file calls do: owner, group and the target of a link come from `find` in the sandbox. */
+/** What E2B does with files and the file calls do not: owner, group and the target of a link come from `find` in the sandbox, and `mv` renames. */
 
 import type { Sandbox } from "../sandbox.ts";
 import { FileNotFoundError, SandboxError } from "./errors.ts";
@@ -30,7 +30,7 @@ export interface EntryInfo extends WriteInfo {
 /** One record: type, size, mode, owner, group, time, target and path, each ended by NUL, which is in none of them. */
 const format = String.raw`%y\0%s\0%m\0%u\0%g\0%T@\0%l\0%p\0`;
 const fieldCount = 8;
-const findTimeoutSeconds = 60;
+const execTimeoutSeconds = 60;
 
 /**
  * A path and what lies below it, `depth` levels deep, sorted by path.
@@ -45,12 +45,25 @@ export async function findEntries(
   signal: AbortSignal,
 ): Promise<EntryInfo[]> {
   const command = ["find", follow ? "-H" : "-P", path, "-maxdepth", String(depth), "-printf", format];
-  const { stdout, stderr, exitCode } = await sandbox.exec(command, { cwd: "/", signal, timeoutSeconds: findTimeoutSeconds });
+  const { stdout, stderr, exitCode } = await sandbox.exec(command, { cwd: "/", signal, timeoutSeconds: execTimeoutSeconds });
   const entries = parseEntries(stdout);
   // Something that vanished meanwhile makes `find` fail as well, after it has told of the path itself.
   if (entries.length > 0) return entries.sort((one, other) => (one.path < other.path ? -1 : 1));
   if (/No such file or directory/.test(stderr)) throw new FileNotFoundError(`${path} does not exist in the sandbox`);
   throw new SandboxError(`${path} cannot be looked at: find ended with ${exitCode}: ${stderr.trim()}`);
+}
+
+/** With the folders above the new path; a file there is replaced. @throws FileNotFoundError; SandboxError when something is in the way */
+export async function move(sandbox: Pick<Sandbox, "exec">, from: string, to: string, signal: AbortSignal): Promise<void> {
+  const script = 'ls -d -- "$1" >/dev/null && mkdir -p -- "$(dirname -- "$2")" && exec mv -fT -- "$1" "$2"';
+  const { stderr, exitCode } = await sandbox.exec(["sh", "-c", script, "sh", from, to], {
+    cwd: "/",
+    signal,
+    timeoutSeconds: execTimeoutSeconds,
+  });
+  if (exitCode === 0) return;
+  if (/^ls: .*No such file or directory/.test(stderr)) throw new FileNotFoundError(`${from} does not exist in the sandbox`);
+  throw new SandboxError(`${from} cannot become ${to}: ${stderr.trim()}`);
 }
 
 export function parseEntries(text: string): EntryInfo[] {

@@ -1,6 +1,6 @@
 import { AgentRunError } from "../errors.ts";
 import type { Sandbox } from "../sandbox.ts";
-import { type EntryInfo, FileType, findEntries, type WriteInfo } from "./entries.ts";
+import { type EntryInfo, FileType, findEntries, move, type WriteInfo } from "./entries.ts";
 import { InvalidArgumentError } from "./errors.ts";
 import { homeOf } from "./home.ts";
 import { refuse } from "./options.ts";
@@ -116,7 +116,7 @@ export class Filesystem {
   rename(oldPath: string, newPath: string, opts: FilesystemRequestOpts = {}): Promise<EntryInfo> {
     const to = homeOf(newPath);
     return this.#request(opts, async (signal) => {
-      await (this.#sandbox.files as unknown as { rename(from: string, to: string): Promise<void> }).rename(homeOf(oldPath), to);
+      await move(this.#sandbox, homeOf(oldPath), to, signal);
       return this.#entry(to, signal);
     });
   }

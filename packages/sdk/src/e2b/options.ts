@@ -145,16 +145,16 @@ function requireOtherHost(url: string): string {
 }
 
 /** Names that E2B's sandboxes are usually made of. */
-const templateAliases: Readonly<Record<string, string>> = {
-  "code-interpreter": "python",
-  "code-interpreter-beta": "python",
-  "code-interpreter-v1": "python",
-};
+const templateAliases = new Map([
+  ["code-interpreter", "python"],
+  ["code-interpreter-beta", "python"],
+  ["code-interpreter-v1", "python"],
+]);
 /** What the server makes when it does not have it. Another name must have been made before, as in E2B. */
 const madeOnDemand = new Set(["python", "node", "base"]);
 
 export function templateOf(name: string | undefined): { template: string; onDemand: boolean } {
-  const template = (name && templateAliases[name]) || name || "python";
+  const template = templateAliases.get(name ?? "") ?? (name || "python");
   return { template, onDemand: madeOnDemand.has(template) || isImageReference(template) };
 }
 

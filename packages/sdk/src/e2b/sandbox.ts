@@ -1,6 +1,7 @@
 // biome-ignore-all lint/complexity/noThisInStatic: the class that a static method is called on is a subclass, or one that a client has bound options to
 import { newSandboxId } from "@mitos/protocol";
 import { create } from "../create.ts";
+import { MAX_EXEC_TIMEOUT_SECONDS } from "../errors.ts";
 import { HttpClient } from "../http.ts";
 import { ProcessClient } from "../processes.ts";
 import { Sandbox as NativeSandbox } from "../sandbox.ts";
@@ -187,15 +188,18 @@ export class Sandbox {
     return notAvailable("getMetrics", metricsInstead);
   }
 
-  /** Resumes it when it is paused, and gives it more time when it has less than `timeoutMs` (default 300,000) left. */
+  /** Resumes it when it is paused. It then ends after `timeoutMs` (default 300,000); one that runs only when that is later than it would. */
   async connect({ timeoutMs = sandboxTimeoutMsDefault, onResume, ...opts }: SandboxConnectOpts = {}): Promise<this> {
     refuse("onResume: reboot", onResume === "reboot", "create a new sandbox: memory and processes are always restored");
     const seconds = toSeconds(timeoutMs);
     await request("sandbox", this.#requestOpts(opts), async (signal) => {
+      const before = await this.#native.info();
       await this.#native.resume();
-      const { deadlineUnix } = await this.#native.info();
-      const remaining = typeof deadlineUnix === "number" ? deadlineUnix - Date.now() / 1000 : Number.POSITIVE_INFINITY;
-      if (remaining < seconds) await this.#native.setTimeout(seconds);
+      // Without a time-out, which only other clients make, it stays so.
+      if (typeof before.deadlineUnix === "number") {
+        const remaining = before.deadlineUnix - Date.now() / 1000;
+        if (stateOf(before) === "paused" || remaining < seconds) await this.#native.setTimeout(seconds);
+      }
       await prepareHome(this.#native, signal);
     });
     return this;
@@ -267,12 +271,18 @@ export class Sandbox {
     });
   }
 
-  /** Saves it with its memory and frees that; `connect` goes on. @returns false when it was paused */
+  /**
+   * Saves it with its memory and frees that; `connect` goes on. A time-out here runs on in a pause, so it is put off: it is kept for a day.
+   *
+   * @returns false when it was paused
+   */
   pause({ keepMemory = true, ...opts }: SandboxPauseOpts = {}): Promise<boolean> {
     refuse("keepMemory: false", !keepMemory, "memory is always saved, and restored by connect");
     return request("sandbox", this.#requestOpts(opts), async () => {
-      if (stateOf(await this.#native.info()) === "paused") return false;
+      const before = await this.#native.info();
+      if (stateOf(before) === "paused") return false;
       await this.#native.pause();
+      if (typeof before.deadlineUnix === "number") await this.#native.setTimeout(MAX_EXEC_TIMEOUT_SECONDS);
       return true;
     });
   }
