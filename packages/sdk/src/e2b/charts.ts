@@ -225,7 +225,14 @@ function quantile(sorted: readonly number[], share: number): number {
 }
 
 function groups(rows: readonly Row[], by: Channel | undefined): Map<string, Row[]> {
-  return Map.groupBy(rows, (row) => (typeof by?.field === "string" ? String(cellOf(row, by)) : ""));
+  const all = new Map<string, Row[]>();
+  for (const row of rows) {
+    const label = typeof by?.field === "string" ? String(cellOf(row, by)) : "";
+    const members = all.get(label);
+    if (members) members.push(row);
+    else all.set(label, [row]);
+  }
+  return all;
 }
 
 function ticks(rows: readonly Row[], channel: Channel | undefined): (number | string)[] {

@@ -3,7 +3,7 @@ import { CommandHandle, type CommandResult, closeStdin, kill, sendStdin } from "
 import { NotFoundError } from "./errors.ts";
 import { homeOf, userOf } from "./home.ts";
 import { toSeconds } from "./options.ts";
-import { type RequestOpts, request } from "./request.ts";
+import { type RequestOpts, request, withTimeout } from "./request.ts";
 
 export type CommandRequestOpts = RequestOpts;
 
@@ -43,35 +43,37 @@ const shell = ["/bin/bash", "-l", "-c"] as const;
 /** Commands and terminals of one sandbox. */
 export class Commands {
   readonly #processes: ProcessClient;
+  readonly #requestTimeoutMs: number | undefined;
 
-  constructor(processes: ProcessClient) {
+  constructor(processes: ProcessClient, requestTimeoutMs?: number) {
     this.#processes = processes;
+    this.#requestTimeoutMs = requestTimeoutMs;
   }
 
   /** What runs now. */
   async list(opts: CommandRequestOpts = {}): Promise<ProcessInfo[]> {
-    const rows = await request("process", opts, () => this.#processes.list());
+    const rows = await request("process", this.#opts(opts), () => this.#processes.list());
     return rows.filter(({ state }) => state === "running").map(toProcessInfo);
   }
 
   /** @throws NotFoundError when there is no such process */
   sendStdin(pid: number, data: string | Uint8Array, opts: CommandRequestOpts = {}): Promise<void> {
-    return sendStdin(this.#processes, pid, data, opts);
+    return sendStdin(this.#processes, pid, data, this.#opts(opts));
   }
 
   closeStdin(pid: number, opts: CommandRequestOpts = {}): Promise<void> {
-    return closeStdin(this.#processes, pid, opts);
+    return closeStdin(this.#processes, pid, this.#opts(opts));
   }
 
   /** SIGKILL to it and what it has started. @returns false when it does not run */
   kill(pid: number, opts: CommandRequestOpts = {}): Promise<boolean> {
-    return kill(this.#processes, pid, opts);
+    return kill(this.#processes, pid, this.#opts(opts));
   }
 
   /** Listens to a running command, from what it prints next. @throws NotFoundError when it does not run */
   async connect(pid: number, opts: CommandConnectOpts = {}): Promise<CommandHandle> {
     const { onStdout, onStderr, timeoutMs = timeoutMsDefault, signal } = opts;
-    const at = await positionOf(this.#processes, pid, opts);
+    const at = await positionOf(this.#processes, pid, this.#opts(opts));
     return new CommandHandle(this.#processes, pid, { onStdout, onStderr, listenMs: timeoutMs, signal, ...at });
   }
 
@@ -89,7 +91,7 @@ export class Commands {
       stdin: opts.stdin,
       timeoutSeconds: seconds > 0 ? seconds : undefined,
     };
-    const pid = await request("process", opts, (stop) => this.#processes.start([...shell, cmd], start, stop));
+    const pid = await request("process", this.#opts(opts), (stop) => this.#processes.start([...shell, cmd], start, stop));
     const listening = { onStdout, onStderr, startedWithTimeoutMs: timeoutMs };
     if (background) return new CommandHandle(this.#processes, pid, listening);
     const handle = new CommandHandle(this.#processes, pid, { ...listening, signal });
@@ -99,6 +101,10 @@ export class Commands {
       // Cancelled, or a callback threw: nobody else knows of it.
       if (handle.exitCode === undefined) await handle.kill().catch(() => undefined);
     }
+  }
+
+  #opts(opts: RequestOpts): RequestOpts {
+    return withTimeout(opts, this.#requestTimeoutMs);
   }
 }
 

@@ -4,7 +4,7 @@ import { type EntryInfo, FileType, findEntries, move, type WriteInfo } from "./e
 import { InvalidArgumentError } from "./errors.ts";
 import { homeOf } from "./home.ts";
 import { refuse } from "./options.ts";
-import { type RequestOpts, request } from "./request.ts";
+import { type RequestOpts, request, withTimeout } from "./request.ts";
 import { type FilesystemEvent, startWatch, type WatchHandle, type WatchOpts } from "./watch.ts";
 
 export interface FilesystemRequestOpts extends RequestOpts {
@@ -42,9 +42,11 @@ export interface WriteEntry {
 /** The files of one sandbox. A relative path is one in `/home/user`. */
 export class Filesystem {
   readonly #sandbox: Sandbox;
+  readonly #requestTimeoutMs: number | undefined;
 
-  constructor(sandbox: Sandbox) {
+  constructor(sandbox: Sandbox, requestTimeoutMs?: number) {
     this.#sandbox = sandbox;
+    this.#requestTimeoutMs = requestTimeoutMs;
   }
 
   /** @throws FileNotFoundError */
@@ -140,9 +142,9 @@ export class Filesystem {
    *
    * @throws FileNotFoundError
    */
-  watchDir(path: string, onEvent: (event: FilesystemEvent) => void | Promise<void>, opts: WatchOpts = {}): Promise<WatchHandle> {
+  async watchDir(path: string, onEvent: (event: FilesystemEvent) => void | Promise<void>, opts: WatchOpts = {}): Promise<WatchHandle> {
     requireOwnUser(opts.user);
-    return startWatch(this.#sandbox, path, onEvent, opts);
+    return startWatch(this.#sandbox, path, onEvent, { ...opts, ...withTimeout(opts, this.#requestTimeoutMs) });
   }
 
   async #write({ path, data }: WriteEntry, opts: FilesystemWriteOpts = {}): Promise<WriteInfo> {
@@ -163,9 +165,9 @@ export class Filesystem {
     throw new AgentRunError("the answer tells of no file", { code: "invalid_response", cause: path });
   }
 
-  #request<T>(opts: FilesystemRequestOpts, run: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  async #request<T>(opts: FilesystemRequestOpts, run: (signal: AbortSignal) => Promise<T>): Promise<T> {
     requireOwnUser(opts.user);
-    return request("file", opts, run);
+    return request("file", withTimeout(opts, this.#requestTimeoutMs), run);
   }
 }
 

@@ -5,18 +5,20 @@
 
 import { AgentRunError } from "../errors.ts";
 import type { Sandbox } from "../sandbox.ts";
+import { SandboxError } from "./errors.ts";
 
 export const home = "/home/user";
 export const workspace = "/workspace";
 
-/** A template that brings a `/home/user` of its own keeps it. */
+/** A template that brings a `/home/user` of its own keeps it. @throws SandboxError when the sandbox's user may not make it */
 export async function prepareHome(sandbox: Pick<Sandbox, "exec">, signal: AbortSignal): Promise<void> {
+  const script = `[ -e ${home} ] || { mkdir -p ${workspace} /home && ln -s ${workspace} ${home}; }`;
   try {
-    await sandbox.exec(`[ -e ${home} ] || { mkdir -p /home && ln -s ${workspace} ${home}; }`, { cwd: "/", signal });
+    const { exitCode, stderr } = await sandbox.exec(script, { cwd: "/", signal });
+    if (exitCode !== 0) throw new SandboxError(`${home} cannot be made in the sandbox: ${stderr.trim()}`);
   } catch (error) {
     // The mock engine has a life cycle and no files.
-    if (error instanceof AgentRunError && error.code === "not_supported") return;
-    throw error;
+    if (!(error instanceof AgentRunError) || error.code !== "not_supported") throw error;
   }
 }
 

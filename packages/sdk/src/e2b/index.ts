@@ -49,6 +49,7 @@ export type {
 export type { SandboxInfo, SandboxState } from "./info.ts";
 export {
   ALL_TRAFFIC,
+  type ConnectionConfigOpts,
   type ConnectionOpts,
   type Logger,
   type SandboxApiOpts,
@@ -57,9 +58,11 @@ export {
   type SandboxLifecycle,
   type SandboxNetworkOpts,
   type SandboxNetworkSelector,
+  type SandboxOnResume,
   type SandboxOnTimeout,
   type SandboxOpts,
   type SandboxPauseOpts,
+  type Username,
 } from "./options.ts";
 export { type SandboxListOpts, SandboxPaginator } from "./paginator.ts";
 export type { Pty, PtyConnectOpts, PtyCreateOpts } from "./pty.ts";

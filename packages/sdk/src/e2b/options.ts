@@ -38,7 +38,10 @@ export interface ConnectionOpts extends RequestOpts {
   proxy?: string | undefined;
 }
 
+export type ConnectionConfigOpts = ConnectionOpts;
 export type SandboxApiOpts = ConnectionOpts;
+/** Of a user in the sandbox. */
+export type Username = string;
 
 export interface SandboxNetworkSelectorContext {
   allTraffic: typeof ALL_TRAFFIC;
@@ -99,8 +102,10 @@ export type SandboxConnectOpts = ConnectionOpts & {
   /** Default: 300,000. Never shortens what the sandbox has left. */
   timeoutMs?: number | undefined;
   /** `restore`; `reboot` is refused. */
-  onResume?: "restore" | "reboot" | undefined;
+  onResume?: SandboxOnResume | undefined;
 };
+
+export type SandboxOnResume = "restore" | "reboot";
 
 export interface SandboxPauseOpts extends SandboxApiOpts {
   /** Refused when false: memory is always kept. */

@@ -53,16 +53,17 @@ export class SandboxPaginator {
   async nextItems(opts?: SandboxApiOpts): Promise<SandboxInfo[]> {
     if (!this.#hasNext) throw new SandboxError("there are no more sandboxes to list; look at hasNext first");
     const { query = {}, order = "desc", limit = limitDefault, ...connection } = this.#opts;
-    const effective = opts ?? connection;
+    const effective = { ...connection, ...opts };
     const server = SandboxServer.fromAuth(connectionOf(effective));
     const rows = await request("sandbox", effective, () => rowsOf(server, query));
     const sorted = rows.filter((row) => matches(row, query)).sort((one, other) => compare(keyOf(one), keyOf(other), order));
     const after = this.#nextToken;
     const rest = after === undefined ? sorted : sorted.filter((row) => compare(keyOf(row), after, order) > 0);
     const page = rest.slice(0, limit);
+    const infos = await request("sandbox", effective, () => detailsOf(page, connectionOf(effective)));
     this.#hasNext = rest.length > page.length;
     this.#nextToken = this.#hasNext ? keyOf(page.at(-1)!) : undefined;
-    return request("sandbox", effective, () => detailsOf(page, connectionOf(effective)));
+    return infos;
   }
 }
 

@@ -3,7 +3,7 @@ import { CommandHandle, kill, sendStdin } from "./command-handle.ts";
 import { positionOf, timeoutMsDefault } from "./commands.ts";
 import { homeOf, userOf } from "./home.ts";
 import { toSeconds } from "./options.ts";
-import { type RequestOpts, request } from "./request.ts";
+import { type RequestOpts, request, withTimeout } from "./request.ts";
 
 export interface PtyCreateOpts extends RequestOpts {
   cols: number;
@@ -24,9 +24,11 @@ const shell = ["/bin/bash", "-i", "-l"];
 /** The terminals of one sandbox. */
 export class Pty {
   readonly #processes: ProcessClient;
+  readonly #requestTimeoutMs: number | undefined;
 
-  constructor(processes: ProcessClient) {
+  constructor(processes: ProcessClient, requestTimeoutMs?: number) {
     this.#processes = processes;
+    this.#requestTimeoutMs = requestTimeoutMs;
   }
 
   /** A terminal with a login shell on it. */
@@ -41,27 +43,31 @@ export class Pty {
       pty: { term: "xterm-256color", cols, rows },
       timeoutSeconds: seconds > 0 ? seconds : undefined,
     };
-    const pid = await request("process", opts, (stop) => this.#processes.start(shell, start, stop));
+    const pid = await request("process", this.#opts(opts), (stop) => this.#processes.start(shell, start, stop));
     return new CommandHandle(this.#processes, pid, { onPty: onData, startedWithTimeoutMs: timeoutMs });
   }
 
   /** Goes on with a terminal that runs, from what it prints next. @throws NotFoundError when it does not run */
   async connect(pid: number, opts?: PtyConnectOpts): Promise<CommandHandle> {
     const { onData = () => undefined, timeoutMs = timeoutMsDefault, signal } = opts ?? {};
-    const at = await positionOf(this.#processes, pid, opts ?? {});
+    const at = await positionOf(this.#processes, pid, this.#opts(opts ?? {}));
     return new CommandHandle(this.#processes, pid, { onPty: onData, listenMs: timeoutMs, signal, ...at });
   }
 
   sendInput(pid: number, data: Uint8Array, opts: RequestOpts = {}): Promise<void> {
-    return sendStdin(this.#processes, pid, data, opts);
+    return sendStdin(this.#processes, pid, data, this.#opts(opts));
   }
 
   resize(pid: number, { cols, rows }: { cols: number; rows: number }, opts: RequestOpts = {}): Promise<void> {
-    return request("process", opts, () => this.#processes.resize(pid, cols, rows));
+    return request("process", this.#opts(opts), () => this.#processes.resize(pid, cols, rows));
   }
 
   /** @returns false when it does not run */
   kill(pid: number, opts: RequestOpts = {}): Promise<boolean> {
-    return kill(this.#processes, pid, opts);
+    return kill(this.#processes, pid, this.#opts(opts));
+  }
+
+  #opts(opts: RequestOpts): RequestOpts {
+    return withTimeout(opts, this.#requestTimeoutMs);
   }
 }

@@ -8,6 +8,11 @@ export interface RequestOpts {
 
 const requestTimeoutMsDefault = 60_000;
 
+/** With the time-out of the sandbox's own options where a call has none. */
+export function withTimeout({ requestTimeoutMs, signal }: RequestOpts, ownMs: number | undefined): RequestOpts {
+  return { requestTimeoutMs: requestTimeoutMs ?? ownMs, signal };
+}
+
 /**
  * One request with E2B's time-out, cancellation and errors.
  *
@@ -19,17 +24,14 @@ export async function request<T>(
   { requestTimeoutMs = requestTimeoutMsDefault, signal }: RequestOpts,
   run: (signal: AbortSignal) => Promise<T>,
 ): Promise<T> {
+  signal?.throwIfAborted();
   const deadline = new AbortController();
   const either = signal ? AbortSignal.any([signal, deadline.signal]) : deadline.signal;
-  signal?.throwIfAborted();
-  const { promise: stopped, reject } = Promise.withResolvers<never>();
-  const stop = () => reject(either.reason);
-  either.addEventListener("abort", stop, { once: true });
   const timer = requestTimeoutMs > 0 ? setTimeout(() => deadline.abort(), requestTimeoutMs) : undefined;
   const work = run(either);
   work.catch(() => undefined); // may fail after the race is over
   try {
-    return await Promise.race([work, stopped]);
+    return await Promise.race([work, rejectionOf(either)]);
   } catch (error) {
     if (signal?.aborted) throw signal.reason;
     if (deadline.signal.aborted) {
@@ -38,6 +40,13 @@ export async function request<T>(
     throw toE2BError(error, subject);
   } finally {
     clearTimeout(timer);
-    either.removeEventListener("abort", stop);
   }
+}
+
+function rejectionOf(signal: AbortSignal): Promise<never> {
+  const rejection = new Promise<never>((_resolve, reject) => {
+    signal.addEventListener("abort", () => reject(signal.reason), { once: true });
+  });
+  rejection.catch(() => undefined); // may come after the race is over
+  return rejection;
 }

@@ -42,7 +42,7 @@ import {
 } from "./options.ts";
 import { type SandboxListOpts, SandboxPaginator } from "./paginator.ts";
 import { Pty } from "./pty.ts";
-import { type RequestOpts, request } from "./request.ts";
+import { type RequestOpts, request, withTimeout } from "./request.ts";
 
 /** What an `E2B` client has bound to its class. Not a property of the class, where printing it would show the key. */
 const boundOpts = new WeakMap<object, ConnectionOpts>();
@@ -56,7 +56,12 @@ export function bind(Class: typeof Sandbox, opts: ConnectionOpts): typeof Sandbo
 
 function effective<T extends ConnectionOpts>(Class: object, opts: T | undefined): T {
   const given = Object.fromEntries(Object.entries(opts ?? {}).filter(([, value]) => value !== undefined));
-  return { ...boundOpts.get(Class), ...given } as T;
+  return { ...boundTo(Class), ...given } as T;
+}
+
+/** Also of a class that extends a bound one. */
+function boundTo(Class: object | null): ConnectionOpts | undefined {
+  return Class === null ? undefined : (boundOpts.get(Class) ?? boundTo(Object.getPrototypeOf(Class)));
 }
 
 /** A Mitos sandbox with the names and habits of E2B's `Sandbox`, code interpreter included. */
@@ -79,10 +84,10 @@ export class Sandbox {
     this.#connection = connection;
     this.sandboxId = sandboxId;
     this.sandboxDomain = new URL(http.baseUrl).host;
-    this.files = new Filesystem(this.#native);
+    this.files = new Filesystem(this.#native, connection.requestTimeoutMs);
     const processes = new ProcessClient(http, sandboxId);
-    this.commands = new Commands(processes);
-    this.pty = new Pty(processes);
+    this.commands = new Commands(processes, connection.requestTimeoutMs);
+    this.pty = new Pty(processes, connection.requestTimeoutMs);
   }
 
   /**
@@ -112,7 +117,10 @@ export class Sandbox {
       const made = onDemand
         ? await create({ ...connection, template, ...shape, signal })
         : await SandboxServer.fromAuth(connection).fork(template, newSandboxId(), { ...shape, signal });
-      await prepareHome(made, signal);
+      await prepareHome(made, signal).catch(async (error: unknown) => {
+        await made.terminate().catch(() => undefined);
+        throw error;
+      });
       return made;
     });
     return new this({ ...connectionOnly(all), sandboxId: native.id }) as InstanceType<S>;
@@ -276,7 +284,7 @@ export class Sandbox {
    *
    * @returns false when it was paused
    */
-  pause({ keepMemory = true, ...opts }: SandboxPauseOpts = {}): Promise<boolean> {
+  async pause({ keepMemory = true, ...opts }: SandboxPauseOpts = {}): Promise<boolean> {
     refuse("keepMemory: false", !keepMemory, "memory is always saved, and restored by connect");
     return request("sandbox", this.#requestOpts(opts), async () => {
       const before = await this.#native.info();
@@ -375,8 +383,8 @@ export class Sandbox {
     await this.kill();
   }
 
-  #requestOpts({ requestTimeoutMs = this.#connection.requestTimeoutMs, signal }: RequestOpts): RequestOpts {
-    return { requestTimeoutMs, signal };
+  #requestOpts(opts: RequestOpts): RequestOpts {
+    return withTimeout(opts, this.#connection.requestTimeoutMs);
   }
 }
 

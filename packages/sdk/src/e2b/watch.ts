@@ -1,7 +1,7 @@
 import type { FileEvent } from "../files.ts";
 import type { Sandbox } from "../sandbox.ts";
-import { type EntryInfo, findEntries } from "./entries.ts";
-import { InvalidArgumentError, TimeoutError, toE2BError } from "./errors.ts";
+import { type EntryInfo, FileType, findEntries } from "./entries.ts";
+import { InvalidArgumentError, SandboxError, TimeoutError, toE2BError } from "./errors.ts";
 import { home, homeOf, inWorkspace, workspace } from "./home.ts";
 import { type RequestOpts, request } from "./request.ts";
 
@@ -53,90 +53,110 @@ export async function startWatch(
   onEvent: (event: FilesystemEvent) => void | Promise<void>,
   opts: WatchOpts,
 ): Promise<WatchHandle> {
-  const { timeoutMs = timeoutMsDefault, recursive = false, includeEntry = false, onExit } = opts;
-  const folder = inWorkspace(path).replace(/(?<=.)\/+$/, "");
-  if (folder !== workspace && !folder.startsWith(`${workspace}/`)) {
-    throw new InvalidArgumentError(`${path} cannot be watched: only ${home}, which is ${workspace}, and what lies below it can`);
-  }
+  const { timeoutMs = timeoutMsDefault, onExit } = opts;
+  const folder = watchable(path);
   const stop = new AbortController();
-  const begun = Promise.withResolvers<true>();
-  begun.promise.catch(() => undefined); // seen below
-
-  const watching = follow().catch((error: unknown) => {
-    if (stop.signal.aborted) {
-      if (stop.signal.reason instanceof TimeoutError) throw stop.signal.reason;
-      return;
-    }
-    throw toE2BError(error, "file");
-  });
-  watching.catch(begun.reject);
-
-  await request("file", opts, async (signal) => {
-    // First: a folder that is not there is an error of its own, not one of the probe, which would make it.
-    await findEntries(sandbox, folder, { depth: 0, follow: true }, signal);
-    for (let isOver = false; !isOver; ) {
-      await touch(sandbox, `${folder}/${probePrefix}${crypto.randomUUID()}`);
-      isOver = await Promise.race([begun.promise, new Promise<false>((resolve) => setTimeout(resolve, probeEveryMs, false))]);
-      signal.throwIfAborted();
-    }
-  }).catch((error: unknown) => {
+  const { watching, begun } = follow(sandbox, folder, homeOf(path), onEvent, opts, stop.signal);
+  try {
+    await request("file", opts, (signal) => untilBegun(sandbox, folder, begun, signal));
+  } catch (error) {
     stop.abort();
     throw error;
-  });
-
-  const timer =
-    timeoutMs > 0
-      ? setTimeout(() => stop.abort(new TimeoutError(`watching took longer than timeoutMs (${timeoutMs})`)), timeoutMs)
-      : undefined;
-  const exit = watching.then(
-    () => onExit?.(),
-    (error: unknown) => onExit?.(error as Error),
-  );
-  // What onExit throws has nobody to go to.
-  exit
-    .catch(() => undefined)
+  }
+  const late = () => stop.abort(new TimeoutError(`watching took longer than timeoutMs (${timeoutMs}); pass a larger one, or 0 for none`));
+  const timer = timeoutMs > 0 ? setTimeout(late, timeoutMs) : undefined;
+  void watching
     .finally(() => clearTimeout(timer))
-    .catch(() => undefined);
+    .then(
+      () => onExit?.(),
+      (error: unknown) => onExit?.(error as Error),
+    )
+    .catch(() => undefined); // what onExit throws has nobody to go to
   return new WatchHandle(() => stop.abort());
+}
 
-  async function follow(): Promise<void> {
-    for await (const event of sandbox.files.watch(folder, { recursive, signal: stop.signal })) {
-      for (const told of toEvents(event, folder)) {
-        if (stop.signal.aborted) return;
-        if (told.name.slice(told.name.lastIndexOf("/") + 1).startsWith(probePrefix)) begun.resolve(true);
-        else await onEvent(includeEntry ? { ...told, ...(await entryOf(told)) } : told);
+/** @throws InvalidArgumentError for what the server does not watch */
+function watchable(path: string): string {
+  const folder = inWorkspace(path).replace(/(?<=.)\/+$/, "");
+  if (folder === workspace || folder.startsWith(`${workspace}/`)) return folder;
+  throw new InvalidArgumentError(`${path} cannot be watched: only ${home}, which is ${workspace}, and what lies below it can`);
+}
+
+/**
+ * Tells the events until the signal aborts.
+ *
+ * @returns `watching` ends with it, and fails when something else ended it; `begun` resolves when an event of a probe has come
+ */
+function follow(
+  sandbox: Sandbox,
+  folder: string,
+  told: string,
+  onEvent: (event: FilesystemEvent) => void | Promise<void>,
+  { recursive = false, includeEntry = false }: WatchOpts,
+  signal: AbortSignal,
+): { watching: Promise<void>; begun: Promise<true> } {
+  let begin: (() => void) | undefined;
+  const probeSeen = new Promise<true>((resolve) => {
+    begin = () => resolve(true);
+  });
+  const watching = (async () => {
+    for await (const event of sandbox.files.watch(folder, { recursive, signal })) {
+      for (const each of toEvents(event, folder)) {
+        if (signal.aborted) return;
+        if (nameOf(each.name).startsWith(probePrefix)) begin?.();
+        else await onEvent(includeEntry ? await withEntry(sandbox, told, each, signal) : each);
       }
     }
-  }
+    throw new SandboxError("the sandbox ended the watch");
+  })().catch((error: unknown) => {
+    if (!signal.aborted) throw toE2BError(error, "file");
+    if (signal.reason instanceof TimeoutError) throw signal.reason;
+  });
+  watching.catch(() => undefined); // seen by who waits for the beginning, then by onExit
+  return { watching, begun: Promise.race([probeSeen, watching.then(() => true as const)]) };
+}
 
-  async function entryOf({ name }: FilesystemEvent): Promise<{ entry?: EntryInfo }> {
-    try {
-      const [entry] = await findEntries(sandbox, `${homeOf(path)}/${name}`, { depth: 0, follow: false }, stop.signal);
-      return entry ? { entry } : {};
-    } catch {
-      return {};
-    }
+/** @throws FileNotFoundError, InvalidArgumentError for what is no folder */
+async function untilBegun(sandbox: Sandbox, folder: string, begun: Promise<true>, signal: AbortSignal): Promise<void> {
+  begun.catch(() => undefined); // may fail while the folder is looked at
+  // First, since a probe would make a folder that is not there.
+  const [entry] = await findEntries(sandbox, folder, { depth: 0, follow: true }, signal);
+  if (entry?.type !== FileType.DIR) throw new InvalidArgumentError(`${folder} is not a directory`);
+  for (let isOver = false; !isOver; ) {
+    const probe = `${folder}/${probePrefix}${crypto.randomUUID()}`;
+    await sandbox.files.write(probe, "");
+    await sandbox.files.remove(probe);
+    isOver = await Promise.race([begun, new Promise<false>((resolve) => setTimeout(resolve, probeEveryMs, false))]);
+    signal.throwIfAborted();
   }
 }
 
-async function touch(sandbox: Sandbox, path: string): Promise<void> {
-  await sandbox.files.write(path, "");
-  await sandbox.files.remove(path);
+async function withEntry(sandbox: Sandbox, folder: string, event: FilesystemEvent, signal: AbortSignal): Promise<FilesystemEvent> {
+  try {
+    const [entry] = await findEntries(sandbox, `${folder}/${event.name}`, { depth: 0, follow: false }, signal);
+    return entry ? { ...event, entry } : event;
+  } catch {
+    return event; // gone meanwhile
+  }
+}
+
+function nameOf(path: string): string {
+  return path.slice(path.lastIndexOf("/") + 1);
 }
 
 /** A rename is told as E2B does: the old name is renamed, the new one created. */
 export function toEvents({ kind, path, newPath }: FileEvent, folder: string): FilesystemEvent[] {
-  const nameOf = (full: string) => (full.startsWith(`${folder}/`) ? full.slice(folder.length + 1) : full);
+  const relative = (full: string) => (full.startsWith(`${folder}/`) ? full.slice(folder.length + 1) : full);
   switch (kind) {
     case "create":
-      return [{ name: nameOf(path), type: "create" }];
+      return [{ name: relative(path), type: "create" }];
     case "modify":
-      return [{ name: nameOf(path), type: "write" }];
+      return [{ name: relative(path), type: "write" }];
     case "delete":
-      return [{ name: nameOf(path), type: "remove" }];
+      return [{ name: relative(path), type: "remove" }];
     case "rename": {
-      const renamed: FilesystemEvent = { name: nameOf(path), type: "rename" };
-      return newPath === undefined ? [renamed] : [renamed, { name: nameOf(newPath), type: "create" }];
+      const renamed: FilesystemEvent = { name: relative(path), type: "rename" };
+      return newPath === undefined ? [renamed] : [renamed, { name: relative(newPath), type: "create" }];
     }
   }
 }
