@@ -76,7 +76,7 @@ export class CommandHandle {
   get error(): string | undefined {
     return this.#result?.error;
   }
-  /** What has arrived so far. */
+  /** What has arrived so far; of more than 64 Mi characters the latest. */
   get stdout(): string {
     return this.#stdout;
   }
@@ -136,8 +136,8 @@ export class CommandHandle {
     const decoders = { stdout: new TextDecoder(), stderr: new TextDecoder() };
     const hand = async (stream: "stdout" | "stderr", text: string) => {
       if (text === "") return;
-      if (stream === "stdout") this.#stdout += text;
-      else this.#stderr += text;
+      if (stream === "stdout") this.#stdout = append(this.#stdout, text);
+      else this.#stderr = append(this.#stderr, text);
       await (stream === "stdout" ? onStdout : onStderr)?.(text);
     };
     for await (const event of events) {
@@ -153,6 +153,14 @@ export class CommandHandle {
     }
     throw new SandboxError(`the output of process ${this.pid} ended before the process did`);
   }
+}
+
+const outputCharactersKept = 64 * 1024 * 1024;
+
+/** Cuts only when twice as much is there: cutting copies. */
+function append(kept: string, text: string): string {
+  const all = kept + text;
+  return all.length > 2 * outputCharactersKept ? all.slice(-outputCharactersKept) : all;
 }
 
 /** @returns false when there is no such process any more */

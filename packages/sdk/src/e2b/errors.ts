@@ -26,7 +26,7 @@ export class SandboxNotFoundError extends NotFoundError {}
 export class TemplateError extends SandboxError {}
 export class RateLimitError extends SandboxError {}
 
-/** No SandboxError, as in E2B. */
+/** Not a SandboxError, as in E2B. */
 export class AuthenticationError extends Error {
   constructor(message: string, options?: ErrorOptions) {
     super(message, options);
@@ -34,7 +34,7 @@ export class AuthenticationError extends Error {
   }
 }
 
-/** The server cannot do it now and has changed nothing. No SandboxError, as in E2B. */
+/** The server cannot do it now and has changed nothing. Not a SandboxError, as in E2B. */
 export class ServiceBusyError extends Error {
   readonly statusCode = 503;
 
@@ -44,7 +44,7 @@ export class ServiceBusyError extends Error {
   }
 }
 
-/** A template could not be built. No SandboxError, as in E2B. */
+/** A template could not be built. Not a SandboxError, as in E2B. */
 export class BuildError extends Error {
   constructor(message: string, options?: ErrorOptions) {
     super(message, options);
