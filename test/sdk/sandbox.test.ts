@@ -51,6 +51,48 @@ describe("files", () => {
     expect(new Uint8Array(part)).toEqual(large.subarray(1_000_000, 1_000_005));
   });
 
+  it("are written several at once, from text, bytes, a blob and a stream", async () => {
+    const content = [
+      "text",
+      Buffer.from("bytes"),
+      new TextEncoder().encode("buffer").buffer,
+      new Blob(["blob"]),
+      new Blob(["stream"]).stream(),
+    ];
+    const files = content.map((one, index) => ({ path: `/workspace/many/${index}`, content: one }));
+    await sandbox.files.writeAll([...files, { path: "/workspace/many/own", content: "", mode: 0o700 }], { mode: 0o640 });
+    expect((await sandbox.exec("cd many && for f in 0 1 2 3 4; do cat $f; echo; done")).stdout).toBe("text\nbytes\nbuffer\nblob\nstream\n");
+    expect((await sandbox.exec("stat -c %a many/0 many/own")).stdout).toBe("640\n700\n");
+    const broken = sandbox.files.writeAll(["many/before", "many/0/x", "many/after"].map((path) => ({ path, content: "x" })));
+    await expect(broken).rejects.toMatchObject({ status: expect.any(Number) });
+    expect([await sandbox.files.exists("many/before"), await sandbox.files.exists("many/after")]).toEqual([true, false]);
+  });
+
+  it("are renamed as rename(2) does it", async () => {
+    const { files } = sandbox;
+    await files.writeAll(["renames/a", "renames/b", "renames/full/x", "renames/tree/y"].map((path) => ({ path, content: path })));
+    await files.mkdir("renames/empty");
+    await files.rename("renames/a", "renames/b");
+    expect([await files.exists("renames/a"), await files.read("renames/b")]).toEqual([false, "renames/a"]);
+    await files.rename("renames/tree", "/workspace/renames/empty");
+    expect(await files.read("renames/empty/y")).toBe("renames/tree/y");
+    for (const [from, to, code, cause] of [
+      ["renames/a", "renames/c", "not_found", "rename /workspace/renames/a to /workspace/renames/c"],
+      ["renames/b", "renames/no/folder", "not_found", "rename"],
+      ["renames/empty", "renames/full", "already_exists", "rename"],
+      ["renames/b", "renames/full", "invalid_input", "rename"],
+      ["renames/full", "renames/b", "invalid_input", "rename"],
+      ["renames/full", "renames/full/itself", "invalid_input", "rename"],
+      ["renames/b", "/tmp/b", "failed_precondition", "different file systems"],
+      ["", "renames/c", "invalid_input", "from"],
+      ["renames/b", "a\0b", "invalid_input", "to"],
+    ] as const) {
+      const refused = { code, errorCause: expect.stringContaining(cause), remediation: expect.stringMatching(/./) };
+      await expect(files.rename(from, to), `${from} to ${to}`).rejects.toMatchObject(refused);
+    }
+    expect(await files.read("renames/b")).toBe("renames/a");
+  });
+
   it("are listed, tested and removed", async () => {
     await sandbox.files.mkdir("/workspace/a/b");
     await sandbox.files.write("/workspace/a/f", "x");

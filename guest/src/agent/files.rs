@@ -186,11 +186,19 @@ pub async fn remove(first: Bytes, call: Call) -> Result<(), Status> {
 }
 
 /// Within one file system; replaces an existing file.
+/// As rename(2): a file replaces a file, a directory an empty directory, in one step.
 pub async fn rename(first: Bytes, call: Call) -> Result<(), Status> {
     let request: guest::RenameRequest = decode(first)?;
     let (from, to) = (Place::named(&request.from)?, Place::named(&request.to)?);
-    step(move || fs::rename(&from.real, &to.real).map_err(|error| status(&format!("rename {} to {}", from.shown, to.shown), &error)))
-        .await?;
+    let subject = format!("rename {} to {}", from.shown, to.shown);
+    step(move || match fs::rename(&from.real, &to.real) {
+        Err(error) if error.raw_os_error() == Some(libc::EXDEV) => Err(Status::new(
+            "failed_precondition",
+            format!("{subject}: they lie on different file systems of the sandbox; `mv` copies it and removes the original"),
+        )),
+        renamed => renamed.map_err(|error| status(&subject, &error)),
+    })
+    .await?;
     reply(&call, &guest::Empty {}).await
 }
 
@@ -282,6 +290,8 @@ pub(super) fn status(subject: &str, error: &io::Error) -> Status {
         Some(libc::ENOENT) => "not_found",
         Some(libc::EACCES | libc::EPERM | libc::EROFS) => "permission_denied",
         Some(libc::EEXIST | libc::ENOTEMPTY) => "already_exists",
+        // A mount point cannot be moved or removed.
+        Some(libc::EBUSY) => "failed_precondition",
         Some(libc::ENOTDIR | libc::EISDIR | libc::EINVAL | libc::ENAMETOOLONG | libc::ELOOP | libc::EXDEV) => "invalid_argument",
         Some(libc::ENOSPC | libc::EDQUOT | libc::EMFILE | libc::ENFILE | libc::ENOMEM) => "resource_exhausted",
         _ => match error.kind() {
@@ -688,6 +698,31 @@ pub(super) mod tests {
         one::<guest::Empty, _, _>(set_mode, mode(0o4711)).await.unwrap();
         assert_eq!(fs::metadata(folder.path("f")).unwrap().mode() & 0o7777, 0o4711);
         assert_eq!(code(one::<guest::Empty, _, _>(set_mode, mode(0o100_644)).await), "invalid_argument");
+    }
+
+    #[tokio::test]
+    async fn a_rename_replaces_what_can_be_replaced_and_names_what_cannot() {
+        let folder = Folder::new();
+        let to =
+            |from: &str, to: &str| one::<guest::Empty, _, _>(rename, guest::RenameRequest { from: folder.path(from), to: folder.path(to) });
+        fs::write(folder.path("a"), "a").unwrap();
+        fs::write(folder.path("b"), "b").unwrap();
+        fs::create_dir_all(folder.path("full/inner")).unwrap();
+        fs::create_dir_all(folder.path("empty")).unwrap();
+        to("a", "b").await.unwrap();
+        assert_eq!(fs::read_to_string(folder.path("b")).unwrap(), "a");
+        assert_eq!(code(to("a", "b").await), "not_found");
+        assert_eq!(code(to("b", "no/such").await), "not_found");
+        assert_eq!(code(to("b", "full").await), "invalid_argument");
+        assert_eq!(code(to("full", "b").await), "invalid_argument");
+        assert_eq!(code(to("full", "full/inner/x").await), "invalid_argument");
+        assert_eq!(code(to("empty", "full").await), "already_exists");
+        to("full", "empty").await.unwrap();
+        assert!(Path::new(&folder.path("empty/inner")).is_dir());
+        for path in ["", "\0"] {
+            let request = guest::RenameRequest { from: folder.path("b"), to: path.into() };
+            assert_eq!(code(one::<guest::Empty, _, _>(rename, request).await), "invalid_argument");
+        }
     }
 
     #[tokio::test]

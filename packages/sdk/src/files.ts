@@ -35,7 +35,15 @@ export interface FileEvent {
   newPath?: string;
 }
 
-export type FileContent = string | Uint8Array | Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>;
+export type FileContent = string | Uint8Array | ArrayBuffer | Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>;
+
+/** One of several files that are written together. */
+export interface FileToWrite {
+  path: string;
+  content: FileContent;
+  /** Default: what the call says for all of them. */
+  mode?: number | undefined;
+}
 
 /** Above this a file travels as it is, over the raw file route; below, as one message, which every Mitos server understands. */
 const messageBytesMax = 2 * 1024 * 1024;
@@ -78,7 +86,7 @@ export class SandboxFiles {
 
   /** Creates or replaces a file, with the folders above it. Streams are of any size and never held in memory. */
   async write(path: string, content: FileContent, options: WriteOptions = {}): Promise<void> {
-    const bytes = typeof content === "string" ? new TextEncoder().encode(content) : content;
+    const bytes = bytesOf(content);
     if (bytes instanceof Uint8Array && bytes.length <= messageBytesMax) return this.#writeMessage(path, bytes, options);
     const body = bytes instanceof Uint8Array ? ownBytes(bytes) : toStream(bytes);
     const mode = options.mode === undefined ? {} : { mode: options.mode.toString(8) };
@@ -86,6 +94,11 @@ export class SandboxFiles {
       headers: { "Content-Type": "application/octet-stream" },
       signal: options.signal,
     });
+  }
+
+  /** Several files, in their order. One that cannot be written ends it: those before it are written, those after it are not. */
+  async writeAll(files: readonly FileToWrite[], options: WriteOptions = {}): Promise<void> {
+    for (const { path, content, mode = options.mode } of files) await this.write(path, content, { ...options, mode });
   }
 
   async list(path = "/"): Promise<FileInfo[]> {
@@ -116,6 +129,17 @@ export class SandboxFiles {
   /** A file, a link or a whole folder; one that does not exist is fine. */
   async remove(path: string): Promise<void> {
     await this.#connect.unary("Remove", { path, recursive: true });
+  }
+
+  /**
+   * Gives a file, link or folder another path, in one step, as rename(2) does: what is a file there is replaced, and so is an empty folder by
+   * a folder. The folder above `to` must exist. What others hold open stays open.
+   *
+   * @throws not_found for `from` or the folder above `to`, already_exists when `to` is a folder with content, invalid_input when one is a
+   *   folder and the other is not, failed_precondition between file systems (such as /tmp and /workspace)
+   */
+  async rename(from: string, to: string): Promise<void> {
+    await this.#http.post(`${this.#rawPath}/rename`, { from, to });
   }
 
   /** What happens in a folder, from now on, until the iteration is left or the signal aborts. */
@@ -182,6 +206,12 @@ function join(chunks: readonly Uint8Array[]): Uint8Array<ArrayBuffer> {
     at += chunk.length;
   }
   return all;
+}
+
+/** What is in memory as bytes; streams and blobs as they are. */
+function bytesOf(content: FileContent): Exclude<FileContent, string | ArrayBuffer> {
+  if (typeof content === "string") return new TextEncoder().encode(content);
+  return content instanceof ArrayBuffer ? new Uint8Array(content) : content;
 }
 
 /** fetch takes no bytes of shared memory. */

@@ -20,7 +20,15 @@ export {
   validateTimeout,
 } from "./errors.ts";
 export type { Command, ExecEvent, ExecOptions, ExecResult, OutputCallbacks } from "./exec.ts";
-export { type FileContent, type FileEvent, type FileInfo, type ReadStreamOptions, SandboxFiles, type WriteOptions } from "./files.ts";
+export {
+  type FileContent,
+  type FileEvent,
+  type FileInfo,
+  type FileToWrite,
+  type ReadStreamOptions,
+  SandboxFiles,
+  type WriteOptions,
+} from "./files.ts";
 export { HttpClient, type RequestBody, type RequestOptions } from "./http.ts";
 export {
   BackgroundProcess,

@@ -101,6 +101,18 @@ describe("raw files", () => {
     at.runtime.gate.resolve();
   });
 
+  it("are renamed, when both paths are ones", async () => {
+    const rename = (body: unknown) => post(at, "/v1/sandboxes/sb-1/files/rename", body);
+    at.runtime.files.set("/f", Buffer.from("x"));
+    expect((await rename({ from: "/f", to: "/g" })).json).toEqual({ status: "renamed" });
+    expect([...at.runtime.files.keys()]).toEqual(["/g"]);
+    expect(await rename({ from: "/f", to: "/g" })).toMatchObject({ status: 404, json: { error: { code: "not_found" } } });
+    for (const body of [{}, { from: "/g" }, { from: "/g", to: "" }, { from: "a\0b", to: "/g" }, { from: "/g", to: "x".repeat(5000) }]) {
+      expect(await rename(body)).toMatchObject({ status: 400, json: { error: { code: "invalid_input" } } });
+    }
+    expect([...at.runtime.files.keys()]).toEqual(["/g"]);
+  });
+
   it("of a sandbox that is not running are refused with 409", async () => {
     await post(at, "/v1/pause", { sandbox: "sb-1" });
     expect((await get(at, url("/f"))).json.error).toMatchObject({ code: "sandbox_not_running" });

@@ -1,4 +1,4 @@
-/** Raw bytes of one file, of any size, streamed both ways with the memory of one chunk. */
+/** Raw bytes of one file, of any size, streamed both ways with the memory of one chunk; and what `sandbox.v1` has no RPC for. */
 
 import type { ServerResponse } from "node:http";
 import { Readable } from "node:stream";
@@ -6,8 +6,9 @@ import { pipeline } from "node:stream/promises";
 import { MitosError } from "@mitos/protocol";
 import type { FastifyInstance, FastifyRequest } from "fastify";
 import { z } from "zod";
+import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
-import { check } from "../http/json.ts";
+import { check, readJson } from "../http/json.ts";
 import { requestSignal } from "../http/signal.ts";
 import { path, sandboxId } from "../schemas.ts";
 
@@ -20,6 +21,8 @@ const writeQuery = z.object({
     .regex(/^[0-7]{1,4}$/, "must be an octal mode such as 644")
     .default("644"),
 });
+
+const renameBody = z.object({ from: path, to: path });
 
 /** Without a byte for this long, an upload is given up. */
 const uploadSilenceMs = 120_000;
@@ -91,6 +94,15 @@ export function fileRoutes(app: FastifyInstance, context: ServerContext): void {
       context.auditFor(request.raw).record({ sandbox_id: id, op: "write_file", bytes, ok });
     }
     return { bytes_written: bytes };
+  });
+
+  app.post("/v1/sandboxes/:id/files/rename", async (request) => {
+    const { id } = check(params, request.params);
+    const { from, to } = await readJson(request, renameBody);
+    await audited(context.auditFor(request.raw), { sandbox_id: id, op: "rename" }, () =>
+      context.engineFor(request.raw).runtime(id).rename(from, to),
+    );
+    return { status: "renamed" };
   });
 }
 

@@ -201,6 +201,11 @@ export class FakeRuntime {
     this.files.delete(path);
   }
 
+  async rename(from: string, to: string) {
+    this.files.set(to, this.#file(from));
+    this.files.delete(from);
+  }
+
   async *archive(): AsyncGenerator<pb.Chunk> {}
 
   async upload(_dest: string, tar: AsyncIterable<Uint8Array>) {
