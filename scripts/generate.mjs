@@ -1,6 +1,6 @@
-// `npm run generate [-- --check]`: writes the protobuf types from the proto files and docs/errors.md from the catalogue, or says what
-// is out of date.
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+// `npm run generate [-- --check]`: writes the protobuf types from the proto files, docs/errors.md from the catalogue and docs/reference from
+// the SDK's docstrings, or says what is out of date.
+import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { capture, fail, pinnedNode, root, SetupError } from "./lib/run.mjs";
@@ -9,6 +9,7 @@ const check = process.argv.includes("--check");
 const protocol = path.join(root, "packages/protocol");
 const types = path.join(protocol, "src/gen");
 const errorsPage = path.join(root, "docs/errors.md");
+const reference = path.join(root, "docs/reference");
 
 function generateTypes(out) {
   const template = JSON.stringify({
@@ -23,8 +24,15 @@ function errorsText() {
   return capture(pinnedNode, [path.join(root, "scripts/lib/errors-page.ts")]);
 }
 
+function generateReference(out) {
+  capture(pinnedNode, [path.join(root, "scripts/lib/reference-pages.ts"), path.join(root, "packages/sdk"), out], {
+    remedy: "Write what is missing in packages/sdk/src.",
+  });
+}
+
 /** path → content of every file below a folder. */
 function contents(folder) {
+  if (!existsSync(folder)) return new Map();
   const files = readdirSync(folder, { recursive: true, withFileTypes: true }).filter((entry) => entry.isFile());
   return new Map(
     files.map((entry) => {
@@ -34,15 +42,34 @@ function contents(folder) {
   );
 }
 
+function differences(freshFolder, folder) {
+  const [wanted, have] = [contents(freshFolder), contents(folder)];
+  const stale = [...new Set([...wanted.keys(), ...have.keys()])].filter((file) => wanted.get(file) !== have.get(file));
+  return stale.map((file) => path.join(path.relative(root, folder), file));
+}
+
 function compare() {
   const fresh = mkdtempSync(path.join(os.tmpdir(), "mitos-generate-"));
+  const [freshTypes, freshReference] = [path.join(fresh, "types"), path.join(fresh, "reference")];
   try {
-    generateTypes(fresh);
-    const [wanted, have] = [contents(fresh), contents(types)];
-    const stale = [...new Set([...wanted.keys(), ...have.keys()])].filter((file) => wanted.get(file) !== have.get(file));
+    generateTypes(freshTypes);
+    generateReference(freshReference);
+    const stale = [...differences(freshTypes, types), ...differences(freshReference, reference)];
     if (!existsSync(errorsPage) || readFileSync(errorsPage, "utf8") !== errorsText()) stale.push("docs/errors.md");
     if (stale.length > 0)
       throw new SetupError(`generated files are out of date: ${stale.join(", ")}`, "Run npm run generate and commit the result.");
+  } finally {
+    rmSync(fresh, { recursive: true, force: true });
+  }
+}
+
+/** A page whose subpath is gone goes with it; nothing is touched when a docstring is missing. */
+function replaceReference() {
+  const fresh = mkdtempSync(path.join(os.tmpdir(), "mitos-generate-"));
+  try {
+    generateReference(fresh);
+    rmSync(reference, { recursive: true, force: true });
+    cpSync(fresh, reference, { recursive: true });
   } finally {
     rmSync(fresh, { recursive: true, force: true });
   }
@@ -53,6 +80,7 @@ try {
   else {
     generateTypes(types);
     writeFileSync(errorsPage, errorsText());
+    replaceReference();
   }
 } catch (error) {
   fail(error);

@@ -81,7 +81,7 @@ async function runPart(part) {
   const ok = code === 0 && counts.failed === 0 && counts.passed > 0;
   process.stderr.write(`  ${ok ? "✓" : "✗"} ${part.name} (${describe(counts)}) ${seconds} s\n`);
   if (!ok) process.stderr.write(`${output.trimEnd()}\n`);
-  else for (const [reason] of output.matchAll(/^skipped: .*$/gm)) process.stderr.write(`      ${reason}\n`);
+  else for (const [reason] of output.matchAll(/^(?:skipped|not run): .*$/gm)) process.stderr.write(`      ${reason}\n`);
   return { ...counts, failed: ok ? 0 : Math.max(1, counts.failed) };
 }
 

@@ -32,9 +32,9 @@ function startAndEnd(text) {
   return (lines.length <= 24 ? lines : [...lines.slice(0, 12), "…", ...lines.slice(-12)]).join("\n");
 }
 
-/** Whether a command exists and answers `--version` (or `args`) with success. */
-export function answers(command, args = ["--version"]) {
-  const result = spawnSync(command, args, { stdio: "ignore" });
+/** Whether a command exists and answers `--version` (or `args`) with success, with `env` beside the environment. */
+export function answers(command, args = ["--version"], env = {}) {
+  const result = spawnSync(command, args, { stdio: "ignore", env: { ...process.env, ...env } });
   return !result.error && result.status === 0;
 }
 

@@ -3,6 +3,7 @@
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
+import { ensureChromium } from "./chromium.mjs";
 import { answers, cache, capture, pinnedNode, root, SetupError, step } from "./run.mjs";
 import { ensureRunsc } from "./runsc.mjs";
 
@@ -18,6 +19,7 @@ export async function setup({ development = false } = {}) {
   await step("npm packages", () => installPackages(development));
   await step("guest agent", buildGuest);
   await step("runsc (gVisor)", ensureRunsc);
+  if (development) await step("Chromium", ensureChromium);
 }
 
 function installPackages(development) {

@@ -17,7 +17,7 @@ const allowed: Record<string, readonly string[]> = {
 
 function sources(folder: string): string[] {
   return readdirSync(folder, { recursive: true, withFileTypes: true })
-    .filter((entry) => entry.isFile() && /\.(ts|js|mjs)$/.test(entry.name) && !entry.parentPath.includes("node_modules"))
+    .filter((entry) => entry.isFile() && /\.(ts|js|mjs)$/.test(entry.name) && !/\/(node_modules|dist)(\/|$)/.test(entry.parentPath))
     .map((entry) => path.join(entry.parentPath, entry.name));
 }
 
@@ -69,6 +69,15 @@ it("the SDK takes only the dependency-free entry of protocol, and has no runtime
       .filter(({ specifier }) => !specifier.startsWith(".") && specifier !== "@mitos/protocol" && !file.endsWith(".test.ts"))
       .filter(({ line, dynamic }) => !(file.startsWith(integrations) && (dynamic || isTypeImport(file, line))))
       .filter(({ specifier }) => !specifier.startsWith("node:"))
+      .map(({ line, specifier }) => `${path.relative(root, file)}:${line} imports ${specifier}`),
+  );
+  expect(offences).toEqual([]);
+});
+
+it("examples import the SDK and Node, as their readers would", () => {
+  const offences = sources(path.join(root, "examples")).flatMap((file) =>
+    importsOf(file)
+      .filter(({ specifier }) => specifier !== "@mitos/sdk" && !specifier.startsWith("@mitos/sdk/") && !specifier.startsWith("node:"))
       .map(({ line, specifier }) => `${path.relative(root, file)}:${line} imports ${specifier}`),
   );
   expect(offences).toEqual([]);

@@ -1,4 +1,4 @@
-import { Sandbox } from "@mitos/sdk";
+import { Sandbox, SandboxServer } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 
@@ -168,6 +168,14 @@ describe("a terminal", () => {
     expect(seen).toContain("[still-inherited]");
     await child!.terminate();
   });
+});
+
+it("creates at once from a template that is not there yet all succeed", async () => {
+  const sandboxes = await Promise.all(Array.from({ length: 4 }, () => live.create({ template: "base" })));
+  expect(new Set(sandboxes.map(({ id }) => id)).size).toBe(4);
+  const templates = await new SandboxServer(live.url).listTemplates();
+  expect(templates.filter(({ id }) => id === "base")).toMatchObject([{ ready: true }]);
+  await Promise.all(sandboxes.map((each) => each.terminate()));
 });
 
 describe("the life of a sandbox", () => {

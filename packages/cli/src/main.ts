@@ -48,7 +48,10 @@ async function run(args: readonly string[]): Promise<number> {
 function buildProgram(passThrough: PassThrough): Command {
   const program = new Command("mitos")
     .description("Isolated computers for agents that can be forked while they run.")
-    .option("--server <url>", "address of the server (default: MITOS_BASE_URL, else http://127.0.0.1:8080)")
+    .option(
+      "--server <url>",
+      "address of the server (default: MITOS_BASE_URL, else http://127.0.0.1:8080; https://mitos.run with a key of that service)",
+    )
     .option("--api-key <key>", "key for the server (default: MITOS_API_KEY, else the saved one)")
     .option("--pool <name>", "template that sandboxes are created from (default: python)")
     .exitOverride()

@@ -101,6 +101,7 @@ export interface KeyJson {
   limits: { max_sandboxes: number; max_memory_mib: number; max_streams: number; requests_per_second: number };
 }
 
+/** A key that was just made, with the key itself, this once. */
 export interface NewKeyJson extends KeyJson {
   key: string;
 }

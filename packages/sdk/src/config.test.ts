@@ -1,9 +1,13 @@
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
+import { inspect } from "node:util";
 import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
-import { newIdempotencyKey, resolveBaseUrl, resolveToken, toBaseUrl, validSandboxId } from "./config.ts";
+import { newIdempotencyKey, resolveBaseUrl, resolveToken, toBaseUrl, toToken, validSandboxId } from "./config.ts";
+import { create } from "./create.ts";
 import { HttpClient } from "./http.ts";
+import { Sandbox } from "./sandbox.ts";
+import { SandboxServer } from "./server.ts";
 
 let dir: string;
 beforeEach(() => {
@@ -13,6 +17,7 @@ beforeEach(() => {
   vi.stubEnv("MITOS_CONFIG_DIR", dir);
 });
 afterEach(() => {
+  vi.unstubAllGlobals();
   vi.unstubAllEnvs();
   rmSync(dir, { recursive: true });
 });
@@ -30,12 +35,43 @@ describe("the base URL", () => {
     expect(resolveBaseUrl("")).toBe("https://env.example");
   });
 
-  it("is never somebody else's host because of a key", () => {
-    writeFileSync(path.join(dir, "credentials.json"), '{"token":"mitos_sk_y","default_org":"acme"}');
-    expect(resolveBaseUrl()).toBe("http://127.0.0.1:8080");
-    vi.stubEnv("MITOS_API_KEY", "mitos_sk_x");
-    expect(resolveBaseUrl()).toBe("http://127.0.0.1:8080");
-    expect(HttpClient.fromAuth()).toMatchObject({ baseUrl: "http://127.0.0.1:8080", token: "mitos_sk_x" });
+  it.each([
+    ["mitos_sk_x", "http://127.0.0.1:8080"],
+    ["mitos_live_x", "https://mitos.run"],
+    ["", "http://127.0.0.1:8080"],
+  ])("is, with nothing but the key %j, %s: a self-hosted key goes to no host that nobody named", (key, url) => {
+    expect(HttpClient.fromAuth({ apiKey: key }).baseUrl).toBe(url);
+    expect(new SandboxServer(undefined, key).url).toBe(url);
+    writeFileSync(path.join(dir, "credentials.json"), JSON.stringify({ token: key }));
+    expect(HttpClient.fromAuth().baseUrl).toBe(url);
+    vi.stubEnv("MITOS_API_KEY", key);
+    expect(SandboxServer.fromAuth()).toMatchObject({ url });
+  });
+
+  it("has to be given in a browser, which has no environment", async () => {
+    vi.stubGlobal("process", undefined);
+    const missing = { name: "AgentRunError", code: "missing_base_url", remediation: expect.stringContaining("location.origin") };
+    expect(thrownBy(() => HttpClient.fromAuth({ apiKey: "mitos_live_x" }))).toMatchObject(missing);
+    expect(thrownBy(() => new SandboxServer())).toMatchObject(missing);
+    for (const attempt of [create(), create("python"), Sandbox.create(), Sandbox.connect("sb"), Sandbox.list()]) {
+      await expect(attempt).rejects.toMatchObject(missing);
+    }
+    expect(HttpClient.fromAuth({ baseUrl: "https://page.example/mitos/" }).baseUrl).toBe("https://page.example/mitos");
+  });
+
+  it.each(["ftp://host", "http://", "/relative", "http://host:99999", "http://us er", "http://h/?q=1", "http://h/#f"])(
+    "is refused when it is %s, before anything is sent",
+    (baseUrl) => {
+      expect(() => new SandboxServer(baseUrl)).toThrow(
+        expect.objectContaining({ code: "invalid_base_url", remediation: expect.any(String) }),
+      );
+    },
+  );
+
+  it("is refused when it holds a password, which the error does not repeat", () => {
+    const error = thrownBy(() => new HttpClient("https://user:hunter2@host"));
+    expect(error).toMatchObject({ code: "invalid_base_url" });
+    expect(inspect(error)).not.toContain("hunter2");
   });
 
   it("takes host:port, and leaves a scheme", () => {
@@ -55,6 +91,19 @@ describe("the key", () => {
     expect(resolveToken()).toBe("from-env");
     expect(resolveToken("from-argument")).toBe("from-argument");
     expect(resolveToken("")).toBe("from-env");
+  });
+
+  it("may have white space around it", () => {
+    expect(toToken(" key\n")).toBe("key");
+    expect(toToken(" ")).toBeUndefined();
+  });
+
+  it("is refused when no header can carry it, without being shown", () => {
+    for (const key of ["super secret", "super\nsecret", "supersecret…"]) {
+      const error = thrownBy(() => new SandboxServer("http://h", key));
+      expect(error).toMatchObject({ code: "invalid_api_key" });
+      expect(inspect(error)).not.toMatch(/super|secret/);
+    }
   });
 
   it.each(["not json", "[]", "{}", '{"token":""}', '{"token":7}'])("is none with a file that holds %s", (text) => {
@@ -78,3 +127,12 @@ it("idempotency keys are 32 hexadecimal digits, never the same", () => {
   expect(keys.size).toBe(100);
   for (const key of keys) expect(key).toMatch(/^[0-9a-f]{32}$/);
 });
+
+function thrownBy(work: () => unknown): unknown {
+  try {
+    work();
+  } catch (error) {
+    return error;
+  }
+  throw new Error("nothing was thrown");
+}

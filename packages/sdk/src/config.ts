@@ -7,12 +7,30 @@ export interface Connection {
   baseUrl?: string | undefined;
 }
 
-/** The server of `mitos serve` on this machine: a key never travels to a host that nobody named. */
+/** The server of `mitos serve` on this machine. */
 export const DEFAULT_BASE_URL = "http://127.0.0.1:8080";
+/** Where a key is for that no self-hosted server has made. */
+export const HOSTED_BASE_URL = "https://mitos.run";
+/** How every key of a self-hosted server begins: it never travels to a host that nobody named. */
+const selfHostedKeyPrefix = "mitos_sk_";
 
-/** Argument, then `MITOS_BASE_URL`, then the in-cluster gateway, then the local server. Without trailing slashes. */
-export function resolveBaseUrl(baseUrl?: string): string {
-  return toBaseUrl(baseUrl || environment("MITOS_BASE_URL") || gatewayUrl() || DEFAULT_BASE_URL);
+/** The address and the key that hold for these arguments. @throws missing_base_url, invalid_base_url */
+export function resolveConnection({ baseUrl, apiKey }: Connection = {}): { baseUrl: string; token: string | undefined } {
+  const token = resolveToken(apiKey);
+  return { baseUrl: resolveBaseUrl(baseUrl, token), token };
+}
+
+/**
+ * Argument, then `MITOS_BASE_URL`, then the in-cluster gateway, then the hosted service for a key that is one of its own, else the local
+ * server. Without trailing slashes.
+ *
+ * @throws missing_base_url in a browser, where none of these but the argument exists; invalid_base_url
+ */
+export function resolveBaseUrl(baseUrl?: string, token?: string): string {
+  const named = baseUrl || environment("MITOS_BASE_URL") || gatewayUrl();
+  if (named) return toBaseUrl(named);
+  if (!hasEnvironment()) throw missingBaseUrl();
+  return token && !token.startsWith(selfHostedKeyPrefix) ? HOSTED_BASE_URL : DEFAULT_BASE_URL;
 }
 
 /** Argument, then `MITOS_API_KEY`, then the token of the credentials file, then none. */
@@ -20,10 +38,25 @@ export function resolveToken(apiKey?: string): string | undefined {
   return apiKey || environment("MITOS_API_KEY") || tokenOfCredentialsFile();
 }
 
-/** `host:port` becomes `http://host:port`; a value with a scheme stays, without trailing slashes. */
+/** `host:port` becomes `http://host:port`; a value with a scheme stays, without trailing slashes. @throws invalid_base_url */
 export function toBaseUrl(endpoint: string): string {
-  const url = /^[a-z][a-z0-9+.-]*:\/\//i.test(endpoint) ? endpoint : `http://${endpoint}`;
-  return url.replace(/\/+$/, "");
+  const url = (/^[a-z][a-z0-9+.-]*:\/\//i.test(endpoint) ? endpoint : `http://${endpoint}`).replace(/\/+$/, "");
+  const wrong = whatIsWrongWith(url);
+  if (!wrong) return url;
+  // Without the value itself: it may hold a password.
+  throw new AgentRunError("the base URL is not valid", {
+    code: "invalid_base_url",
+    cause: wrong,
+    remediation: "Use http:// or https://, a host, and a port or path if needed, for example http://127.0.0.1:8080.",
+  });
+}
+
+function whatIsWrongWith(url: string): string | undefined {
+  if (!/^https?:\/\/[^/]/i.test(url) || !URL.canParse(url)) return "it is not an http or https URL";
+  const { username, password, search, hash } = new URL(url);
+  if (username || password) return "it holds a user name or a password, which no request may carry; a key belongs into apiKey";
+  if (search || hash) return "it has a query or a fragment";
+  return undefined;
 }
 
 /** Whether the server would accept it: 1 to 64 characters, a letter or digit, then letters, digits, `_` and `-`. */
@@ -41,9 +74,33 @@ export function requireSandboxId(id: string): void {
   });
 }
 
+/**
+ * The key as a header can carry it. White space around it, as files end with, is not part of it.
+ *
+ * @throws invalid_api_key, which does not show it
+ */
+export function toToken(apiKey: string | undefined): string | undefined {
+  const token = apiKey?.trim();
+  if (!token) return undefined;
+  if (/^[\x21-\x7e]+$/.test(token)) return token;
+  throw new AgentRunError("the API key is not valid", {
+    code: "invalid_api_key",
+    cause: "it has white space, control or non-ASCII characters in it, which no Authorization header can carry",
+    remediation: "Copy the key again, as one line and without quotes or placeholders, into apiKey or MITOS_API_KEY.",
+  });
+}
+
 /** 32 lower-case hexadecimal digits. */
 export function newIdempotencyKey(): string {
   return crypto.randomUUID().replaceAll("-", "");
+}
+
+function missingBaseUrl(): AgentRunError {
+  return new AgentRunError("no base URL was given", {
+    code: "missing_base_url",
+    cause: "this runtime has no environment variables, and a page's server cannot be guessed",
+    remediation: "Pass baseUrl: the address of the Mitos server, or location.origin where the page's own host forwards to it.",
+  });
 }
 
 function gatewayUrl(): string | undefined {
@@ -62,6 +119,11 @@ function nodeProcess(): NodeProcess | undefined {
   return (globalThis as { process?: NodeProcess }).process;
 }
 
+/** Node, Deno and Bun have one; what a bundler puts in its place in a browser names no version. */
+export function hasEnvironment(): boolean {
+  return typeof nodeProcess()?.versions?.node === "string";
+}
+
 function environment(name: string): string | undefined {
   try {
     return nodeProcess()?.env?.[name];
@@ -73,7 +135,7 @@ function environment(name: string): string | undefined {
 /** Whatever is wrong with the file, the answer is "no token": it is a convenience, not a requirement. */
 function tokenOfCredentialsFile(): string | undefined {
   const node = nodeProcess();
-  if (!node?.versions?.node || !node.getBuiltinModule || "Deno" in globalThis) return undefined;
+  if (!hasEnvironment() || !node?.getBuiltinModule || "Deno" in globalThis) return undefined;
   try {
     const fs = node.getBuiltinModule("node:fs") as { readFileSync(path: string, encoding: "utf8"): string };
     const os = node.getBuiltinModule("node:os") as { homedir(): string };

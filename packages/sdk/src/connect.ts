@@ -1,6 +1,6 @@
 import { limits } from "@mitos/protocol";
-import { AgentRunError, type ConnectFailure, errorForConnect, isObject, parseJson } from "./errors.ts";
-import { HttpClient } from "./http.ts";
+import { AgentRunError, type ConnectFailure, errorForConnect, isObject, parseJson, redact } from "./errors.ts";
+import { HttpClient, tokenOf } from "./http.ts";
 
 const flagCompressed = 0x01;
 const flagEndOfStream = 0x02;
@@ -10,6 +10,7 @@ const frameBytesMax = limits.messageBytesMax;
 const codeHeader = "mitos-error-code";
 const retryAfterHeader = "retry-after";
 
+/** A protobuf message in its JSON form. */
 export type Message = Record<string, unknown>;
 type Headers = Readonly<Record<string, string>>;
 
@@ -17,10 +18,17 @@ type Headers = Readonly<Record<string, string>>;
 export class ConnectClient {
   readonly #http: HttpClient;
   readonly #sandboxId: string;
+  readonly #token: string | undefined;
 
   constructor(baseUrl: string | HttpClient, sandboxId: string, token?: string) {
     this.#http = typeof baseUrl === "string" ? new HttpClient(baseUrl, token) : baseUrl;
     this.#sandboxId = sandboxId;
+    this.#token = tokenOf(this.#http);
+  }
+
+  /** A text of the sandbox as an error may show it. */
+  redact(text: string): string {
+    return redact(text, this.#token);
   }
 
   async unary(method: string, message: Message, signal?: AbortSignal): Promise<Message> {
@@ -47,7 +55,7 @@ export class ConnectClient {
     const response = await this.#call(method, "application/connect+json", encodeEnvelopes(messages), signal, headers);
     if (!response.body) throw brokenStream(`${method} answered without a body`);
     try {
-      yield* decodeEnvelopes(response.body, this.#http.token);
+      yield* decodeEnvelopes(response.body, this.#token);
     } catch (error) {
       throw this.#http.failure(method, error, signal);
     }
@@ -66,9 +74,9 @@ export class ConnectClient {
     const text = await this.#text(method, response, signal);
     const failure = parseJson(text);
     if (isObject(failure) && typeof failure.code === "string") {
-      throw errorForConnect(failure, this.#http.token, response.headers.get(codeHeader), response.headers.get(retryAfterHeader));
+      throw errorForConnect(failure, this.#token, response.headers.get(codeHeader), response.headers.get(retryAfterHeader));
     }
-    throw AgentRunError.fromResponse(response.status, text, this.#http.token, response.headers.get(retryAfterHeader));
+    throw AgentRunError.fromResponse(response.status, text, this.#token, response.headers.get(retryAfterHeader));
   }
 
   async #text(method: string, response: Response, signal?: AbortSignal): Promise<string> {

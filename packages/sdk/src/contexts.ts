@@ -14,6 +14,7 @@ export interface CodeContext {
   isDefault: boolean;
 }
 
+/** What a new interpreter runs, and where. */
 export interface ContextOptions {
   /** `python` (default), `javascript` or `bash`. */
   language?: string | undefined;

@@ -5,6 +5,7 @@ import type { Sandbox } from "./sandbox.ts";
 import { type ForkTemplateOptions, SandboxServer } from "./server.ts";
 import type { Workload } from "./types.ts";
 
+/** Which server, which template, and what the new sandbox is given. */
 export interface CreateOptions extends Connection, ForkTemplateOptions {
   /** Default: `python`. */
   template?: string | undefined;

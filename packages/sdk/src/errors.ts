@@ -5,6 +5,7 @@
 
 import { catalogue, type ErrorCode } from "@mitos/protocol";
 
+/** What an AgentRunError is made of. */
 export interface AgentRunErrorOptions {
   /** Stable machine identifier: a code of the server's catalogue, or one of the client's own (docs/errors.md). */
   code: string;
@@ -17,6 +18,7 @@ export interface AgentRunErrorOptions {
   status?: number | undefined;
 }
 
+/** Every failure of the SDK. `code` is what programs branch on; the subclasses are the codes that they branch on most. */
 export class AgentRunError extends Error {
   readonly code: string;
   /** The server's `cause` (`Error.cause` is the language's own, for a foreign error behind this one). */
@@ -56,16 +58,16 @@ export class AgentRunError extends Error {
     let cause = body || `HTTP ${status}`;
     let remediation = fallback.remediation;
     let context: Record<string, unknown> = {};
-    const error = (parseJson(bodyText) as { error?: unknown } | undefined)?.error;
-    if (typeof error === "string" && error) {
-      cause = redact(error, token);
+    const error = redactAll((parseJson(bodyText) as { error?: unknown } | null | undefined)?.error, token);
+    if (isText(error)) {
+      cause = error;
     } else if (isObject(error)) {
       // The envelope has been read: a cause that it leaves out does not become the whole body.
       cause = "";
       if (isText(error.code)) code = error.code;
-      if (isText(error.message)) message = redact(error.message, token);
-      if (isText(error.cause)) cause = redact(error.cause, token);
-      if (isText(error.remediation)) remediation = redact(error.remediation, token);
+      if (isText(error.message)) message = error.message;
+      if (isText(error.cause)) cause = error.cause;
+      if (isText(error.remediation)) remediation = error.remediation;
       if (isObject(error.context)) context = error.context;
     }
     message ??= `sandbox API request failed: HTTP ${status} (${code})`;
@@ -91,8 +93,11 @@ export class IdleTimeoutError extends AgentRunError {}
 export class ExecutionDeadlineError extends AgentRunError {}
 /** The caller's AbortSignal fired, or the server saw the caller leave. */
 export class RequestCanceledError extends AgentRunError {}
+/** Too many requests; `context.retry_after_ms` says when to try again. */
 export class RateLimitedError extends AgentRunError {}
+/** No such sandbox, template, file or process. */
 export class NotFoundError extends AgentRunError {}
+/** The server asks for a key and got none, or a wrong one. */
 export class UnauthorizedError extends AgentRunError {}
 /** A time-out above the ceiling: rejected, never shortened. */
 export class TimeoutTooLargeError extends AgentRunError {}
@@ -116,6 +121,15 @@ export function errorForCode(message: string, options: AgentRunErrorOptions, rea
 /** Replaces every occurrence of the key, so that no error field can carry it. */
 export function redact(text: string, token?: string): string {
   return token ? text.replaceAll(token, "[REDACTED]") : text;
+}
+
+/** The same for every text in a JSON value, names of members included. */
+function redactAll(value: unknown, token: string | undefined): unknown {
+  if (!token) return value;
+  if (typeof value === "string") return redact(value, token);
+  if (Array.isArray(value)) return value.map((item) => redactAll(item, token));
+  if (!isObject(value)) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, item]) => [redact(name, token), redactAll(item, token)]));
 }
 
 /** Ceiling of every requested time-out. */
@@ -179,7 +193,7 @@ export function errorForConnect(
   catalogueCode?: string | null,
   retryAfter?: string | null,
 ): AgentRunError {
-  const connectCode = isText(failure.code) ? failure.code : "";
+  const connectCode = isText(failure.code) ? redact(failure.code, token) : "";
   const text = isText(failure.message) ? redact(failure.message, token) : "";
   const entry = isCatalogued(catalogueCode) ? catalogue[catalogueCode] : undefined;
   const code = entry ? (catalogueCode as ErrorCode) : (ownCodes[connectCode] ?? (connectCode || "internal_error"));
@@ -212,8 +226,14 @@ export function transportError(what: string, baseUrl: string, reason: unknown, t
       cause: redact(`${what}: ${describe(reason)}`, token),
       remediation: "Check that a server runs there (start one with `mitos serve`) or set MITOS_BASE_URL to the right address.",
     },
-    reason,
+    mentions(reason, token) ? undefined : reason,
   );
+}
+
+/** Whether a foreign error, or one behind it, would show the key to whoever prints it. */
+function mentions(reason: unknown, token: string | undefined): boolean {
+  if (!token || !(reason instanceof Error)) return false;
+  return `${reason.message} ${reason.stack}`.includes(token) || mentions(reason.cause, token);
 }
 
 /** @param signal - its reason tells a time-out from a cancellation */

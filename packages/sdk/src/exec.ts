@@ -5,6 +5,7 @@ import { AgentRunError, EXEC_TIMEOUT_EXIT_CODE, errorForCode, isObject, validate
 /** A string is run by `/bin/sh -c`; a list is a program and its arguments, with no shell in between. */
 export type Command = string | readonly string[];
 
+/** How a program is run. */
 export interface ExecOptions {
   /** Default: /workspace. */
   cwd?: string | undefined;
@@ -18,11 +19,13 @@ export interface ExecOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** Called with output while the program runs; a character may be cut between two calls. */
 export interface OutputCallbacks {
   onStdout?: ((data: Uint8Array) => void) | undefined;
   onStderr?: ((data: Uint8Array) => void) | undefined;
 }
 
+/** How a program ended, with all that it printed. */
 export interface ExecResult {
   /** 124 when the time-out killed it, -1 when a signal ended it. */
   exitCode: number;
@@ -31,6 +34,7 @@ export interface ExecResult {
   execTimeMs?: number;
 }
 
+/** What a program prints, a piece at a time, and its end. */
 export type ExecEvent =
   | { readonly type: "stdout"; readonly data: Uint8Array }
   | { readonly type: "stderr"; readonly data: Uint8Array }
@@ -48,7 +52,7 @@ export async function* execStream(
     if (typeof message.stdout === "string") yield { type: "stdout", data: decodeBase64(message.stdout) };
     else if (typeof message.stderr === "string") yield { type: "stderr", data: decodeBase64(message.stderr) };
     else if (isObject(message.exit)) {
-      yield exitEvent(message.exit);
+      yield exitEvent(message.exit, client);
       return;
     }
   }
@@ -84,8 +88,8 @@ export function requireArgv(argv: readonly string[]): readonly string[] {
   });
 }
 
-function exitEvent(exit: Record<string, unknown>): ExecEvent {
-  if (typeof exit.error === "string" && exit.error) throw execFailed(exit.error);
+function exitEvent(exit: Record<string, unknown>, client: ConnectClient): ExecEvent {
+  if (typeof exit.error === "string" && exit.error) throw execFailed(client.redact(exit.error));
   return { type: "exit", exitCode: Number(exit.exitCode ?? 0), execTimeMs: Number(exit.execTimeMs ?? 0) };
 }
 

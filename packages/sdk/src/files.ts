@@ -3,6 +3,7 @@ import type { ConnectClient, Message } from "./connect.ts";
 import { AgentRunError, isObject } from "./errors.ts";
 import type { HttpClient } from "./http.ts";
 
+/** One entry of a folder, or one path. */
 export interface FileInfo {
   name: string;
   isDir: boolean;
@@ -14,12 +15,14 @@ export interface FileInfo {
   path?: string;
 }
 
+/** How a file is written. */
 export interface WriteOptions {
   /** Permission bits of a file that is created. Default: 0o644. */
   mode?: number | undefined;
   signal?: AbortSignal | undefined;
 }
 
+/** Which part of a file to read. */
 export interface ReadStreamOptions {
   /** First byte. Default: 0. */
   offset?: number | undefined;
@@ -28,6 +31,7 @@ export interface ReadStreamOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** A change below a watched path. */
 export interface FileEvent {
   kind: "create" | "modify" | "delete" | "rename";
   path: string;
@@ -35,6 +39,7 @@ export interface FileEvent {
   newPath?: string;
 }
 
+/** Text is written as UTF-8; blobs, streams and iterables may be of any size. */
 export type FileContent = string | Uint8Array | ArrayBuffer | Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>;
 
 /** One of several files that are written together. */
@@ -88,7 +93,7 @@ export class SandboxFiles {
   async write(path: string, content: FileContent, options: WriteOptions = {}): Promise<void> {
     const bytes = bytesOf(content);
     if (bytes instanceof Uint8Array && bytes.length <= messageBytesMax) return this.#writeMessage(path, bytes, options);
-    const body = bytes instanceof Uint8Array ? ownBytes(bytes) : toStream(bytes);
+    const body = bytes instanceof Uint8Array ? ownBytes(bytes) : toBody(bytes);
     const mode = options.mode === undefined ? {} : { mode: options.mode.toString(8) };
     await this.#http.put(this.#raw({ path, ...mode }), body, {
       headers: { "Content-Type": "application/octet-stream" },
@@ -219,9 +224,8 @@ function ownBytes(bytes: Uint8Array): Uint8Array<ArrayBuffer> {
   return bytes.buffer instanceof ArrayBuffer ? (bytes as Uint8Array<ArrayBuffer>) : new Uint8Array(bytes);
 }
 
-function toStream(content: Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>): ReadableStream<Uint8Array> {
-  if (content instanceof Blob) return content.stream();
-  if (content instanceof ReadableStream) return content;
+function toBody(content: Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>): Blob | ReadableStream<Uint8Array> {
+  if (content instanceof Blob || content instanceof ReadableStream) return content;
   const iterator = content[Symbol.asyncIterator]();
   return new ReadableStream({
     async pull(controller) {

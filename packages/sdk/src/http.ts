@@ -1,31 +1,41 @@
-import { type Connection, resolveBaseUrl, resolveToken } from "./config.ts";
+import { type Connection, HOSTED_BASE_URL, hasEnvironment, resolveConnection, toBaseUrl, toToken } from "./config.ts";
 import { AgentRunError, canceledError, parseJson, redact, transportError } from "./errors.ts";
 import { patientDispatcher } from "./patience.ts";
 
+/** What goes with one request beside its body. */
 export interface RequestOptions {
   headers?: Readonly<Record<string, string>> | undefined;
   signal?: AbortSignal | undefined;
 }
 
-export type RequestBody = string | Uint8Array<ArrayBuffer> | ReadableStream<Uint8Array>;
+/** Streams are sent as they come and never held in memory. */
+export type RequestBody = string | Uint8Array<ArrayBuffer> | Blob | ReadableStream<Uint8Array>;
+
+let readToken: (http: HttpClient) => string | undefined;
+
+/** For the sibling clients of the same sandbox. Not a member of HttpClient: whatever a caller does with one shows no key. */
+export function tokenOf(http: HttpClient): string | undefined {
+  return readToken(http);
+}
 
 /** The `/v1` routes of one server with one key. Answers are parsed, failures are AgentRunErrors, and the key is in none of them. */
 export class HttpClient {
   readonly baseUrl: string;
   readonly #token: string | undefined;
 
-  static fromAuth({ baseUrl, apiKey }: Connection = {}): HttpClient {
-    return new HttpClient(resolveBaseUrl(baseUrl), resolveToken(apiKey));
+  static {
+    readToken = (http) => http.#token;
   }
 
+  static fromAuth(connection: Connection = {}): HttpClient {
+    const { baseUrl, token } = resolveConnection(connection);
+    return new HttpClient(baseUrl, token);
+  }
+
+  /** @throws invalid_base_url, invalid_api_key */
   constructor(baseUrl: string, token?: string) {
-    this.baseUrl = baseUrl.replace(/\/+$/, "");
-    this.#token = token || undefined;
-  }
-
-  /** For the sibling clients of the same sandbox only; it is not enumerable and never printed. */
-  get token(): string | undefined {
-    return this.#token;
+    this.baseUrl = toBaseUrl(baseUrl);
+    this.#token = toToken(token);
   }
 
   async get(path: string, options: RequestOptions = {}): Promise<unknown> {
@@ -67,8 +77,8 @@ export class HttpClient {
     const headers: Record<string, string> = { ...options.headers };
     if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
     const init: RequestInit & { duplex?: "half" } = { method, headers, redirect: "error" };
-    if (body !== undefined) init.body = body as NonNullable<RequestInit["body"]>;
-    if (body instanceof ReadableStream) init.duplex = "half";
+    if (body !== undefined) init.body = (await sendable(body)) as NonNullable<RequestInit["body"]>;
+    if (init.body instanceof ReadableStream) init.duplex = "half";
     if (options.signal) init.signal = options.signal;
     const dispatcher = patientDispatcher();
     if (dispatcher) Object.assign(init, { dispatcher });
@@ -102,10 +112,21 @@ export class HttpClient {
     if (value !== undefined) return value;
     throw new AgentRunError("the answer is not JSON", {
       code: "invalid_response",
-      cause: redact(`${path.split("?")[0]} answered: ${text.trim().slice(0, 200)}`, this.#token),
-      remediation: `Check that ${this.baseUrl} is the address of the API (baseUrl or MITOS_BASE_URL), not of a web page.`,
+      cause: `${path.split("?")[0]} answered: ${redact(text.trim(), this.#token).slice(0, 200)}`,
+      remediation: notTheApi(this.baseUrl),
     });
   }
+}
+
+/** A browser sends a stream over HTTP/2 only; there it is gathered first, into a Blob, which a browser keeps on disk when it is large. */
+async function sendable(body: RequestBody): Promise<RequestBody> {
+  return body instanceof ReadableStream && !hasEnvironment() ? new Response(body).blob() : body;
+}
+
+function notTheApi(baseUrl: string): string {
+  if (baseUrl === HOSTED_BASE_URL)
+    return "Set MITOS_BASE_URL to https://api.mitos.run, the API of the hosted service; this is the address of its pages.";
+  return `Check that ${baseUrl} is the address of the API (baseUrl or MITOS_BASE_URL), not of a web page.`;
 }
 
 function bodyOf(response: Response): ReadableStream<Uint8Array> {

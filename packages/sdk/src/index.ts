@@ -30,6 +30,7 @@ export {
   type WriteOptions,
 } from "./files.ts";
 export { HttpClient, type RequestBody, type RequestOptions } from "./http.ts";
+export { defaultPoolName } from "./pool-name.ts";
 export {
   BackgroundProcess,
   type FollowOptions,
@@ -51,4 +52,5 @@ export {
   type TerminateOptions,
 } from "./sandbox.ts";
 export { type CreateTemplateOptions, type ForkTemplateOptions, type ListOptions, SandboxServer } from "./server.ts";
-export type { Health, Isolation, Network, Preview, Resources, SandboxTree, ServerSandbox, Template, Workload } from "./types.ts";
+export { type BuildStep, Template, type TemplateObject, type TemplateSpec } from "./template.ts";
+export type { Health, Isolation, Network, Preview, Resources, SandboxTree, ServerSandbox, TemplateInfo, Workload } from "./types.ts";

@@ -18,7 +18,7 @@ export async function* readNdjson(body: ReadableStream<Uint8Array>): AsyncGenera
       for (const line of lines) {
         if (line.trim() === "") continue;
         const row = parseJson(line);
-        if (!isObject(row)) throw brokenLine(`a line that is not a JSON object: ${line.slice(0, 80)}`);
+        if (!isObject(row)) throw brokenLine(`a line of ${line.length} characters that is not a JSON object`);
         yield row;
       }
       if (done) return;

@@ -151,6 +151,19 @@ describe("a terminal", () => {
     });
   });
 
+  it("tells of output that is no longer kept, and goes on behind it", async () => {
+    const rows = [{ gap: { stream: "stdout", from: 10, to: 100 } }, output("stdout", 100, "late"), exit(0)];
+    const respond = processServer((_request, response) => response.end(lines(...rows)));
+    await withSandbox(respond, async (sandbox) => {
+      const seen: unknown[] = [];
+      const onData = (data: Uint8Array) => seen.push(new TextDecoder().decode(data));
+      const pty = sandbox.connectPty(7, onData, { offset: 10, onGap: (gap) => seen.push(gap) });
+      expect(await pty.wait()).toBe(0);
+      expect(seen).toEqual([{ from: 10, to: 100 }, "late"]);
+      expect(pty.offset).toBe(104);
+    });
+  });
+
   it("can be connected to again by pid and offset", async () => {
     const respond = processServer((_request, response) => response.end(lines(output("stdout", 10, "new"), exit(0))));
     await withSandbox(respond, async (sandbox, server) => {

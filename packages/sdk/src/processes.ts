@@ -1,9 +1,10 @@
 import { decodeBase64, encodeBase64 } from "./base64.ts";
-import { AgentRunError, isObject } from "./errors.ts";
+import { AgentRunError, isObject, redact } from "./errors.ts";
 import { type Command, collect, type ExecEvent, type ExecResult, execFailed, type OutputCallbacks, requireArgv } from "./exec.ts";
-import type { HttpClient } from "./http.ts";
+import { type HttpClient, tokenOf } from "./http.ts";
 import { readNdjson } from "./ndjson.ts";
 
+/** How a process is started. */
 export interface ProcessOptions {
   cwd?: string | undefined;
   env?: Readonly<Record<string, string>> | undefined;
@@ -33,6 +34,7 @@ export interface OutputPosition {
   stderrFrom?: number | undefined;
 }
 
+/** What happens to a process, in the order in which it happened in each stream. */
 export type ProcessEvent =
   | { readonly type: "stdout"; readonly offset: number; readonly data: Uint8Array }
   | { readonly type: "stderr"; readonly offset: number; readonly data: Uint8Array }
@@ -40,6 +42,7 @@ export type ProcessEvent =
   | { readonly type: "gap"; readonly stream: "stdout" | "stderr"; readonly from: number; readonly to: number }
   | { readonly type: "exit"; readonly exitCode: number; readonly execTimeMs: number };
 
+/** From where to read the output of a process, and how long. */
 export interface FollowOptions extends OutputPosition {
   /** False ends with what there is now. Default: true, to the end of the process. */
   follow?: boolean | undefined;
@@ -90,7 +93,7 @@ export class ProcessClient {
       try {
         for await (const line of this.#lines(pid, at, follow, options.signal)) {
           failures = 0;
-          const event = toProcessEvent(line);
+          const event = toProcessEvent(line, tokenOf(this.#http));
           if (!event) continue;
           if (event.type === "stdout" || event.type === "stderr") at[event.type] = event.offset + event.data.length;
           else if (event.type === "gap") at[event.stream] = event.to;
@@ -159,9 +162,9 @@ function toProcessInfo(row: Record<string, unknown>): ProcessInfo {
   };
 }
 
-function toProcessEvent(line: Record<string, unknown>): ProcessEvent | undefined {
+function toProcessEvent(line: Record<string, unknown>, token: string | undefined): ProcessEvent | undefined {
   if (isObject(line.exit)) {
-    if (typeof line.exit.error === "string" && line.exit.error) throw execFailed(line.exit.error);
+    if (typeof line.exit.error === "string" && line.exit.error) throw execFailed(redact(line.exit.error, token));
     return { type: "exit", exitCode: Number(line.exit.exit_code ?? 0), execTimeMs: Number(line.exit.exec_time_ms ?? 0) };
   }
   if (isObject(line.gap)) {

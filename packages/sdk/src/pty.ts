@@ -2,7 +2,13 @@ import { AgentRunError } from "./errors.ts";
 import type { Command } from "./exec.ts";
 import type { ProcessClient } from "./processes.ts";
 
-export interface CreatePtyOptions {
+export interface PtyCallbacks {
+  /** Output that was printed while nobody was connected, and is no longer kept: these bytes of it are missing. */
+  onGap?: ((gap: { from: number; to: number }) => void) | undefined;
+}
+
+/** Size and program of a terminal. Default: 80 columns, 24 rows. */
+export interface CreatePtyOptions extends PtyCallbacks {
   cols?: number | undefined;
   rows?: number | undefined;
   /** Default: bash where the sandbox has it, else sh. */
@@ -14,7 +20,8 @@ export interface CreatePtyOptions {
   term?: string | undefined;
 }
 
-export interface ConnectPtyOptions {
+/** Where to go on in the output of a terminal that exists. */
+export interface ConnectPtyOptions extends PtyCallbacks {
   /** Go on at this offset of the output. Default: what the sandbox still keeps, from the beginning. */
   offset?: number | undefined;
 }
@@ -30,9 +37,9 @@ export async function createPty(
   onData: (data: Uint8Array) => void,
   options: CreatePtyOptions = {},
 ): Promise<Pty> {
-  const { command = shell, cols = sizeDefault.cols, rows = sizeDefault.rows, term = "xterm-256color", ...rest } = options;
+  const { command = shell, cols = sizeDefault.cols, rows = sizeDefault.rows, term = "xterm-256color", onGap, ...rest } = options;
   const pid = await processes.start(command, { ...rest, stdin: true, pty: { term, cols, rows } });
-  return new Pty(processes, pid, onData, 0);
+  return new Pty(processes, pid, onData, { onGap });
 }
 
 /** A terminal in a sandbox. It lives on without us: `disconnect`, and connect again by pid and offset, also in a child of a fork. */
@@ -47,11 +54,11 @@ export class Pty {
   #sending: Promise<void> | undefined;
   #resizing: Promise<void> = Promise.resolve();
 
-  constructor(processes: ProcessClient, pid: number, onData: (data: Uint8Array) => void, offset: number) {
+  constructor(processes: ProcessClient, pid: number, onData: (data: Uint8Array) => void, { offset = 0, onGap }: ConnectPtyOptions = {}) {
     this.#processes = processes;
     this.pid = pid;
     this.#offset = offset;
-    this.#exit = this.#follow(onData);
+    this.#exit = this.#follow(onData, onGap);
     this.#exit.catch(() => undefined); // seen by wait()
   }
 
@@ -107,12 +114,14 @@ export class Pty {
     );
   }
 
-  async #follow(onData: (data: Uint8Array) => void): Promise<number> {
+  async #follow(onData: (data: Uint8Array) => void, onGap: PtyCallbacks["onGap"]): Promise<number> {
     const events = this.#processes.output(this.pid, { stdoutFrom: this.#offset, signal: this.#stop.signal });
     for await (const event of events) {
       if (event.type === "exit") return event.exitCode;
-      if (event.type === "gap") this.#offset = event.to;
-      else if (event.type === "stdout") {
+      if (event.type === "gap") {
+        this.#offset = event.to;
+        onGap?.({ from: event.from, to: event.to });
+      } else if (event.type === "stdout") {
         this.#offset = event.offset + event.data.length;
         onData(event.data);
       }

@@ -2,7 +2,7 @@ import { decodeBase64 } from "./base64.ts";
 import { AgentRunError, isObject } from "./errors.ts";
 import { readNdjson } from "./ndjson.ts";
 
-/** One display of a cell: the same thing in several MIME types. Binary types (images) are base64 text. */
+/** One display of a cell: the same thing in several MIME types. Binary types (images, PDF) are base64 text. */
 export class Result {
   readonly data: Readonly<Record<string, string>>;
   /** Whether it is the value of the cell's last expression. */
@@ -34,6 +34,9 @@ export class Result {
   get latex(): string | undefined {
     return this.data["text/latex"];
   }
+  get pdf(): string | undefined {
+    return this.data["application/pdf"];
+  }
   /** As JSON text. */
   get json(): string | undefined {
     return this.data["application/json"];
@@ -51,6 +54,7 @@ export interface ExecutionError {
   traceback: string[];
 }
 
+/** What a run of code gave. It is a result also when the code raised: `error`. */
 export interface Execution {
   /** The value of the last expression as text; null when it has none. */
   text: string | null;
@@ -60,6 +64,7 @@ export interface Execution {
   error: ExecutionError | null;
 }
 
+/** Called while the code runs. */
 export interface RunCodeCallbacks {
   onStdout?: ((text: string) => void) | undefined;
   onStderr?: ((text: string) => void) | undefined;

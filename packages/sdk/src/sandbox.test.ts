@@ -1,5 +1,5 @@
-import { describe, expect, it } from "vitest";
-import { base64, endOfStream, frame, json, type Respond, startFakeServer, stream } from "../test/fake-server.ts";
+import { describe, expect, it, vi } from "vitest";
+import { base64, endOfStream, type FakeServer, frame, json, type Respond, startFakeServer, stream } from "../test/fake-server.ts";
 import { AgentRunError, ExecutionDeadlineError, IdleTimeoutError, NotFoundError, RequestCanceledError } from "./errors.ts";
 import { create, Sandbox, SandboxServer } from "./index.ts";
 
@@ -244,6 +244,16 @@ describe("fork", () => {
     });
   });
 
+  it("waits longer than two minutes for its answer", async () => {
+    const timeouts = vi.spyOn(AbortSignal, "timeout");
+    await withSandbox(
+      (request, response) => json(response, 200, row(request.json().id as string)),
+      (sandbox) => sandbox.fork(),
+    );
+    expect(timeouts.mock.calls[0]?.[0]).toBeGreaterThan(120_000);
+    timeouts.mockRestore();
+  });
+
   it("that is not answered in time is fork_unavailable", async () => {
     const never: Respond = () => undefined;
     await expect(withSandbox(never, (sandbox) => sandbox.fork(1, { timeoutMs: 30 }))).rejects.toMatchObject({ code: "fork_unavailable" });
@@ -364,6 +374,61 @@ describe("create", () => {
     await create({ baseUrl: server.url, network: { block: true, egress: "deny", allowDomains: ["api.example.com:443"] } });
     expect(server.requests.map(({ path }) => path)).toEqual(["/v1/fork"]);
     expect(server.requests[0]?.json()).toMatchObject({ network: { block: true, allow_domains: ["api.example.com:443"] } });
+  });
+});
+
+describe("create, with a template that", () => {
+  const calls = (server: FakeServer) => server.requests.map(({ path }) => path);
+  const refusal = (code: string) => ({ error: { code, message: "m", remediation: "r" } });
+
+  it("is there: asks for a sandbox alone, every time", async () => {
+    await using server = await startFakeServer((request, response) => json(response, 200, row(request.json().id as string)));
+    for (const apiKey of ["a", "b"]) for (const template of ["python", "node"]) await create({ template, apiKey, baseUrl: server.url });
+    expect(calls(server)).toEqual(["/v1/fork", "/v1/fork", "/v1/fork", "/v1/fork"]);
+  });
+
+  it("is still missing after it was built: gives up with the second 404", async () => {
+    await using server = await startFakeServer((request, response) =>
+      request.path === "/v1/templates" ? json(response, 200, {}) : json(response, 404, refusal("not_found")),
+    );
+    await expect(create({ baseUrl: server.url })).rejects.toBeInstanceOf(NotFoundError);
+    expect(calls(server)).toEqual(["/v1/fork", "/v1/templates", "/v1/fork"]);
+  });
+
+  it("somebody else is just building (409): asks again without building it", async () => {
+    await using server = await startFakeServer((request, response) => {
+      if (request.path === "/v1/templates") return json(response, 409, refusal("conflict"));
+      if (server.requests.length === 1) return json(response, 404, refusal("not_found"));
+      return json(response, 200, row(request.json().id as string));
+    });
+    await create({ baseUrl: server.url });
+    expect(calls(server)).toEqual(["/v1/fork", "/v1/templates", "/v1/fork"]);
+  });
+
+  it.each([401, 403, 429, 500])("cannot be used now (%i): does not try again", async (status) => {
+    await using server = await startFakeServer((_request, response) => json(response, status, refusal("some_code")));
+    await expect(create({ baseUrl: server.url })).rejects.toMatchObject({ status });
+    expect(calls(server)).toEqual(["/v1/fork"]);
+  });
+
+  it("has a workload: defines it first, every time, and never from memory", async () => {
+    await using server = await startFakeServer((_request, response) => json(response, 200, row("x")));
+    const workload = { command: ["serve"], ready: { port: 9222, path: "/json/version", expect: 200, timeoutSeconds: 90 } };
+    await create({ baseUrl: server.url, workload });
+    await create({ baseUrl: server.url, workload });
+    expect(calls(server)).toEqual(["/v1/templates", "/v1/fork", "/v1/templates", "/v1/fork"]);
+    expect(server.requests[0]?.json()).toMatchObject({
+      init_wait_seconds: 5,
+      workload: { command: ["serve"], ready: { port: 9222, path: "/json/version", expect: 200, timeout_seconds: 90 } },
+    });
+  });
+
+  it("is to run in a region: says so, and only then", async () => {
+    await using server = await startFakeServer((_request, response) => json(response, 200, row("x")));
+    await create({ baseUrl: server.url, region: "eu" });
+    await create({ baseUrl: server.url });
+    expect(server.requests.map((request) => request.json().region)).toEqual(["eu", undefined]);
+    expect(Object.keys(server.requests[1]!.json())).toEqual(["template", "id"]);
   });
 });
 

@@ -1,5 +1,5 @@
 import { type ForwardJson, limits, newSandboxId, type PreviewJson, type Unchecked } from "@mitos/protocol";
-import { type Connection, newIdempotencyKey, requireSandboxId, resolveBaseUrl, resolveToken, toBaseUrl } from "./config.ts";
+import { type Connection, newIdempotencyKey, requireSandboxId, toBaseUrl } from "./config.ts";
 import { ConnectClient } from "./connect.ts";
 import { type CodeContext, ContextClient, type ContextOptions, type ContextRef, contextId } from "./contexts.ts";
 import { type CreateOptions, create } from "./create.ts";
@@ -13,6 +13,7 @@ import { type Execution, parseRunCodeConnect, type RunCodeCallbacks } from "./ru
 import { SandboxServer } from "./server.ts";
 import { type Preview, previewFromWire, type SandboxTree, type ServerSandbox, sandboxFromWire } from "./types.ts";
 
+/** What a handle needs to know. `create` and `Sandbox.connect` make handles. */
 export interface SandboxOptions {
   id: string;
   /** Base URL, or `host:port`, of the server that has it. */
@@ -25,6 +26,7 @@ export interface SandboxOptions {
   forkTimeMs?: number | undefined;
 }
 
+/** How a process is started that runs on by itself. With callbacks its output is followed at once. */
 export interface BackgroundOptions extends OutputCallbacks {
   cwd?: string | undefined;
   env?: Readonly<Record<string, string>> | undefined;
@@ -35,6 +37,7 @@ export interface BackgroundOptions extends OutputCallbacks {
   timeoutSeconds?: number | undefined;
 }
 
+/** Language, time-out and callbacks of a run of code. */
 export interface RunCodeOptions extends RunCodeCallbacks {
   /** `python` (default), `javascript` or `bash`. Each language has one default interpreter per sandbox, which keeps its state. */
   language?: string | undefined;
@@ -45,6 +48,7 @@ export interface RunCodeOptions extends RunCodeCallbacks {
   signal?: AbortSignal | undefined;
 }
 
+/** How many children, and what they are given over what they inherit. */
 export interface ForkOptions {
   /** Default: 1. */
   count?: number | undefined;
@@ -68,6 +72,7 @@ export interface ForkedSandboxes extends Array<Sandbox> {
   snapshotBytes?: number;
 }
 
+/** How far an end reaches. */
 export interface TerminateOptions {
   /** Also everything that was forked from it. */
   subtree?: boolean | undefined;
@@ -110,13 +115,12 @@ export class Sandbox {
   /** A handle on a sandbox that exists. @throws not_found; idle_timeout for one that has ended */
   static async connect(id: string, connection: Connection = {}): Promise<Sandbox> {
     requireSandboxId(id);
-    const endpoint = resolveBaseUrl(connection.baseUrl);
-    const http = new HttpClient(endpoint, resolveToken(connection.apiKey));
+    const http = HttpClient.fromAuth(connection);
     const row = sandboxFromWire((await http.get(`/v1/sandboxes/${id}`)) as Record<string, unknown>);
-    return new Sandbox({ id, endpoint, http, template: row.templateId, forkTimeMs: row.forkTimeMs });
+    return new Sandbox({ id, endpoint: http.baseUrl, http, template: row.templateId, forkTimeMs: row.forkTimeMs });
   }
 
-  static list(connection: Connection = {}): Promise<ServerSandbox[]> {
+  static async list(connection: Connection = {}): Promise<ServerSandbox[]> {
     return SandboxServer.fromAuth(connection).listSandboxes();
   }
 
@@ -195,8 +199,8 @@ export class Sandbox {
   }
 
   /** Goes on with a terminal that exists: after a lost connection, or one that a fork's child has inherited. */
-  connectPty(pid: number, onData: (data: Uint8Array) => void, { offset = 0 }: ConnectPtyOptions = {}): Pty {
-    return new Pty(this.#processes, pid, onData, offset);
+  connectPty(pid: number, onData: (data: Uint8Array) => void, options: ConnectPtyOptions = {}): Pty {
+    return new Pty(this.#processes, pid, onData, options);
   }
 
   /**

@@ -1,5 +1,5 @@
 import { newSandboxId } from "@mitos/protocol";
-import { type Connection, newIdempotencyKey, requireSandboxId, resolveBaseUrl, resolveToken } from "./config.ts";
+import { type Connection, newIdempotencyKey, requireSandboxId } from "./config.ts";
 import { AgentRunError, isObject } from "./errors.ts";
 import { HttpClient } from "./http.ts";
 import { Sandbox } from "./sandbox.ts";
@@ -11,12 +11,13 @@ import {
   resourcesToWire,
   type ServerSandbox,
   sandboxFromWire,
-  type Template,
+  type TemplateInfo,
   templateFromWire,
   type Workload,
   workloadToWire,
 } from "./types.ts";
 
+/** What a template consists of. The same definition again costs nothing. */
 export interface CreateTemplateOptions {
   /** Default: 5. */
   initWaitSeconds?: number | undefined;
@@ -28,6 +29,7 @@ export interface CreateTemplateOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** What a new sandbox is given over its template. */
 export interface ForkTemplateOptions {
   env?: Readonly<Record<string, string>> | undefined;
   /** Kept in the sandbox's memory only; it then refuses to fork unless asked to let its children inherit them. */
@@ -44,6 +46,7 @@ export interface ForkTemplateOptions {
   signal?: AbortSignal | undefined;
 }
 
+/** Which sandboxes to list; what is given must all hold. */
 export interface ListOptions {
   state?: string | undefined;
   parent?: string | undefined;
@@ -57,8 +60,8 @@ export class SandboxServer {
 
   /** @see resolveBaseUrl, resolveToken for what applies when an argument is not given */
   constructor(url?: string, token?: string) {
-    this.url = resolveBaseUrl(url);
-    this.#http = new HttpClient(this.url, resolveToken(token));
+    this.#http = HttpClient.fromAuth({ baseUrl: url, apiKey: token });
+    this.url = this.#http.baseUrl;
   }
 
   static fromAuth({ apiKey, baseUrl }: Connection = {}): SandboxServer {
@@ -69,13 +72,13 @@ export class SandboxServer {
     return (await this.#http.get("/v1/health")) as Health;
   }
 
-  async listTemplates(): Promise<Template[]> {
+  async listTemplates(): Promise<TemplateInfo[]> {
     const rows = await this.#http.get("/v1/templates");
     return (Array.isArray(rows) ? rows : []).filter(isObject).map(templateFromWire);
   }
 
   /** Builds it, or builds it anew. Resolves when sandboxes can be made from it. */
-  async createTemplate(id: string, options: CreateTemplateOptions = {}): Promise<Template> {
+  async createTemplate(id: string, options: CreateTemplateOptions = {}): Promise<TemplateInfo> {
     const { initWaitSeconds = 5, network, workload, resources, idempotencyKey = newIdempotencyKey(), signal } = options;
     const body = {
       id,
@@ -89,7 +92,7 @@ export class SandboxServer {
   }
 
   /** The same, but a template that exists, or that somebody else is just building, is fine. */
-  async ensureTemplate(id: string, options: CreateTemplateOptions = {}): Promise<Template> {
+  async ensureTemplate(id: string, options: CreateTemplateOptions = {}): Promise<TemplateInfo> {
     try {
       return await this.createTemplate(id, options);
     } catch (error) {

@@ -12,6 +12,7 @@ export interface Network {
   inboundCidrs?: readonly string[];
 }
 
+/** Limits of one sandbox. What is not given is the template's: 1 processor, 512 MiB and 1,024 processes unless it says otherwise. */
 export interface Resources {
   vcpuCount?: number | undefined;
   memSizeMiB?: number | undefined;
@@ -26,15 +27,18 @@ export interface Workload {
   ready?: { port: number; path?: string; expect?: number; timeoutSeconds?: number };
 }
 
-export interface Template {
+/** A template as the server lists it. (`Template` describes one that is to be built.) */
+export interface TemplateInfo {
   id: string;
   ready: boolean;
   createdAt: string;
   creationTimeMs: number;
 }
 
+/** What stands between programs and the host. `mock` runs nothing. */
 export type Isolation = "microvm-kvm" | "microvm-tcg" | "gvisor" | "mock";
 
+/** What the server says of itself. */
 export interface Health {
   status: string;
   /** True on a server that runs nothing: its sandboxes have a life cycle only. */
@@ -65,6 +69,7 @@ export interface ServerSandbox {
   resources?: Resources | undefined;
 }
 
+/** A sandbox with what was forked from it, and so on. */
 export interface SandboxTree extends Omit<ServerSandbox, "children"> {
   children: SandboxTree[];
 }
@@ -98,7 +103,7 @@ export function workloadToWire({ command, env, ready }: Workload): Record<string
   };
 }
 
-export function templateFromWire(row: Unchecked<TemplateJson>): Template {
+export function templateFromWire(row: Unchecked<TemplateJson>): TemplateInfo {
   return {
     id: String(row.id ?? ""),
     ready: row.ready === true,

@@ -35,16 +35,21 @@ export interface ExecutionOutcome {
 }
 
 /** @param timeoutSeconds - default: 30 */
-export async function mapExecute(target: OpsTarget, command: Command, timeoutSeconds = 30): Promise<CommandOutcome> {
-  return resultToData(await target.exec(command, { timeoutSeconds }));
+export async function mapExecute(target: OpsTarget, command: Command, timeoutSeconds = 30, signal?: AbortSignal): Promise<CommandOutcome> {
+  return resultToData(await target.exec(command, { timeoutSeconds, signal }));
 }
 
-export async function mapFilesRead(target: OpsTarget, path: string): Promise<string> {
-  return target.files.read(path);
+export async function mapFilesRead(target: OpsTarget, path: string, signal?: AbortSignal): Promise<string> {
+  return target.files.read(path, { signal });
 }
 
-export async function mapFilesWrite(target: OpsTarget, path: string, content: string): Promise<{ path: string; written: true }> {
-  await target.files.write(path, content);
+export async function mapFilesWrite(
+  target: OpsTarget,
+  path: string,
+  content: string,
+  signal?: AbortSignal,
+): Promise<{ path: string; written: true }> {
+  await target.files.write(path, content, { signal });
   return { path, written: true };
 }
 
@@ -56,8 +61,14 @@ export async function mapFilesList(target: OpsTarget, path = "/"): Promise<FileO
  * @param language - default: `python`
  * @param timeoutSeconds - default: 60
  */
-export async function mapRunCode(target: OpsTarget, code: string, language = "python", timeoutSeconds = 60): Promise<ExecutionOutcome> {
-  return executionToData(await target.runCode(code, { language, timeoutSeconds }));
+export async function mapRunCode(
+  target: OpsTarget,
+  code: string,
+  language = "python",
+  timeoutSeconds = 60,
+  signal?: AbortSignal,
+): Promise<ExecutionOutcome> {
+  return executionToData(await target.runCode(code, { language, timeoutSeconds, signal }));
 }
 
 export function resultToData({ stdout, stderr, exitCode, execTimeMs = 0 }: ExecResult): CommandOutcome {
