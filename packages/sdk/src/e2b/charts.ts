@@ -1,5 +1,6 @@
 /** E2B's chart data, read out of the Vega-Lite specification that a chart library such as Altair displays. */
 
+/** What kind of chart it is. */
 export const ChartType = {
   LINE: "line",
   SCATTER: "scatter",
@@ -11,6 +12,7 @@ export const ChartType = {
 } as const;
 export type ChartType = (typeof ChartType)[keyof typeof ChartType];
 
+/** How values lie on an axis. Charts here use `linear`, `datetime`, `categorical`, `log` and `symlog`. */
 export const ScaleType = {
   LINEAR: "linear",
   DATETIME: "datetime",
@@ -24,12 +26,14 @@ export const ScaleType = {
 } as const;
 export type ScaleType = (typeof ScaleType)[keyof typeof ScaleType];
 
+/** What all charts have. */
 export interface Chart {
   type: ChartType;
   title: string;
   elements: unknown[];
 }
 
+/** A chart with two axes. */
 export interface Chart2D extends Chart {
   x_label?: string;
   y_label?: string;
@@ -37,11 +41,13 @@ export interface Chart2D extends Chart {
   y_unit?: string;
 }
 
+/** The points of one series. */
 export interface PointData {
   label: string;
   points: [number | string, number | string][];
 }
 
+/** A chart of points, joined or not. */
 export interface PointChart extends Chart2D {
   x_ticks: (number | string)[];
   x_scale: ScaleType;
@@ -52,33 +58,40 @@ export interface PointChart extends Chart2D {
   elements: PointData[];
 }
 
+/** Points that are joined; an area counts as one. */
 export interface LineChart extends PointChart {
   type: "line";
 }
+/** Points that are not joined. */
 export interface ScatterChart extends PointChart {
   type: "scatter";
 }
 
+/** One bar. */
 export interface BarData {
   label: string;
   value: string;
   group: string;
 }
+/** Bars, standing or lying. */
 export interface BarChart extends Chart2D {
   type: "bar";
   elements: BarData[];
 }
 
+/** One slice: its angle in degrees. */
 export interface PieData {
   label: string;
   angle: number;
   radius: number;
 }
+/** Slices of a whole. */
 export interface PieChart extends Chart {
   type: "pie";
   elements: PieData[];
 }
 
+/** One box: quartiles, whiskers of at most 1.5 times their distance, and what lies outside. */
 export interface BoxAndWhiskerData {
   label: string;
   min: number;
@@ -88,20 +101,24 @@ export interface BoxAndWhiskerData {
   max: number;
   outliers: number[];
 }
+/** A box for each category. */
 export interface BoxAndWhiskerChart extends Chart2D {
   type: "box_and_whisker";
   elements: BoxAndWhiskerData[];
 }
 
+/** Charts that are displayed together. */
 export interface SuperChart extends Chart {
   type: "superchart";
   elements: Chart[];
 }
 
+/** A chart of another kind; it has no elements. */
 export interface UnknownChart extends Chart {
   type: "unknown";
 }
 
+/** Any chart, told apart by its `type`. */
 export type ChartTypes = LineChart | ScatterChart | BarChart | PieChart | BoxAndWhiskerChart | SuperChart | UnknownChart;
 
 type Row = Readonly<Record<string, unknown>>;

@@ -1,6 +1,7 @@
 import type { ConnectionOpts } from "./options.ts";
 import { bind, Sandbox } from "./sandbox.ts";
 
+/** What a client binds. */
 export type E2BClientOpts = Omit<ConnectionOpts, "signal">;
 
 /** A server and a key for all that is done through `client.Sandbox`; options of a call count before them. */

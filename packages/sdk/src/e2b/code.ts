@@ -18,6 +18,7 @@ export interface Context {
 /** `python`, `javascript` and `bash`; another one is refused when code runs. */
 export type RunCodeLanguage = "python" | "javascript" | "typescript" | "r" | "java" | "bash" | (string & {});
 
+/** Options of `runCode`. */
 export interface RunCodeOpts {
   onStdout?: ((output: OutputMessage) => unknown) | undefined;
   onStderr?: ((output: OutputMessage) => unknown) | undefined;
@@ -33,6 +34,7 @@ export interface RunCodeOpts {
 
 export type RunCodeTarget = { language?: RunCodeLanguage | undefined; context?: Context | undefined };
 
+/** Options of `createCodeContext`. */
 export interface CreateCodeContextOpts {
   /** Default: `/home/user`. */
   cwd?: string | undefined;

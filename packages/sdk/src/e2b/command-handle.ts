@@ -3,6 +3,7 @@ import type { ProcessClient, ProcessEvent } from "../processes.ts";
 import { SandboxError, TimeoutError, toE2BError } from "./errors.ts";
 import { type RequestOpts, request } from "./request.ts";
 
+/** How a command ended, and what it printed. */
 export interface CommandResult {
   exitCode: number;
   /** Undefined when it ended with 0. */

@@ -5,8 +5,10 @@ import { homeOf, userOf } from "./home.ts";
 import { toSeconds } from "./options.ts";
 import { type RequestOpts, request, withTimeout } from "./request.ts";
 
+/** Options of calls about a command. */
 export type CommandRequestOpts = RequestOpts;
 
+/** Options of `commands.run`. */
 export interface CommandStartOpts extends CommandRequestOpts {
   background?: boolean | undefined;
   /** Default: `/home/user`. */
@@ -22,8 +24,10 @@ export interface CommandStartOpts extends CommandRequestOpts {
   timeoutMs?: number | undefined;
 }
 
+/** Options of `commands.connect`. */
 export type CommandConnectOpts = Pick<CommandStartOpts, "onStdout" | "onStderr" | "timeoutMs"> & CommandRequestOpts;
 
+/** A command or terminal that runs. */
 export interface ProcessInfo {
   pid: number;
   /** Never set: there are no tags here. */

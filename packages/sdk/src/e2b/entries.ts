@@ -3,9 +3,11 @@
 import type { Sandbox } from "../sandbox.ts";
 import { FileNotFoundError, SandboxError } from "./errors.ts";
 
+/** What an entry of a folder is. */
 export const FileType = { FILE: "file", DIR: "dir", SYMLINK: "symlink" } as const;
 export type FileType = (typeof FileType)[keyof typeof FileType];
 
+/** What was written. */
 export interface WriteInfo {
   name: string;
   type?: FileType;
@@ -14,6 +16,7 @@ export interface WriteInfo {
   metadata?: Record<string, string>;
 }
 
+/** An entry of a folder. */
 export interface EntryInfo extends WriteInfo {
   /** Bytes. */
   size: number;

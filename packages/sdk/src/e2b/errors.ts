@@ -6,6 +6,7 @@
 import type { ErrorCode } from "@mitos/protocol";
 import { AgentRunError } from "../errors.ts";
 
+/** The parent of most errors. `cause` is the error of ours behind it, with its code, remedy and context. */
 export class SandboxError extends Error {
   /** HTTP status of the answer, when there was one. */
   declare statusCode?: number;
@@ -18,12 +19,19 @@ export class SandboxError extends Error {
 
 /** A command, a cell, a watch or a request ran into its time-out, or the sandbox did. */
 export class TimeoutError extends SandboxError {}
+/** An argument is wrong, or an option cannot be honoured here; the message says what to do instead. */
 export class InvalidArgumentError extends SandboxError {}
+/** It is too large for the sandbox, or a limit inside it is reached. */
 export class NotEnoughSpaceError extends SandboxError {}
+/** A process, a context or a template is not there; also the parent of the two below. */
 export class NotFoundError extends SandboxError {}
+/** A path is not there. */
 export class FileNotFoundError extends NotFoundError {}
+/** The sandbox is not known, has ended, or is paused. */
 export class SandboxNotFoundError extends NotFoundError {}
+/** Never thrown: in E2B it means an old template. */
 export class TemplateError extends SandboxError {}
+/** Too much at once; `cause.context.retry_after_ms` says when to try again. */
 export class RateLimitError extends SandboxError {}
 
 /** Not a SandboxError, as in E2B. */

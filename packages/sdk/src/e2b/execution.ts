@@ -2,14 +2,17 @@ import { parseJson } from "../errors.ts";
 import type { Execution as NativeExecution, ExecutionError as NativeExecutionError, Result as NativeResult } from "../run-code.ts";
 import { type ChartTypes, chartOf } from "./charts.ts";
 
+/** Such as `image/png`. */
 export type MIMEType = string;
 
+/** What a result was made of, by format. */
 export interface RawData {
   [key: MIMEType]: unknown;
   data?: Record<string, unknown>;
   chart?: ChartTypes;
 }
 
+/** One piece of output of code that runs. */
 export class OutputMessage {
   /** What was printed, in the pieces in which it arrived. */
   readonly line: string;
@@ -120,11 +123,13 @@ export class Result {
   }
 }
 
+/** What the code printed, in the pieces in which it arrived. */
 export interface Logs {
   stdout: string[];
   stderr: string[];
 }
 
+/** What one run of code gave. */
 export class Execution {
   results: Result[];
   logs: Logs;

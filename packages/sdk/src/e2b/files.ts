@@ -7,11 +7,13 @@ import { refuse } from "./options.ts";
 import { type RequestOpts, request, withTimeout } from "./request.ts";
 import { type FilesystemEvent, startWatch, type WatchHandle, type WatchOpts } from "./watch.ts";
 
+/** Options of calls about files. */
 export interface FilesystemRequestOpts extends RequestOpts {
   /** `user` and `root` only, and both mean the sandbox's own user. Another one is refused: run a command as that user. */
   user?: string | undefined;
 }
 
+/** Options of `files.write`. */
 export interface FilesystemWriteOpts extends FilesystemRequestOpts {
   /** Ignored, as `useOctetStream`: how it travels is the server's affair. */
   gzip?: boolean | undefined;
@@ -20,6 +22,7 @@ export interface FilesystemWriteOpts extends FilesystemRequestOpts {
   metadata?: Record<string, string> | undefined;
 }
 
+/** Options of `files.read`. */
 export interface FilesystemReadOpts extends FilesystemRequestOpts {
   /** Ignored. */
   gzip?: boolean | undefined;
@@ -27,13 +30,16 @@ export interface FilesystemReadOpts extends FilesystemRequestOpts {
   streamIdleTimeoutMs?: number | undefined;
 }
 
+/** Options of `files.list`. */
 export interface FilesystemListOpts extends FilesystemRequestOpts {
   /** Levels below the folder. Default: 1. */
   depth?: number | undefined;
 }
 
+/** What `files.write` takes. A stream is never held in memory. */
 export type WriteData = string | ArrayBuffer | Blob | ReadableStream;
 
+/** One file of several to write. */
 export interface WriteEntry {
   path: string;
   data: WriteData;

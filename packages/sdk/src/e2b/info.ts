@@ -1,7 +1,9 @@
 import type { ServerSandbox } from "../types.ts";
 
+/** A sandbox that has ended has none: it is not found. */
 export type SandboxState = "running" | "paused";
 
+/** A sandbox as the server knows it. */
 export interface SandboxInfo {
   sandboxId: string;
   /** The template's name. */

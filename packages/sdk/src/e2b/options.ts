@@ -6,6 +6,7 @@ import type { Network } from "../types.ts";
 import { InvalidArgumentError } from "./errors.ts";
 import type { RequestOpts } from "./request.ts";
 
+/** What E2B's `logger` is; it is ignored. */
 export interface Logger {
   debug?: ((...args: never[]) => void) | undefined;
   info?: ((...args: never[]) => void) | undefined;
@@ -13,6 +14,7 @@ export interface Logger {
   error?: ((...args: never[]) => void) | undefined;
 }
 
+/** The server, the key, and how long to wait for it: options of every call that makes a handle. */
 export interface ConnectionOpts extends RequestOpts {
   /** A key of the Mitos server. Default: `MITOS_API_KEY`, then the credentials file. `E2B_API_KEY` is not read: it belongs to another host. */
   apiKey?: string | undefined;
@@ -38,19 +40,24 @@ export interface ConnectionOpts extends RequestOpts {
   proxy?: string | undefined;
 }
 
+/** E2B's other name for ConnectionOpts. */
 export type ConnectionConfigOpts = ConnectionOpts;
+/** Options of the static methods. */
 export type SandboxApiOpts = ConnectionOpts;
 /** Of a user in the sandbox. */
 export type Username = string;
 
+/** What a function that lists addresses is given. */
 export interface SandboxNetworkSelectorContext {
   allTraffic: typeof ALL_TRAFFIC;
   /** Always empty: there are no rules here. */
   rules: Map<string, never>;
 }
 
+/** Names, addresses and CIDRs, or a function that lists them. */
 export type SandboxNetworkSelector = string[] | ((context: SandboxNetworkSelectorContext) => string[]);
 
+/** What a sandbox may reach. */
 export interface SandboxNetworkOpts {
   /** Names and CIDRs. When given, nothing else is allowed. */
   allowOut?: SandboxNetworkSelector | undefined;
@@ -68,8 +75,10 @@ export interface SandboxNetworkOpts {
   httpsPorts?: number[] | undefined;
 }
 
+/** What happens at the time-out: `kill`; `pause` is refused. */
 export type SandboxOnTimeout = "pause" | "kill" | { action: "pause"; keepMemory?: boolean | undefined } | { action: "kill" };
 
+/** What happens at the time-out, in the form that `create` takes. */
 export interface SandboxLifecycle {
   /** `kill`; pausing at the time-out is refused. */
   onTimeout: SandboxOnTimeout;
@@ -77,6 +86,7 @@ export interface SandboxLifecycle {
   autoResume?: boolean | undefined;
 }
 
+/** Options of `create`. */
 export interface SandboxOpts extends ConnectionOpts {
   /** Counts where `create` is given no template of its own. */
   template?: string | undefined;
@@ -98,6 +108,7 @@ export interface SandboxOpts extends ConnectionOpts {
   volumeMounts?: object | undefined;
 }
 
+/** Options of `connect`. */
 export type SandboxConnectOpts = ConnectionOpts & {
   /** Default: 300,000. Never shortens what the sandbox has left. */
   timeoutMs?: number | undefined;
@@ -105,13 +116,16 @@ export type SandboxConnectOpts = ConnectionOpts & {
   onResume?: SandboxOnResume | undefined;
 };
 
+/** How a paused sandbox comes back; `reboot` is refused. */
 export type SandboxOnResume = "restore" | "reboot";
 
+/** Options of `pause`. */
 export interface SandboxPauseOpts extends SandboxApiOpts {
   /** Refused when false: memory is always kept. */
   keepMemory?: boolean | undefined;
 }
 
+/** Options of `fork`. */
 export interface SandboxForkOpts extends ConnectionOpts {
   /** Default: 1. */
   count?: number | undefined;
@@ -119,6 +133,7 @@ export interface SandboxForkOpts extends ConnectionOpts {
   timeoutMs?: number | undefined;
 }
 
+/** Every address, for `denyOut` and `allowOut`. */
 export const ALL_TRAFFIC = "0.0.0.0/0";
 export const sandboxTimeoutMsDefault = 300_000;
 

@@ -8,6 +8,7 @@ import { type SandboxInfo, type SandboxState, toSandboxInfo } from "./info.ts";
 import { connectionOf, type SandboxApiOpts, templateOf } from "./options.ts";
 import { request } from "./request.ts";
 
+/** Options of `Sandbox.list`. */
 export interface SandboxListOpts extends Omit<SandboxApiOpts, "signal"> {
   query?:
     | {

@@ -5,6 +5,7 @@ import { homeOf, userOf } from "./home.ts";
 import { toSeconds } from "./options.ts";
 import { type RequestOpts, request, withTimeout } from "./request.ts";
 
+/** Options of `pty.create`. */
 export interface PtyCreateOpts extends RequestOpts {
   cols: number;
   rows: number;
@@ -17,6 +18,7 @@ export interface PtyCreateOpts extends RequestOpts {
   cwd?: string | undefined;
 }
 
+/** Options of `pty.connect`. */
 export type PtyConnectOpts = Pick<PtyCreateOpts, "onData" | "timeoutMs"> & RequestOpts;
 
 const shell = ["/bin/bash", "-i", "-l"];

@@ -1,5 +1,6 @@
 import { type Subject, TimeoutError, toE2BError } from "./errors.ts";
 
+/** How long to wait for one request, and what cancels it. */
 export interface RequestOpts {
   /** Default: 60,000; 0 = none. */
   requestTimeoutMs?: number | undefined;

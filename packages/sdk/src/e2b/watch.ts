@@ -5,10 +5,11 @@ import { InvalidArgumentError, SandboxError, TimeoutError, toE2BError } from "./
 import { home, homeOf, inWorkspace, workspace } from "./home.ts";
 import { type RequestOpts, request } from "./request.ts";
 
+/** What has happened to an entry; `chmod` is never told here. */
 export const FilesystemEventType = { CHMOD: "chmod", CREATE: "create", REMOVE: "remove", RENAME: "rename", WRITE: "write" } as const;
-/** `chmod` is never told here. */
 export type FilesystemEventType = (typeof FilesystemEventType)[keyof typeof FilesystemEventType];
 
+/** One change in a watched folder. */
 export interface FilesystemEvent {
   /** Relative to the watched folder. */
   name: string;
@@ -17,6 +18,7 @@ export interface FilesystemEvent {
   entry?: EntryInfo;
 }
 
+/** Options of `files.watchDir`. */
 export interface WatchOpts extends RequestOpts {
   user?: string | undefined;
   /** Default: 60,000; 0 = none. */
@@ -29,6 +31,7 @@ export interface WatchOpts extends RequestOpts {
   allowNetworkMounts?: boolean | undefined;
 }
 
+/** A watch that goes on. */
 export class WatchHandle {
   readonly #stop: () => void;
 
