@@ -90,6 +90,11 @@ export function toToken(apiKey: string | undefined): string | undefined {
   });
 }
 
+/** A copy for an object that programs can look at: its key is used and never shown, neither as JSON nor by `console.log`. */
+export function withHiddenKey<T extends Connection>(connection: T): T {
+  return Object.defineProperty({ ...connection }, "apiKey", { value: connection.apiKey, enumerable: false });
+}
+
 /** 32 lower-case hexadecimal digits. */
 export function newIdempotencyKey(): string {
   return crypto.randomUUID().replaceAll("-", "");

@@ -123,6 +123,11 @@ export class SandboxServer {
     return new Sandbox({ id: row.id || id, endpoint: this.url, http: this.#http, template, forkTimeMs: row.forkTimeMs });
   }
 
+  /** A handle on a sandbox that is known to exist, without asking for it. @see Sandbox.connect */
+  handle(id: string, template?: string): Sandbox {
+    return new Sandbox({ id, endpoint: this.url, http: this.#http, template });
+  }
+
   /** All pages. */
   async listSandboxes(options: ListOptions = {}): Promise<ServerSandbox[]> {
     const query = new URLSearchParams();

@@ -22,3 +22,21 @@ export async function loadFramework<T>(packageName: string, load: () => Promise<
     );
   }
 }
+
+/** A call of ours whose failures say everything in their message. */
+export async function withWholeMessage<T>(call: () => Promise<T>): Promise<T> {
+  try {
+    return await call();
+  } catch (error) {
+    throw wholeMessage(error);
+  }
+}
+
+/**
+ * A failure for frameworks that pass on an error's message and nothing else: the message holds code, cause and remedy. The original is its
+ * `cause`.
+ */
+function wholeMessage(error: unknown): unknown {
+  if (!(error instanceof AgentRunError)) return error;
+  return Object.assign(new Error(error.toString(), { cause: error }), { code: error.code, remediation: error.remediation });
+}

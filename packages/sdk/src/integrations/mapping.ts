@@ -87,3 +87,12 @@ export function executionToData({ text, logs, results, error }: Execution): Exec
     error: error && { name: error.name, value: error.value, traceback: [...error.traceback] },
   };
 }
+
+/** A callback that takes text for output that comes as bytes: a character may be cut between two chunks. */
+export function asText(write: (text: string) => void): (bytes: Uint8Array) => void {
+  const decoder = new TextDecoder();
+  return (bytes) => {
+    const text = decoder.decode(bytes, { stream: true });
+    if (text) write(text);
+  };
+}
