@@ -137,6 +137,8 @@ describe("a program for E2B, with one import changed", () => {
   it("renames", async () => {
     const path = "/home/user/renamed/new.txt";
     expect(await program.renaming!(sandbox)).toEqual({ path, type: "file", exists: false, text: "moved" });
+    await sandbox.files.write("/tmp/elsewhere", "crossed");
+    expect((await sandbox.files.rename("/tmp/elsewhere", "renamed/here")).size).toBe(7);
     await expect(sandbox.files.rename("old.txt", "x")).rejects.toBeInstanceOf(FileNotFoundError);
     await expect(sandbox.files.rename("renamed/new.txt", "/home/user/renamed")).rejects.toBeInstanceOf(SandboxError);
   });
