@@ -129,7 +129,7 @@ function toExported(name: string, declarations: readonly Declaration[]): Exporte
     const shown = members.filter((member) => !isMethod(member)).map((member) => `    ${withDoc(member)}`);
     const head = textOf(first).slice(0, textOf(first).indexOf("{")).trim();
     const methods = members.filter(isMethod).map((member) => ({
-      name: `${name}.${(member.name as unknown as { text?: string })?.text ?? "[Symbol.asyncDispose]"}`,
+      name: `${name}${memberName(member)}`,
       doc: docOf(member),
       signature: textOf(member).replaceAll("\n    ", "\n"),
     }));
@@ -146,6 +146,12 @@ function toExported(name: string, declarations: readonly Declaration[]): Exporte
     shortened(isVariableDeclaration(declaration) ? `const ${textOf(declaration)};` : textOf(declaration)),
   );
   return { name, kind, doc, signature: text.join("\n"), methods: [] };
+}
+
+/** `.fork`, or `[Symbol.asyncDispose]`. */
+function memberName({ name }: Declaration & { readonly name?: Declaration }): string {
+  const text = name ? textOf(name) : "";
+  return text.startsWith("[") ? text : `.${text}`;
 }
 
 function isPublic(member: Declaration): boolean {
