@@ -3,7 +3,13 @@
 import { execFileSync } from "node:child_process";
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { isClassDeclaration, isFunctionDeclaration, isMethodDeclaration, isVariableDeclaration } from "typescript/unstable/ast/is";
+import {
+  isClassDeclaration,
+  isFunctionDeclaration,
+  isMethodDeclaration,
+  isTypeAliasDeclaration,
+  isVariableDeclaration,
+} from "typescript/unstable/ast/is";
 import { API, SymbolFlags } from "typescript/unstable/sync";
 
 const root = path.resolve(import.meta.dirname, "../..");
@@ -37,6 +43,9 @@ interface Doc {
   readonly text: string;
   readonly tags: readonly { readonly name: string; readonly text: string }[];
 }
+
+/** A result that is inferred from a framework may be pages long; what it is called there says more. */
+const inferredCharactersMax = 1000;
 
 const manifest = JSON.parse(readFileSync(path.join(packageFolder!, "package.json"), "utf8")) as {
   name: string;
@@ -129,9 +138,9 @@ function toExported(name: string, declarations: readonly Declaration[]): Exporte
     const shown = members.filter((member) => !isMethod(member)).map((member) => `    ${withDoc(member)}`);
     const head = textOf(first).slice(0, textOf(first).indexOf("{")).trim();
     const methods = members.filter(isMethod).map((member) => ({
-      name: `${name}.${(member.name as unknown as { text?: string })?.text ?? "[Symbol.asyncDispose]"}`,
+      name: `${name}${memberName(member)}`,
       doc: docOf(member),
-      signature: textOf(member).replaceAll("\n    ", "\n"),
+      signature: signatureOf(member).replaceAll("\n    ", "\n"),
     }));
     return {
       name,
@@ -143,9 +152,15 @@ function toExported(name: string, declarations: readonly Declaration[]): Exporte
   }
   const kind = isFunctionDeclaration(first!) ? "Functions" : isVariableDeclaration(first!) ? "Constants" : "Types";
   const text = declarations.map((declaration) =>
-    shortened(isVariableDeclaration(declaration) ? `const ${textOf(declaration)};` : textOf(declaration)),
+    shortened(isVariableDeclaration(declaration) ? `const ${signatureOf(declaration)}` : signatureOf(declaration)),
   );
   return { name, kind, doc, signature: text.join("\n"), methods: [] };
+}
+
+/** `.fork`, or `[Symbol.asyncDispose]`. */
+function memberName({ name }: Declaration & { readonly name?: Declaration }): string {
+  const text = name ? textOf(name) : "";
+  return text.startsWith("[") ? text : `.${text}`;
 }
 
 function isPublic(member: Declaration): boolean {
@@ -161,6 +176,13 @@ function sourceOf(node: Declaration): string {
   let at = node as { parent?: unknown; text?: string };
   while (at.parent) at = at.parent as typeof at;
   return at.text!;
+}
+
+function signatureOf(node: Declaration & { readonly type?: Declaration }): string {
+  const text = textOf(node).replaceAll(/\bimport\("[^"]+"\)\./g, "");
+  const type = isTypeAliasDeclaration(node) ? undefined : node.type;
+  if (!type || textOf(type).length <= inferredCharactersMax) return text.endsWith(";") || text.endsWith("}") ? text : `${text};`;
+  return `${textOf(node).slice(0, type.getStart() - node.getStart())}…;`;
 }
 
 /** Without what stands before it. */

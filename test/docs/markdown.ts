@@ -30,13 +30,13 @@ export function findPages(): Page[] {
 }
 
 export function parsePage(file: string, text: string): Page {
-  return { file, notRunBecause: /<!-- blocks: not run, because (.+?) -->/.exec(text)?.[1], blocks: parseBlocks(text) };
+  return { file, notRunBecause: /^<!-- blocks: not run, because (.+) -->$/m.exec(text)?.[1], blocks: parseBlocks(file, text) };
 }
 
 const fence = /^( *)(`{3,}|~{3,})\s*(\S*)/;
 const comment = /^ *<!-- *(.*?) *-->$/;
 
-function parseBlocks(text: string): Block[] {
+function parseBlocks(file: string, text: string): Block[] {
   const lines = text.split("\n");
   const blocks: Block[] = [];
   let comments: string[] = [];
@@ -51,7 +51,7 @@ function parseBlocks(text: string): Block[] {
     const [, indent, marker, language] = opening;
     const first = at + 1;
     while (++at < lines.length && lines[at]!.trim() !== marker);
-    if (at === lines.length) throw new Error(`the block of line ${first} is never closed`);
+    if (at === lines.length) throw new Error(`${file}:${first}: this block is never closed`);
     const code = lines.slice(first, at).map((line) => (line.startsWith(indent!) ? line.slice(indent!.length) : line.trimStart()));
     blocks.push({ language: language!, code: `${code.join("\n")}\n`, line: first + 1, comments });
     comments = [];

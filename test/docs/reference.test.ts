@@ -51,6 +51,11 @@ import { Box } from "./box.ts";
 export function makeBox(count = 1): Box[] {
   return Array.from({ length: count }, () => new Box());
 }
+
+/** Says much. */
+export function everything() {
+  return { ${Array.from({ length: 60 }, (_, index) => `member${index}: new Box()`).join(", ")} };
+}
 `,
     },
   );
@@ -62,9 +67,12 @@ export function makeBox(count = 1): Box[] {
   );
   expect(pages["kit.md"]).not.toContain("secret");
   expect(pages["kit-extra.md"]).toContain("# `@example/kit/extra`\n");
-  expect(pages["kit-extra.md"]).toContain("Things to do with boxes.\n\n## Functions\n\n### `makeBox`\n\nMakes an empty one.\n");
+  expect(pages["kit-extra.md"]).toContain("Things to do with boxes.\n\n## Functions\n\n### `everything`\n\nSays much.\n");
   expect(pages["kit-extra.md"]).toContain("function makeBox(count?: number): Box[];\n```\n\nTypes: [`Box`](kit.md#box)");
-  expect(pages["README.md"]).toContain("| [`@example/kit/extra`](kit-extra.md) | `makeBox` |");
+  expect(pages["kit-extra.md"]).toContain("### `makeBox`\n\nMakes an empty one.\n");
+  // What is inferred is cut where it says nothing more.
+  expect(pages["kit-extra.md"]).toContain("```ts\nfunction everything(): …;\n```");
+  expect(pages["README.md"]).toContain("| [`@example/kit/extra`](kit-extra.md) | `everything`, `makeBox` |");
 });
 
 it("an export without a docstring is named, and nothing is written", () => {

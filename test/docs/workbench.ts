@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from "node:child_process";
-import { globSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { create } from "@mitos/sdk";
 import { expect } from "vitest";
@@ -21,6 +21,8 @@ const endings = { ts: "ts", python: "py", sh: "sh" } as const;
 export class Workbench {
   readonly #folder: string;
   readonly #home: string;
+  /** Of servers that the page has started. */
+  readonly #dataDirs = new Set<string>();
   #serverUrl: string;
   #server: RunningServer | undefined;
   #count = 0;
@@ -43,8 +45,10 @@ export class Workbench {
     if (program.isServer) return this.#serve(program);
     if (program.language === "python" && !usesClient(program.code)) return this.#runInSandbox(program);
     const [command, ...args] = this.#commandOf(program);
-    const { code, out, err } = await end(this.#start(command!, args, await variablesOf(program)));
-    if (code !== 0) throw new Error(`it ended with ${code}\n${err}${out}`);
+    const child = this.#start(command!, args, await variablesOf(program));
+    const timer = setTimeout(() => signalGroup(child, "SIGKILL"), programMs);
+    const { code, out, err } = await end(child).finally(() => clearTimeout(timer));
+    if (code !== 0) throw new Error(`it ended with ${code ?? `a signal; it has ${programMs} ms`}\n${err}${out}`);
     return out;
   }
 
@@ -52,22 +56,31 @@ export class Workbench {
   async close(): Promise<void> {
     try {
       await this.#stopServer();
-      const trackers = globSync("**/mitos.db", { cwd: this.#folder }).map(
-        (file) => new Tracker(path.dirname(path.join(this.#folder, file))),
-      );
-      for (const name of readdirSync(this.#home)) rmSync(path.join(this.#home, name), { recursive: true });
+      const trackers = [...this.#dataDirs].map((dir) => new Tracker(dir));
+      for (const dir of this.#dataDirs) rmSync(dir, { recursive: true });
       for (const tracker of trackers) expect(tracker.find()).toEqual(noTraces);
     } finally {
       rmSync(this.#folder, { recursive: true, force: true });
     }
   }
 
-  /** The checkout's programs, but for `mitos serve`, which takes a free port and leaves nothing behind. */
+  /**
+   * The checkout's programs, but for `mitos serve`, which takes a free port and leaves nothing behind. No page gets at a data directory of
+   * this machine.
+   */
   #makeBin(): void {
     const own = path.join(this.#folder, "node_modules/.bin");
     mkdirSync(own, { recursive: true });
     for (const name of readdirSync(bin)) if (name !== "mitos") symlinkSync(path.join(bin, name), path.join(own, name));
     const script = `#!/bin/sh
+before=
+for word; do
+  case "$before $word" in
+    "--data-dir ${this.#folder}/"* | "--data-dir "[!/]*) ;;
+    "--data-dir "* | *" --data-dir="*) echo "error: in a page, write --data-dir and a folder below ~" >&2; exit 2 ;;
+  esac
+  before=$word
+done
 if [ "$1" = serve ]; then set -- "$@" --addr 127.0.0.1:0 --ephemeral; fi
 exec ${path.join(bin, "mitos")} "$@"
 `;
@@ -93,9 +106,14 @@ exec ${path.join(bin, "mitos")} "$@"
     const file = this.#write(`program-${++this.#count}.sh`, code);
     // The trap keeps bash until the server has ended in its own way.
     const child = this.#start("bash", ["-c", `trap : TERM; . "$0"`, file], {});
-    this.#server = await listening(child);
-    this.#serverUrl = this.#server.url;
-    return this.#server.printed;
+    this.#server = { child, ended: end(child) };
+    const { url, dataDir, printed } = await listening(this.#server).catch((error: unknown) => {
+      this.#server = undefined;
+      throw error;
+    });
+    this.#serverUrl = url;
+    this.#dataDirs.add(dataDir);
+    return printed;
   }
 
   async #stopServer(): Promise<void> {
@@ -139,42 +157,29 @@ interface Ended {
 
 interface RunningServer {
   readonly child: ChildProcess;
-  readonly url: string;
-  readonly printed: string;
   readonly ended: Promise<Ended>;
 }
 
-/** Resolves when a server says where it listens. */
-function listening(child: ChildProcess): Promise<RunningServer> {
-  const ended = end(child, false);
+/** Resolves when a server has said where it listens; rejects when it ends before. */
+function listening({ child, ended }: RunningServer): Promise<{ url: string; dataDir: string; printed: string }> {
   return new Promise((resolve, reject) => {
     let printed = "";
-    child.stdout!.on("data", (data) => {
-      printed += data;
-      const url = /listens on (http:\S+)[\s\S]* {2}data .*\n/.exec(printed)?.[1];
-      if (url) resolve({ child, url, printed, ended });
+    child.stdout!.on("data", (text) => {
+      printed += text;
+      const [, url, dataDir] = /listens on (http:\S+)[\s\S]* {2}data +(.*)\n/.exec(printed) ?? [];
+      if (url && dataDir) resolve({ url, dataDir, printed });
     });
     ended.then(({ code, out, err }) => reject(new Error(`the server ended with ${code}\n${err}${out}`)), reject);
   });
 }
 
-/** @param hurried - whether it is killed when it takes too long */
-function end(child: ChildProcess, hurried = true): Promise<Ended> {
+function end(child: ChildProcess): Promise<Ended> {
   const seen = { out: "", err: "" };
   child.stdout!.setEncoding("utf8").on("data", (text) => (seen.out += text));
   child.stderr!.setEncoding("utf8").on("data", (text) => (seen.err += text));
-  const timer = hurried
-    ? setTimeout(() => {
-        seen.err += `killed after ${programMs} ms\n`;
-        signalGroup(child, "SIGKILL");
-      }, programMs)
-    : undefined;
   return new Promise((resolve, reject) => {
     child.on("error", reject);
-    child.on("close", (code) => {
-      clearTimeout(timer);
-      resolve({ code, ...seen });
-    });
+    child.on("close", (code) => resolve({ code, ...seen }));
   });
 }
 
