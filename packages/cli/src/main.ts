@@ -3,16 +3,25 @@ import { printVersion } from "./commands/version.ts";
 import { Exit, exitCodes, type Failure, toFailure } from "./exit.ts";
 import { printFailure } from "./output.ts";
 import { buildProgram } from "./program.ts";
+import { interruptAll } from "./signals.ts";
 
 /** @param args - without the interpreter and the script. Sets the exit code of the process. */
 export async function main(args: readonly string[]): Promise<void> {
-  // A reader of our output that goes away (`mitos … | head`) is no failure of ours.
-  process.stdout.on("error", (error: NodeJS.ErrnoException) => process.exit(error.code === "EPIPE" ? 0 : exitCodes.failure));
-  process.exitCode = await run(args);
+  let hasReader = true;
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code !== "EPIPE") process.exit(exitCodes.failure);
+    hasReader = false;
+    if (!interruptAll("by the reader of its output, which has gone")) process.exit(exitCodes.ok);
+  });
+  const exitCode = await run(args, (failure) => {
+    if (hasReader) printFailure(failure);
+  });
+  // A reader that goes away (`mitos … | head`) is no failure of ours.
+  process.exitCode = hasReader ? exitCode : exitCodes.ok;
 }
 
 /** @returns the exit code; everything that there is to say has been printed */
-export async function run(args: readonly string[]): Promise<number> {
+export async function run(args: readonly string[], report = printFailure): Promise<number> {
   // Only in first place: elsewhere they may belong to the program in the sandbox.
   if (args[0] === "--version" || args[0] === "-v") {
     printVersion();
@@ -33,7 +42,7 @@ export async function run(args: readonly string[]): Promise<number> {
     if (error instanceof Exit) return error.exitCode;
     if (error instanceof CommanderError && !refused.at) return error.exitCode === 0 ? exitCodes.ok : exitCodes.usage; // help was shown
     const failure = error instanceof CommanderError ? wrongUsage(error, refused.at!) : toFailure(error);
-    printFailure(failure);
+    report(failure);
     return failure.exitCode;
   }
 }
