@@ -1,7 +1,8 @@
 import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import { afterAll, beforeAll, expect, it } from "vitest";
+import { afterAll, beforeAll, expect, it, vi } from "vitest";
+import { configFiles } from "./commands/doctor.ts";
 import { type Ended, firstLine, start } from "./testing.ts";
 
 const dir = mkdtempSync(path.join(os.tmpdir(), "mitos-init-"));
@@ -66,18 +67,16 @@ it("sends the kept key to no other server, and prefers what is said now", async 
 });
 
 it("the doctor warns of a file that others can read or that says nothing, and shows no key", async () => {
-  const doctor = async () => {
-    const { out } = await mitos(["doctor", "--json"]);
-    expect(out).not.toContain(key);
-    const { checks } = JSON.parse(out) as { checks: { name: string; verdict: string; remediation?: string }[] };
-    return checks.find(({ name }) => name === "config-files");
-  };
-  expect(await doctor()).toMatchObject({ verdict: "PASS" });
+  vi.stubEnv("MITOS_CONFIG_DIR", configDir);
+  expect(await configFiles()).toMatchObject({ verdict: "PASS", detail: "config.json, for you alone" });
   writeFileSync(path.join(configDir, "credentials.json"), "{}", { mode: 0o644 });
-  expect(await doctor()).toMatchObject({ verdict: "WARN", remediation: expect.stringContaining("chmod 600") });
+  expect(await configFiles()).toMatchObject({ verdict: "WARN", remediation: expect.stringContaining("chmod 600") });
   rmSync(path.join(configDir, "credentials.json"));
-  writeFileSync(file, "{");
-  expect(await doctor()).toMatchObject({ verdict: "WARN", remediation: expect.stringContaining("mitos init") });
+  writeFileSync(file, `{"api_key": "${key}"`);
+  const broken = await configFiles();
+  vi.unstubAllEnvs();
+  expect(broken).toMatchObject({ verdict: "WARN", remediation: expect.stringContaining("mitos init") });
+  expect(JSON.stringify(broken)).not.toContain(key);
   expect((await mitos(["init", "--check"])).code).toBe(2);
 });
 

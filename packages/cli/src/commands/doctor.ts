@@ -13,7 +13,7 @@ import { paint, type Style } from "../style.ts";
 
 type Verdict = "PASS" | "WARN" | "FAIL";
 
-interface Check {
+export interface Check {
   readonly verdict: Verdict;
   readonly name: string;
   readonly detail: string;
@@ -124,7 +124,7 @@ async function nearestExisting(dir: string): Promise<string> {
 }
 
 /** Keys lie in them: nobody else may read them. What is in them is not shown. */
-async function configFiles(): Promise<Check> {
+export async function configFiles(): Promise<Check> {
   const name = "config-files";
   const found: string[] = [];
   for (const file of ["credentials.json", "config.json"].map(configFile)) {
