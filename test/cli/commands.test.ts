@@ -150,6 +150,16 @@ describe("cp", () => {
     expect(describeTree(local("tree-back", "tree"))).toEqual(describeTree(local("tree")));
   });
 
+  it("writes nothing through links that an earlier copy has left", async () => {
+    mkdirSync(local("outside"));
+    mkdirSync(local("trap", "tree"), { recursive: true });
+    symlinkSync(local("outside"), local("trap", "tree", "inner"));
+    symlinkSync(local("outside", "file"), local("trap", "tree", "empty file"));
+    expect((await mitos("cp", `${sandbox.id}:tree`, local("trap"))).code).toBe(0);
+    expect(readdirSync(local("outside"))).toEqual([]);
+    expect(describeTree(local("trap", "tree"))).toEqual(describeTree(local("tree")));
+  });
+
   it("copies from standard input and to standard output", async () => {
     expect(await withInput("through a pipe", "cp", "-", `${sandbox.id}:piped`)).toEqual({ code: 0, out: "", err: "" });
     expect(await mitos("cp", `${sandbox.id}:piped`, "-")).toEqual({ code: 0, out: "through a pipe", err: "" });

@@ -23,12 +23,11 @@ export async function execHere(sandbox: Sandbox, command: Command, options: Exec
   throw new Error("execStream ended without an exit event");
 }
 
-/** Neither a terminal nor `/dev/null`, nor empty, nor closed. */
+/** Neither a terminal nor `/dev/null`, nor closed. */
 function hasInput(): boolean {
   if (process.stdin.isTTY) return false;
   try {
     const input = fstatSync(0);
-    if (input.isFile()) return input.size > 0;
     return !input.isCharacterDevice() || input.rdev !== statSync("/dev/null").rdev;
   } catch {
     return false;

@@ -1,5 +1,5 @@
 import { createWriteStream } from "node:fs";
-import { chmod, mkdir, rm, stat, symlink } from "node:fs/promises";
+import { chmod, lstat, mkdir, rm, stat, symlink } from "node:fs/promises";
 import path from "node:path";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
@@ -69,7 +69,11 @@ async function downloadFile(transfer: Transfer, from: string, to: string, info: 
 async function downloadFolder(transfer: Transfer, from: string, to: string, info: FileInfo): Promise<void> {
   const found = await walk(transfer, from, info);
   try {
-    for (const { relative } of found.folders) await mkdir(path.join(to, relative), { recursive: true });
+    for (const { relative } of found.folders) {
+      if (relative !== "") await removeLink(path.join(to, relative));
+      await mkdir(path.join(to, relative), { recursive: true });
+    }
+    for (const { relative } of found.files) await removeLink(path.join(to, relative));
   } catch (error) {
     throw localError(to, error);
   }
@@ -89,6 +93,12 @@ async function downloadFolder(transfer: Transfer, from: string, to: string, info
   } catch (error) {
     throw localError(to, error);
   }
+}
+
+/** An earlier copy may have left a link where the sandbox has a folder or a file now: nothing is written to where it leads. */
+async function removeLink(place: string): Promise<void> {
+  const info = await lstat(place).catch(() => undefined);
+  if (info?.isSymbolicLink()) await rm(place);
 }
 
 interface Found {
