@@ -156,6 +156,20 @@ describe("every command that talks to a server", () => {
     for (const { args } of remote) expect(await refused(["--server", "no host", "--api-key", "k", ...args])).toBe(1);
   });
 
+  it("is refused inside a cluster unless a gateway or a server is named", async () => {
+    vi.stubEnv("KUBERNETES_SERVICE_HOST", "10.0.0.1");
+    expect(await run(["sandbox", "ls"])).toBe(2);
+    expect(printed.err).toMatch(
+      /^error: this version does not talk to clusters\ncause: .*KUBERNETES_SERVICE_HOST.*\nnext step: .*mitos serve/,
+    );
+    printed.err = "";
+    expect(await refused(["--server", "127.0.0.1:2", "sandbox", "ls"])).toBe(1);
+    vi.stubEnv("MITOS_GATEWAY_SERVICE_HOST", "127.0.0.1");
+    vi.stubEnv("MITOS_GATEWAY_SERVICE_PORT", "2");
+    expect(await run(["sandbox", "ls"])).toBe(1);
+    expect(printed.err).toContain("no answer from http://127.0.0.1:2\n");
+  });
+
   describe("with a real one", () => {
     let server: ReturnType<typeof start>;
     let url: string;
