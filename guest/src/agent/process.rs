@@ -20,7 +20,7 @@ use super::call::{Call, Gone, Status, decode};
 use super::reaper::ExitStatus;
 use super::ring::{self, CHUNK_BYTES_MAX, Next, Reader, Ring};
 use super::spawn::{self, Program};
-use super::{identity, pty, user};
+use super::{identity, proctable, pty, user};
 use crate::proto::guest::v1 as pb;
 use crate::proto::guest::v1::exec_input::Msg as Input;
 use crate::proto::guest::v1::exec_output::Msg as Output;
@@ -300,7 +300,15 @@ impl Process {
     fn resize(&self, size: Option<&crate::proto::sandbox::v1::WindowSize>) -> Result<(), Status> {
         let terminal = self.terminal.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let terminal = terminal.ok_or_else(|| failed_precondition(format!("process {} has no terminal", self.pid)))?;
-        pty::resize(terminal.get_ref(), size).map_err(|error| failed_precondition(format!("the terminal cannot be resized: {error}")))
+        pty::resize(terminal.get_ref(), size).map_err(|error| failed_precondition(format!("the terminal cannot be resized: {error}")))?;
+        // runsc 20240729 sends no SIGWINCH and does not tell which group is in the foreground; whoever does not wait for it ignores it.
+        let leader = self.pid;
+        tokio::task::spawn_blocking(move || {
+            for pid in proctable::session_without_known_terminal(leader) {
+                let _ = kill(pid, libc::SIGWINCH);
+            }
+        });
+        Ok(())
     }
 
     async fn write_stdin(&self, data: &[u8]) -> Result<(), Status> {

@@ -17,6 +17,9 @@ struct Stat {
     command: String,
     state: char,
     ppid: i32,
+    session: i32,
+    /// Of its session; 0 = none that the kernel tells of.
+    terminal: i64,
     cpu_ticks: u64,
     rss_pages: i64,
 }
@@ -50,7 +53,19 @@ async fn blocking<R: Send + 'static>(read: fn() -> R) -> Result<R, Status> {
 }
 
 fn read_all() -> HashMap<i32, Stat> {
-    pids().filter_map(|pid| Some((pid, parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?))).take(PROCESSES_MAX).collect()
+    pids().filter_map(|pid| Some((pid, read(pid)?))).take(PROCESSES_MAX).collect()
+}
+
+fn read(pid: i32) -> Option<Stat> {
+    parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// All processes of a session whose terminal the kernel does not tell of, as runsc 20240729 does of none; nobody where it does.
+pub fn session_without_known_terminal(leader: i32) -> Vec<i32> {
+    if read(leader).is_none_or(|stat| stat.terminal != 0) {
+        return Vec::new();
+    }
+    pids().filter(|pid| read(*pid).is_some_and(|stat| stat.session == leader)).collect()
 }
 
 /// Numbers of all processes. One that ends meanwhile may still be among them.
@@ -71,6 +86,8 @@ fn parse(stat: &[u8]) -> Option<Stat> {
         command,
         state: fields.first()?.chars().next()?,
         ppid: i32::try_from(number(1)?).ok()?,
+        session: i32::try_from(number(3)?).ok()?,
+        terminal: number(4)?,
         cpu_ticks: number(11)?.max(0) as u64 + number(12)?.max(0) as u64,
         rss_pages: number(21)?,
     })
@@ -93,10 +110,25 @@ mod tests {
     #[test]
     fn a_hostile_name_does_not_shift_the_fields() {
         let line = b"77 (a) R 1 (b) S 5 77 77 0 -1 4194560 1 0 0 0 30 12 0 0 20 0 1 0 100 2048000 345 18446744073709551615 0";
-        let expected = Stat { command: "a) R 1 (b".into(), state: 'S', ppid: 5, cpu_ticks: 42, rss_pages: 345 };
+        let expected = Stat { command: "a) R 1 (b".into(), state: 'S', ppid: 5, session: 77, terminal: 0, cpu_ticks: 42, rss_pages: 345 };
         assert_eq!(parse(line), Some(expected));
         assert_eq!(parse(b"77 (x"), None);
         assert_eq!(parse(b""), None);
+    }
+
+    #[test]
+    fn a_session_is_found_only_where_the_kernel_tells_of_no_terminal() {
+        use std::os::unix::process::CommandExt;
+        let mut command = std::process::Command::new("sleep");
+        // SAFETY: setsid is async-signal-safe and touches no memory.
+        unsafe { command.arg("1000").pre_exec(|| if libc::setsid() < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }) };
+        let mut child = command.spawn().unwrap();
+        let leader = child.id() as i32;
+        let found = session_without_known_terminal(leader);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found, [leader]);
+        assert!(session_without_known_terminal(leader).is_empty());
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub fn open(size: Option<&WindowSize>, owner: Option<u32>) -> io::Result<(OwnedF
     Ok((ours, theirs))
 }
 
-/// Sets the size, which sends SIGWINCH to the foreground group.
+/// Sets the size, for which Linux sends SIGWINCH to the foreground group.
 pub fn resize(terminal: &impl AsRawFd, size: Option<&WindowSize>) -> io::Result<()> {
     let clamp = |asked: u32, default: u16| if asked == 0 { default } else { u16::try_from(asked).unwrap_or(u16::MAX) };
     let (columns, rows) = size.map_or((0, 0), |size| (size.cols, size.rows));

@@ -1,7 +1,8 @@
 #!/usr/bin/env node
-// Hands over to the pinned Node when the one that `env` found is older than what the code needs. Plain JavaScript for Node 18.
+// Hands over to the pinned Node when the one that runs this is older than what the code needs. Plain JavaScript for Node 18.
 import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";
+import module from "node:module";
 import os from "node:os";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
@@ -10,6 +11,8 @@ const neededMajor = 24;
 const here = path.dirname(fileURLToPath(import.meta.url));
 
 if (Number(process.versions.node.split(".")[0]) >= neededMajor) {
+  // Reading TypeScript is most of a start. A cache that cannot be written is no failure.
+  module.enableCompileCache(path.join(process.env.XDG_CACHE_HOME || path.join(os.homedir(), ".cache"), "mitos/compiled"));
   const { main } = await import("../src/main.ts");
   await main(process.argv.slice(2));
 } else {

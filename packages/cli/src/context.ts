@@ -1,31 +1,80 @@
 import type { Connection } from "@mitos/sdk";
 import type { Command } from "commander";
-import { UsageError } from "./exit.ts";
+import { savedConfig } from "./config.ts";
+import { CommandError, exitCodes, UsageError } from "./exit.ts";
 
-/** What every command may be given, wherever on the line it stands. */
-export interface GlobalOptions {
+/** What every command takes, before and after the verb. */
+export const globalFlags = [
+  {
+    flags: "--server <url>",
+    description:
+      "address of the server (default: MITOS_BASE_URL, else the one of `mitos init`, else this machine's; https://mitos.run with a key of that service)",
+  },
+  { flags: "--api-key <key>", description: "key for the server (default: MITOS_API_KEY, else the saved one)" },
+  { flags: "--pool <name>", description: "template that sandboxes are created from (default: python)" },
+  { flags: "-n, --namespace <name>", description: "accepted for scripts of clusters; a server has no namespaces" },
+  { flags: "--kubeconfig <file>", description: "refused: this version talks to servers, not to clusters" },
+] as const;
+
+interface GlobalOptions {
   server?: string;
   apiKey?: string;
   pool?: string;
+  kubeconfig?: string;
 }
 
-/** What follows `--` on the command line: words for the program in the sandbox, whatever they look like. */
-export type PassThrough = readonly string[];
-
+/**
+ * Where the server is and which key it gets, as far as somebody said so; the rest is the SDK's to decide.
+ *
+ * @throws CommandError (exit code 2) where a cluster is meant
+ */
 export function connectionOf(command: Command): Connection {
-  const { server, apiKey } = command.optsWithGlobals<GlobalOptions>();
-  return { baseUrl: server, apiKey };
+  const { server, apiKey, kubeconfig } = globalOptions(command);
+  const saved = savedConfig();
+  const named = server || process.env.MITOS_BASE_URL;
+  const baseUrl = named || saved?.endpoint;
+  if (!baseUrl) refuseCluster(kubeconfig);
+  // The saved key belongs to the saved server: it goes to no other.
+  const savedKey = !named || sameServer(named, saved?.endpoint) ? saved?.api_key : undefined;
+  return { baseUrl, apiKey: apiKey || process.env.MITOS_API_KEY || savedKey };
 }
 
 export function poolOf(command: Command): string {
-  return command.optsWithGlobals<GlobalOptions>().pool || "python";
+  return globalOptions(command).pool || "python";
+}
+
+/** The innermost command on whose part of the line a flag stands wins. */
+function globalOptions(command: Command): GlobalOptions {
+  const own = command.opts<GlobalOptions>();
+  if (!command.parent) return own;
+  const outer = globalOptions(command.parent);
+  return { ...outer, ...Object.fromEntries(Object.entries(own).filter(([, value]) => value !== undefined)) };
+}
+
+function sameServer(one: string, other: string | undefined): boolean {
+  const bare = (url: string) => url.replace(/^http:\/\//, "").replace(/\/+$/, "");
+  return other !== undefined && bare(one) === bare(other);
+}
+
+function refuseCluster(kubeconfig: string | undefined): void {
+  const inCluster = Boolean(process.env.KUBERNETES_SERVICE_HOST) && !process.env.MITOS_GATEWAY_SERVICE_HOST;
+  if (kubeconfig === undefined && !inCluster) return;
+  const detail =
+    kubeconfig === undefined
+      ? "this runs inside a cluster (KUBERNETES_SERVICE_HOST), and neither a server nor a gateway (MITOS_GATEWAY_SERVICE_HOST) is named"
+      : "--kubeconfig names a cluster";
+  throw new CommandError(
+    "this version does not talk to clusters",
+    detail,
+    "Start a server with `mitos serve` and name it with --server or MITOS_BASE_URL.",
+    exitCodes.usage,
+  );
 }
 
 /** One word is a line for the shell, several are a program and its arguments. */
-export function toCommand(words: readonly string[], passThrough: PassThrough): string | readonly string[] {
-  const all = [...words, ...passThrough];
-  if (all.length === 0) throw new UsageError("the command is missing", "Name the program to run, for example: mitos run echo hello");
-  return all.length === 1 ? all[0]! : all;
+export function toCommand(words: readonly string[]): string | readonly string[] {
+  if (words.length === 0) throw new UsageError("the command is missing", "Name the program to run, for example: mitos run echo hello");
+  return words.length === 1 ? words[0]! : words;
 }
 
 export function positiveInteger(flag: string): (text: string) => number {
@@ -43,4 +92,12 @@ export function wholeNumber(flag: string, min: number, max = Number.MAX_SAFE_INT
     const range = max === Number.MAX_SAFE_INTEGER ? `from ${min} on` : `from ${min} to ${max}`;
     throw new UsageError(`${flag} ${text} is not valid`, `Give a whole number ${range}.`);
   };
+}
+
+/** For `--env NAME=value`, which may be given several times. */
+export function environmentEntry(text: string, sofar: Readonly<Record<string, string>> = {}): Record<string, string> {
+  const match = /^([A-Za-z_][A-Za-z0-9_]*)=([\s\S]*)$/.exec(text);
+  if (!match)
+    throw new UsageError("--env needs a name and a value", "Give NAME=value; a name has letters, digits and `_`, and no digit first.");
+  return { ...sofar, [match[1]!]: match[2]! };
 }

@@ -1,4 +1,4 @@
-import { AgentRunError } from "@mitos/sdk";
+import type { AgentRunError } from "@mitos/sdk";
 
 /** The exit codes of the command line (docs/cli.md). A command in a sandbox passes its own code through. */
 export const exitCodes = { ok: 0, failure: 1, usage: 2, notFound: 3, timedOut: 124, interrupted: 130 } as const;
@@ -49,12 +49,29 @@ export function toFailure(error: unknown): Failure {
   if (error instanceof CommandError) {
     return { exitCode: error.exitCode, message: error.message, cause: error.detail, nextStep: error.remedy };
   }
-  if (error instanceof AgentRunError) {
+  if (isAgentRunError(error)) {
     return { exitCode: exitCodeOf(error), message: error.message, cause: error.errorCause, nextStep: error.remediation };
   }
   const foreign = foreignCatalogued(error);
   if (foreign) return foreign;
-  return { exitCode: exitCodes.failure, message: error instanceof Error ? (error.stack ?? error.message) : String(error) };
+  return internal(error);
+}
+
+/** By its shape: the SDK is loaded only by commands that use it, and an error of it exists only then. */
+function isAgentRunError(error: unknown): error is AgentRunError {
+  return error instanceof Error && "code" in error && "errorCause" in error && "remediation" in error;
+}
+
+/** What nobody foresaw: a defect of ours. The stack is for those who look into it. */
+function internal(error: unknown): Failure {
+  const isDebugging = Boolean(process.env.MITOS_DEBUG);
+  const message = error instanceof Error ? error.message : String(error);
+  return {
+    exitCode: exitCodes.failure,
+    message: `mitos itself failed: ${message.split("\n", 1)[0]}`,
+    cause: isDebugging && error instanceof Error ? error.stack : undefined,
+    nextStep: isDebugging ? "Report it, with this." : "Run it again with MITOS_DEBUG=1, and report what it prints then.",
+  };
 }
 
 function exitCodeOf(error: AgentRunError): number {

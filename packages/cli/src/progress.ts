@@ -2,15 +2,20 @@ const delayMs = 1000;
 const frameMs = 100;
 const frames = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏";
 
-/** Says on a terminal what is being waited for, from the second on that it takes; nothing elsewhere. */
-export async function withProgress<T>(what: string, work: Promise<T>): Promise<T> {
+/**
+ * Says on a terminal what is being waited for, from the second on that it takes; nothing elsewhere.
+ *
+ * @param what - or a function that tells how far it is
+ */
+export async function withProgress<T>(what: string | (() => string), work: Promise<T>): Promise<T> {
   if (!process.stderr.isTTY) return work;
   const started = performance.now();
   let drawn = 0;
   const timer = setInterval(() => {
     const elapsed = performance.now() - started;
     if (elapsed < delayMs) return;
-    process.stderr.write(`\r\x1b[K${frames[drawn++ % frames.length]} ${what} … ${(elapsed / 1000).toFixed(0)} s`);
+    const text = typeof what === "string" ? what : what();
+    process.stderr.write(`\r\x1b[K${frames[drawn++ % frames.length]} ${text} … ${(elapsed / 1000).toFixed(0)} s`);
   }, frameMs);
   try {
     return await work;

@@ -1,7 +1,8 @@
 /** For tests of the command as users start it: a process of its own. */
 
-import { spawn } from "node:child_process";
+import { type ChildProcessByStdio, spawn } from "node:child_process";
 import path from "node:path";
+import type { Readable, Writable } from "node:stream";
 
 export const bin = path.resolve(import.meta.dirname, "../bin/mitos.js");
 
@@ -11,9 +12,17 @@ export interface Ended {
   err: string;
 }
 
-/** @param env - the whole environment but PATH */
-export function start(args: readonly string[], env: Record<string, string>) {
-  const child = spawn(process.execPath, [bin, ...args], { env: { PATH: process.env.PATH, ...env }, stdio: ["ignore", "pipe", "pipe"] });
+/**
+ * @param env - the whole environment but PATH
+ * @param input - what standard input holds; default: it is empty, as `/dev/null` is
+ */
+export function start(args: readonly string[], env: Record<string, string>, input?: Uint8Array | string) {
+  const child = spawn(process.execPath, [bin, ...args], {
+    env: { PATH: process.env.PATH, ...env },
+    stdio: [input === undefined ? "ignore" : "pipe", "pipe", "pipe"],
+  }) as ChildProcessByStdio<Writable | null, Readable, Readable>;
+  // A program that ends without reading it all is no failure of the test.
+  child.stdin?.on("error", () => undefined).end(input);
   const seen = { out: "", err: "" };
   child.stdout.on("data", (data) => (seen.out += data));
   child.stderr.on("data", (data) => (seen.err += data));

@@ -1,19 +1,14 @@
 import path from "node:path";
-import { HttpClient, type KeyJson } from "@mitos/sdk";
+import type { KeyJson } from "@mitos/sdk";
 import { Command } from "commander";
 import { connectionOf, positiveInteger } from "../context.ts";
 import { removeCredentials, saveCredentials } from "../credentials.ts";
 import { UsageError } from "../exit.ts";
 import { dataDirKeys, type KeyStore, type NewKey, serverKeys } from "../key-store.ts";
-import { print, table } from "../output.ts";
+import { isJson, type OutputOptions, outputFlags, print, printJson, printTable } from "../output.ts";
 
 export function authCommand(): Command {
-  return new Command("auth")
-    .description("log in to a server that asks for keys, and manage its keys")
-    .addCommand(loginCommand())
-    .addCommand(whoamiCommand())
-    .addCommand(logoutCommand())
-    .addCommand(keysCommand());
+  return new Command("auth").addCommand(loginCommand()).addCommand(whoamiCommand()).addCommand(logoutCommand()).addCommand(keysCommand());
 }
 
 function loginCommand(): Command {
@@ -28,9 +23,12 @@ function loginCommand(): Command {
 }
 
 function whoamiCommand(): Command {
-  return new Command("whoami").description("ask the server whose key this is").action(async (_options, command: Command) => {
+  const command = new Command("whoami").description("ask the server whose key this is");
+  for (const flag of outputFlags()) command.addOption(flag);
+  return command.action(async (options: OutputOptions) => {
     const { owner, organisation, scopes } = await whoami(command);
-    print(`${owner}\norgs: ${organisation}\nscopes: ${scopes.join(", ")}`);
+    if (isJson(options)) printJson({ email: owner, orgs: [organisation], scopes });
+    else print(`${owner}\norgs: ${organisation}\nscopes: ${scopes.join(", ")}`);
   });
 }
 
@@ -42,6 +40,7 @@ function logoutCommand(): Command {
 }
 
 async function whoami(command: Command, token?: string): Promise<KeyJson> {
+  const { HttpClient } = await import("@mitos/sdk");
   const connection = connectionOf(command);
   const http = HttpClient.fromAuth(token ? { ...connection, apiKey: token } : connection);
   return (await http.get("/v1/whoami")) as KeyJson;
@@ -102,24 +101,23 @@ function createCommand(): Command {
 }
 
 function listCommand(): Command {
-  return new Command("ls")
+  const command = new Command("ls")
     .alias("list")
     .description("list the keys, without what only their holders know")
     .option("--org <organisation>", "of one organisation")
-    .option(...dataDirOption)
-    .action(async (options: { org?: string; dataDir?: string }, command: Command) => {
-      const rows = await withKeys(command, options, (keys) => keys.list(options.org));
-      if (rows.length === 0) print("No API keys found.");
-      else {
-        const header = ["ID", "NAME", "PREFIX", "SCOPES", "STATUS"];
-        print(
-          table(
-            header,
-            rows.map((row) => [row.id, row.name, row.prefix, row.scopes.join(","), row.status]),
-          ),
-        );
-      }
-    });
+    .option(...dataDirOption);
+  for (const flag of outputFlags()) command.addOption(flag);
+  return command.action(async (options: OutputOptions & { org?: string; dataDir?: string }) => {
+    const rows = await withKeys(command, options, (keys) => keys.list(options.org));
+    if (isJson(options)) printJson({ keys: rows.map(({ id, name, prefix, scopes, status }) => ({ id, name, prefix, scopes, status })) });
+    else if (rows.length === 0) print("No API keys found.");
+    else {
+      printTable(
+        ["ID", "NAME", "PREFIX", "SCOPES", "STATUS"],
+        rows.map((row) => [row.id, row.name, row.prefix, row.scopes.join(","), row.status]),
+      );
+    }
+  });
 }
 
 function revokeCommand(): Command {
@@ -140,7 +138,10 @@ async function withKeys<T>(
   work: (keys: KeyStore) => Promise<T>,
   mayCreate = false,
 ): Promise<T> {
-  if (dataDir === undefined) return work(serverKeys(HttpClient.fromAuth(connectionOf(command))));
+  if (dataDir === undefined) {
+    const { HttpClient } = await import("@mitos/sdk");
+    return work(serverKeys(HttpClient.fromAuth(connectionOf(command))));
+  }
   using keys = await dataDirKeys(path.resolve(dataDir), mayCreate);
   return await work(keys);
 }

@@ -1,54 +1,77 @@
-import { access, constants, statfs } from "node:fs/promises";
+import { access, constants, stat, statfs } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { Command } from "commander";
+import { savedConfig } from "../config.ts";
+import { connectionOf } from "../context.ts";
 import { Exit, exitCodes } from "../exit.ts";
 import { defaultDataDir } from "../local-server.ts";
-import { print } from "../output.ts";
+import { isJson, type OutputOptions, outputFlags, print, printJson } from "../output.ts";
+import { configFile } from "../private-files.ts";
 import { withProgress } from "../progress.ts";
+import { paint, type Style } from "../style.ts";
 
 type Verdict = "PASS" | "WARN" | "FAIL";
 
-interface Check {
+export interface Check {
   readonly verdict: Verdict;
   readonly name: string;
   readonly detail: string;
+  /** What to do about it, of every check that has not passed. */
   readonly remediation?: string | undefined;
 }
 
-const freeBytesMin = 5 * 2 ** 30;
+const gib = 2 ** 30;
+const dataBytesMin = 5 * gib;
+const forkBytesMin = gib;
 const kernelMin = [5, 10] as const;
 
 export function doctorCommand(): Command {
-  return new Command("doctor")
-    .description("say which engine this machine gets, why, and what to install for a better one")
-    .option("--data-dir <dir>", "data directory to check (default: that of `mitos serve`)")
-    .action(async ({ dataDir }: { dataDir?: string }) => {
-      const checks = await withProgress("looking at this machine", inspect(path.resolve(dataDir ?? defaultDataDir())));
+  const command = new Command("doctor").option("--data-dir <dir>", "data directory to check (default: that of `mitos serve`)");
+  for (const flag of outputFlags()) command.addOption(flag);
+  return command.action(async ({ dataDir, ...options }: OutputOptions & { dataDir?: string }) => {
+    const work = inspect(path.resolve(dataDir ?? defaultDataDir()), command);
+    const checks = await withProgress("looking at this machine", work);
+    const count = (verdict: Verdict) => checks.filter((check) => check.verdict === verdict).length;
+    const summary = { passed: count("PASS"), warnings: count("WARN"), failed: count("FAIL") };
+    if (isJson(options)) printJson({ checks, ...summary });
+    else {
       print("Mitos doctor\n");
       for (const check of checks) printCheck(check);
-      const count = (verdict: Verdict) => checks.filter((check) => check.verdict === verdict).length;
-      print(`\n${count("PASS")} passed, ${count("WARN")} warnings, ${count("FAIL")} failed`);
-      if (count("FAIL") > 0) {
-        print("This machine cannot run sandboxes yet: follow the remediations above.");
-        throw new Exit(exitCodes.failure);
-      }
-      print("This machine is ready: `mitos serve`.");
-    });
+      print(`\n${summary.passed} passed, ${summary.warnings} warnings, ${summary.failed} failed`);
+      print(summary.failed > 0 ? "Not everything works here yet: follow the remediations above." : "This machine is ready: `mitos serve`.");
+    }
+    if (summary.failed > 0) throw new Exit(exitCodes.failure);
+  });
 }
 
-async function inspect(dataDir: string): Promise<Check[]> {
-  return [platform(), ...(await engine()), await kvm(), await space(dataDir)];
+async function inspect(dataDir: string, command: Command): Promise<Check[]> {
+  return [
+    platform(),
+    ...(await engine()),
+    await kvm(),
+    await space("data-dir-space", dataDir, dataBytesMin, "Free some space or choose another --data-dir: paused sandboxes are kept there."),
+    await space(
+      "fork-space",
+      "/dev/shm",
+      forkBytesMin,
+      "Enlarge /dev/shm: forks of running sandboxes are saved there, else on the slower disk.",
+    ),
+    await configFiles(),
+    await server(command),
+  ];
 }
+
+const styles: Readonly<Record<Verdict, Style>> = { PASS: "green", WARN: "yellow", FAIL: "red" };
 
 function printCheck({ verdict, name, detail, remediation }: Check): void {
-  print(`  [${verdict}] ${name}: ${detail}`);
+  print(`  [${paint(process.stdout, styles[verdict], verdict)}] ${name}: ${detail}`);
   if (verdict !== "PASS" && remediation) print(`         remediation: ${remediation}`);
 }
 
 function platform(): Check {
   const name = "platform";
-  const detail = `${os.type()} ${os.release()} on ${os.machine()}`;
+  const detail = `${os.type()} ${os.release()} on ${os.machine()}, Node.js ${process.versions.node}`;
   const [major = 0, minor = 0] = os.release().split(".").map(Number);
   const old = major < kernelMin[0] || (major === kernelMin[0] && minor < kernelMin[1]);
   if (process.platform !== "linux") {
@@ -67,7 +90,7 @@ async function engine(): Promise<Check[]> {
     return [{ verdict: "FAIL", name: "engine-gvisor", detail: probe.detail, remediation: probe.remedies.join(" ") }];
   }
   const chosen: Check = { verdict: "PASS", name: "engine", detail: `${probe.isolation}: ${probe.detail}` };
-  const remediation = probe.remedies.join(" ") || undefined;
+  const remediation = probe.remedies.join(" ") || "Nothing has to be done: sandboxes run, with this much less.";
   return [chosen, ...probe.weaknesses.map((detail): Check => ({ verdict: "WARN", name: "weaker", detail, remediation }))];
 }
 
@@ -83,13 +106,11 @@ async function kvm(): Promise<Check> {
   }
 }
 
-async function space(dataDir: string): Promise<Check> {
-  const name = "data-dir-space";
-  const { bsize, bavail } = await statfs(await nearestExisting(dataDir));
+async function space(name: string, dir: string, bytesMin: number, remediation: string): Promise<Check> {
+  const { bsize, bavail } = await statfs(await nearestExisting(dir));
   const free = bsize * bavail;
-  const detail = `${(free / 2 ** 30).toFixed(1)} GiB free for ${dataDir}`;
-  if (free >= freeBytesMin) return { verdict: "PASS", name, detail };
-  return { verdict: "WARN", name, detail, remediation: "Free some space or choose another --data-dir: paused sandboxes are kept there." };
+  const detail = `${(free / gib).toFixed(1)} GiB free for ${dir}`;
+  return free >= bytesMin ? { verdict: "PASS", name, detail } : { verdict: "WARN", name, detail, remediation };
 }
 
 async function nearestExisting(dir: string): Promise<string> {
@@ -101,3 +122,57 @@ async function nearestExisting(dir: string): Promise<string> {
     if (exists || path.dirname(at) === at) return at;
   }
 }
+
+/** Keys lie in them: nobody else may read them. What is in them is not shown. */
+export async function configFiles(): Promise<Check> {
+  const name = "config-files";
+  const found: string[] = [];
+  for (const file of ["credentials.json", "config.json"].map(configFile)) {
+    const info = await stat(file).catch(() => undefined);
+    if (!info) continue;
+    if (info.mode & 0o077) {
+      return { verdict: "WARN", name, detail: `${file} can be read by others`, remediation: `Take that away: chmod 600 ${file}` };
+    }
+    found.push(path.basename(file));
+  }
+  if (found.includes("config.json") && !savedConfig()) {
+    return {
+      verdict: "WARN",
+      name,
+      detail: `${configFile("config.json")} is ignored: it cannot be understood`,
+      remediation: "Write it anew: mitos init",
+    };
+  }
+  return {
+    verdict: "PASS",
+    name,
+    detail: found.length > 0 ? `${found.join(" and ")}, for you alone` : "none, which is fine for a server without keys",
+  };
+}
+
+/** The one that other commands would talk to. That none runs is a failure only where one was named. */
+async function server(command: Command): Promise<Check> {
+  const name = "server";
+  const { AgentRunError, HttpClient } = await import("@mitos/sdk");
+  const connection = connectionOf(command);
+  const http = HttpClient.fromAuth(connection);
+  try {
+    const health = (await http.get("/v1/health", { signal: AbortSignal.timeout(serverAnswerMsMax) })) as {
+      version?: string;
+      isolation?: string;
+    };
+    return {
+      verdict: "PASS",
+      name,
+      detail: `${http.baseUrl}: version ${health.version ?? "unknown"}, isolation ${health.isolation ?? "unknown"}`,
+    };
+  } catch (error) {
+    if (!(error instanceof AgentRunError)) throw error;
+    const detail = `${http.baseUrl}: ${error.message}`;
+    if (!connection.baseUrl && error.status === undefined)
+      return { verdict: "PASS", name, detail: `${detail}; start one with \`mitos serve\`` };
+    return { verdict: "FAIL", name, detail, remediation: error.remediation };
+  }
+}
+
+const serverAnswerMsMax = 5_000;

@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { mkdtemp, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
-import { create, type ForkedSandboxes, type Sandbox, SandboxServer } from "@mitos/sdk";
+import type { ForkedSandboxes, Sandbox } from "@mitos/sdk";
 import { Command, Option } from "commander";
 import { CommandError, Exit, exitCodes } from "../exit.ts";
 import { type EngineName, engines, startLocalServer } from "../local-server.ts";
@@ -13,7 +13,6 @@ import { askServer, type ServerState, startHttpServer } from "./quickstart/http-
 
 export function quickstartCommand(): Command {
   return new Command("quickstart")
-    .description("show the main thing: fork a running sandbox with its files, variables and processes")
     .addOption(
       new Option("--engine <name>", "how sandboxes run; the mock engine runs nothing and fails here").choices(engines).default("auto"),
     )
@@ -60,6 +59,7 @@ async function serveAndShow(transcript: Transcript, dataDir: string, engine: Eng
 
 /** The main job, through the SDK over HTTP. Every line that is printed with ✓ has been compared with what was expected. */
 async function show(transcript: Transcript, baseUrl: string): Promise<void> {
+  const { create, SandboxServer } = await import("@mitos/sdk");
   const { step } = { step: transcript.step.bind(transcript) };
   const inherited = randomBytes(4).toString("hex");
 

@@ -1,90 +1,104 @@
-import { create, Sandbox, SandboxServer } from "@mitos/sdk";
-import { Command } from "commander";
-import { connectionOf, type PassThrough, poolOf, positiveInteger, toCommand, wholeNumber } from "../context.ts";
+import type { Sandbox, ServerSandbox } from "@mitos/sdk";
+import { Command, Option } from "commander";
+import { connectionOf, poolOf, toCommand, wholeNumber } from "../context.ts";
 import { execHere } from "../exec-here.ts";
-import { CommandError, Exit, exitCodes } from "../exit.ts";
-import { age, outputFormat, print, printJson, table } from "../output.ts";
-import { withProgress } from "../progress.ts";
+import { Exit } from "../exit.ts";
+import { age, isJson, type OutputOptions, outputFlags, print, printJson, printTable } from "../output.ts";
+import { ProgramCommand } from "../program-command.ts";
 import { interruptible } from "../signals.ts";
+import { timeoutFlag, waitFlags, waiting } from "../waiting.ts";
+import { forkCommand } from "./fork.ts";
+import { type ProgramOptions, toExecOptions, withProgramFlags } from "./run.ts";
 
 const portMax = 65_535;
 
-export function sandboxCommand(passThrough: PassThrough): Command {
+export function sandboxCommand(): Command {
   return new Command("sandbox")
-    .description("create, list, use, fork and terminate sandboxes")
     .addCommand(createCommand())
     .addCommand(listCommand())
-    .addCommand(execCommand(passThrough))
+    .addCommand(infoCommand())
+    .addCommand(execCommand())
     .addCommand(forkCommand())
+    .addCommand(pauseCommand())
+    .addCommand(resumeCommand())
     .addCommand(previewCommand())
     .addCommand(forwardCommand())
     .addCommand(terminateCommand());
 }
 
 function createCommand(): Command {
-  return new Command("create")
-    .description("create a sandbox and print its id")
-    .option("--timeout <seconds>", "give up waiting after this time (0: wait)", wholeNumber("--timeout", 0), 0)
-    .action(async ({ timeout }: { timeout: number }, command: Command) => {
-      const sandbox = await waiting("creating the sandbox", timeout, (signal) =>
-        create({ ...connectionOf(command), template: poolOf(command), signal }),
-      );
-      print(sandbox.id);
-    });
+  const command = new Command("create").description("create a sandbox and print its id").addOption(timeoutFlag());
+  for (const flag of waitFlags()) command.addOption(flag);
+  return command.action(async ({ timeout }: { timeout: number }) => {
+    const { create } = await import("@mitos/sdk");
+    const sandbox = await waiting("creating the sandbox", timeout, (signal) =>
+      create({ ...connectionOf(command), template: poolOf(command), signal }),
+    );
+    print(sandbox.id);
+  });
 }
 
 function listCommand(): Command {
-  return new Command("ls")
+  const command = new Command("ls")
     .description("list the sandboxes")
-    .option("-o, --output <format>", "table or json")
-    .option("--json", "the same as -o json")
-    .action(async (options: { output?: string; json?: boolean }, command: Command) => {
-      const format = outputFormat(options);
-      const rows = (await SandboxServer.fromAuth(connectionOf(command)).listSandboxes()).map(toRow);
-      if (format === "json") printJson({ sandboxes: rows });
-      else if (rows.length === 0) print("No sandboxes found.");
-      else {
-        const header = ["NAME", "POOL", "PHASE", "NODE", "ENDPOINT", "AGE", "ISOLATION"];
-        print(
-          table(
-            header,
-            rows.map((row) => [row.name, row.pool, row.phase, row.node, row.endpoint, age(row.ageSeconds), row.isolation]),
-          ),
-        );
-      }
-    });
+    .addOption(new Option("-A, --all-namespaces", "accepted for scripts of clusters; a server has no namespaces"));
+  for (const flag of outputFlags()) command.addOption(flag);
+  return command.action(async (options: OutputOptions) => {
+    const { SandboxServer } = await import("@mitos/sdk");
+    const rows = (await SandboxServer.fromAuth(connectionOf(command)).listSandboxes()).map(toRow);
+    if (isJson(options)) printJson({ sandboxes: rows });
+    else if (rows.length === 0) print("No sandboxes found.");
+    else {
+      printTable(
+        ["NAME", "POOL", "PHASE", "NODE", "ENDPOINT", "AGE", "ISOLATION"],
+        rows.map((row) => [row.name, row.pool, row.phase, row.node, row.endpoint, age(row.ageSeconds), row.isolation]),
+      );
+    }
+  });
 }
 
-function execCommand(passThrough: PassThrough): Command {
-  return new Command("exec")
-    .description("run a command in a sandbox; ends with the command's exit code")
-    .argument("<id>", "the sandbox")
-    .argument("[command...]", "one word: a line for the shell; several: a program and its arguments; after `--` anything")
-    .option("--timeout <seconds>", "time-out of the command (0: the server's default)", wholeNumber("--timeout", 0), 0)
-    .allowUnknownOption()
-    .action(async (id: string, words: string[], options: { timeout: number }, command: Command) => {
-      const line = toCommand(words, passThrough);
-      using interrupt = interruptible();
-      const sandbox = await Sandbox.connect(id, connectionOf(command));
-      throw new Exit(await execHere(sandbox, line, { timeoutSeconds: options.timeout || undefined, signal: interrupt.signal }));
-    });
+function infoCommand(): Command {
+  const command = new Command("info").description("describe a sandbox").argument("<id>", "the sandbox");
+  for (const flag of outputFlags()) command.addOption(flag);
+  return command.action(async (id: string, options: OutputOptions) => {
+    const info = toInfo(await (await connect(id, command)).info());
+    if (isJson(options)) printJson(info);
+    else printTable(["FIELD", "VALUE"], Object.entries(info).map(infoRow));
+  });
 }
 
-/** `mitos fork` and `mitos sandbox fork` */
-export function forkCommand(): Command {
-  return new Command("fork")
-    .description("fork a running sandbox and print the ids of its children")
-    .argument("<id>", "the sandbox; it runs on")
-    .option("--replicas <n>", "how many children", positiveInteger("--replicas"), 1)
-    .option("--count <n>", "the same; wins over --replicas", wholeNumber("--count", 0), 0)
-    .option("--timeout <seconds>", "give up waiting after this time (0: wait)", wholeNumber("--timeout", 0), 0)
-    .action(async (id: string, options: { replicas: number; count: number; timeout: number }, command: Command) => {
-      const children = await waiting("forking", options.timeout, async (signal) => {
-        const parent = await Sandbox.connect(id, connectionOf(command));
-        return parent.fork({ count: options.count || options.replicas, signal });
-      });
-      for (const child of children) print(child.id);
-    });
+function execCommand(): Command {
+  return withProgramFlags(
+    new ProgramCommand("exec", 1)
+      .description("run a command in a sandbox; ends with the command's exit code")
+      .argument("<id>", "the sandbox") as ProgramCommand,
+  ).action(async (id: string, words: string[], options: ProgramOptions, command: Command) => {
+    const line = toCommand(words);
+    using interrupt = interruptible();
+    throw new Exit(await execHere(await connect(id, command), line, toExecOptions(options), interrupt));
+  });
+}
+
+function pauseCommand(): Command {
+  return changeCommand("pause", "save a sandbox to disk and free its memory", "pausing", "paused", (sandbox) => sandbox.pause());
+}
+
+function resumeCommand(): Command {
+  return changeCommand("resume", "let a paused sandbox go on", "resuming", "resumed", (sandbox) => sandbox.resume());
+}
+
+function changeCommand(
+  name: string,
+  description: string,
+  doing: string,
+  done: string,
+  change: (sandbox: Sandbox) => Promise<void>,
+): Command {
+  const command = new Command(name).description(description).argument("<id>", "the sandbox").addOption(timeoutFlag());
+  return command.action(async (id: string, { timeout }: { timeout: number }) => {
+    await waiting(doing, timeout, async () => change(await connect(id, command)));
+    print(`${done} ${id}`);
+  });
 }
 
 function previewCommand(): Command {
@@ -93,8 +107,7 @@ function previewCommand(): Command {
     .argument("<id>", "the sandbox")
     .argument("<port>", "where a program in it listens", wholeNumber("<port>", 1, portMax))
     .action(async (id: string, port: number, _options: object, command: Command) => {
-      const sandbox = await Sandbox.connect(id, connectionOf(command));
-      const { url, browserUrl } = await sandbox.preview(port);
+      const { url, browserUrl } = await (await connect(id, command)).preview(port);
       print(browserUrl ?? url);
     });
 }
@@ -105,8 +118,7 @@ function forwardCommand(): Command {
     .argument("<id>", "the sandbox")
     .argument("<port>", "where a program in it listens", wholeNumber("<port>", 1, portMax))
     .action(async (id: string, port: number, _options: object, command: Command) => {
-      const sandbox = await Sandbox.connect(id, connectionOf(command));
-      print(await sandbox.forward(port));
+      print(await (await connect(id, command)).forward(port));
     });
 }
 
@@ -115,30 +127,18 @@ function terminateCommand(): Command {
     .description("end a sandbox for good")
     .argument("<id>", "the sandbox")
     .option("--subtree", "also everything that was forked from it")
-    .option("--timeout <seconds>", "give up waiting after this time (0: wait)", wholeNumber("--timeout", 0), 0)
+    .addOption(timeoutFlag())
     .action(async (id: string, options: { subtree?: boolean; timeout: number }, command: Command) => {
       await waiting("terminating", options.timeout, async () => {
-        const sandbox = await Sandbox.connect(id, connectionOf(command));
-        await sandbox.terminate({ subtree: options.subtree });
+        await (await connect(id, command)).terminate({ subtree: options.subtree });
       });
       print(`terminated ${id}`);
     });
 }
 
-/** @param timeoutSeconds - 0 = as long as it takes. Its end is exit code 124. */
-async function waiting<T>(what: string, timeoutSeconds: number, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
-  using interrupt = interruptible();
-  if (timeoutSeconds === 0) return withProgress(what, work(interrupt.signal));
-  const deadline = AbortSignal.timeout(timeoutSeconds * 1000);
-  const elapsed = new Promise<never>((_, reject) => {
-    deadline.addEventListener("abort", () => reject(waitElapsed(what, timeoutSeconds)), { once: true });
-  });
-  return withProgress(what, Promise.race([work(AbortSignal.any([interrupt.signal, deadline])), elapsed]));
-}
-
-function waitElapsed(what: string, seconds: number): CommandError {
-  const remedy = "Look with `mitos sandbox ls` at what exists now, and give it more time.";
-  return new CommandError(`${what} was not done in time`, `${seconds} s have passed`, remedy, exitCodes.timedOut);
+async function connect(id: string, command: Command): Promise<Sandbox> {
+  const { Sandbox } = await import("@mitos/sdk");
+  return Sandbox.connect(id, connectionOf(command));
 }
 
 interface Row {
@@ -161,7 +161,7 @@ const phases: Readonly<Record<string, string>> = {
   failed: "Failed",
 };
 
-function toRow(sandbox: Awaited<ReturnType<SandboxServer["listSandboxes"]>>[number]): Row {
+function toRow(sandbox: ServerSandbox): Row {
   const created = Date.parse(sandbox.createdAt);
   return {
     name: sandbox.id,
@@ -172,4 +172,43 @@ function toRow(sandbox: Awaited<ReturnType<SandboxServer["listSandboxes"]>>[numb
     ageSeconds: Number.isNaN(created) ? 0 : Math.max(0, Math.round((Date.now() - created) / 1000)),
     isolation: sandbox.isolation ?? "",
   };
+}
+
+interface Info extends Row {
+  reason: string | null;
+  createdAt: string;
+  deadline: string | null;
+  parent: string | null;
+  children: readonly string[];
+  vcpuCount: number | null;
+  memoryMiB: number | null;
+  metadata: Readonly<Record<string, string>>;
+}
+
+function toInfo(sandbox: ServerSandbox): Info {
+  const { deadlineUnix, resources } = sandbox;
+  return {
+    ...toRow(sandbox),
+    reason: sandbox.endReason ?? null,
+    createdAt: sandbox.createdAt,
+    deadline: deadlineUnix ? new Date(deadlineUnix * 1000).toISOString() : null,
+    parent: sandbox.parentId ?? null,
+    children: sandbox.children ?? [],
+    vcpuCount: resources?.vcpuCount ?? null,
+    memoryMiB: resources?.memSizeMiB ?? null,
+    metadata: sandbox.metadata ?? {},
+  };
+}
+
+function infoRow([field, value]: [string, Info[keyof Info]]): [string, string | undefined] {
+  if (field === "ageSeconds") return ["age", age(value as number)];
+  if (Array.isArray(value)) return [field, value.join(" ")];
+  if (typeof value === "object" && value !== null)
+    return [
+      field,
+      Object.entries(value)
+        .map(([key, of]) => `${key}=${of}`)
+        .join(" "),
+    ];
+  return [field, value === null ? undefined : String(value)];
 }

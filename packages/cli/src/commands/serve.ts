@@ -27,7 +27,6 @@ interface ServeOptions {
 
 export function serveCommand(): Command {
   return new Command("serve")
-    .description("run a server on this machine")
     .option("--addr <host:port>", "where to listen; loopback only unless --auth, port 0 takes any free one", "127.0.0.1:8080")
     .option("--data-dir <dir>", "where its state lies (default: $XDG_DATA_HOME/mitos, else ~/.local/share/mitos)")
     .addOption(new Option("--engine <name>", "how sandboxes run; mock runs nothing").choices(engines).default("auto"))

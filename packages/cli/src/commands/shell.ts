@@ -1,4 +1,4 @@
-import { create, Sandbox } from "@mitos/sdk";
+import type { Sandbox } from "@mitos/sdk";
 import { Command } from "commander";
 import { connectionOf, poolOf } from "../context.ts";
 import { CommandError, Exit, UsageError } from "../exit.ts";
@@ -6,18 +6,16 @@ import { withProgress } from "../progress.ts";
 import { attachTerminal } from "../terminal.ts";
 
 export function shellCommand(): Command {
-  return new Command("shell")
-    .description("open a terminal in a sandbox; `new` creates one and terminates it afterwards")
-    .argument("<id>", "the sandbox, or `new`")
-    .action(async (id: string, _options: unknown, command: Command) => {
-      if (!process.stdin.isTTY || !process.stdout.isTTY) {
-        throw new UsageError("mitos shell needs a terminal", "Use `mitos sandbox exec <id> <command>` in scripts.");
-      }
-      const connection = connectionOf(command);
-      if (id !== "new") throw new Exit(await shell(await Sandbox.connect(id, connection)));
-      const sandbox = await withProgress("creating the sandbox", create({ ...connection, template: poolOf(command) }));
-      throw new Exit(await shellThenTerminate(sandbox));
-    });
+  return new Command("shell").argument("<id>", "the sandbox, or `new`").action(async (id: string, _options: unknown, command: Command) => {
+    if (!process.stdin.isTTY || !process.stdout.isTTY) {
+      throw new UsageError("mitos shell needs a terminal", "Use `mitos sandbox exec <id> <command>` in scripts.");
+    }
+    const { create, Sandbox } = await import("@mitos/sdk");
+    const connection = connectionOf(command);
+    if (id !== "new") throw new Exit(await shell(await Sandbox.connect(id, connection)));
+    const sandbox = await withProgress("creating the sandbox", create({ ...connection, template: poolOf(command) }));
+    throw new Exit(await shellThenTerminate(sandbox));
+  });
 }
 
 async function shellThenTerminate(sandbox: Sandbox): Promise<number> {
