@@ -50,12 +50,22 @@ export function toFailure(error: unknown): Failure {
     return { exitCode: error.exitCode, message: error.message, cause: error.detail, nextStep: error.remedy };
   }
   if (isAgentRunError(error)) {
-    return { exitCode: exitCodeOf(error), message: error.message, cause: error.errorCause, nextStep: error.remediation };
+    return { exitCode: exitCodeOf(error), message: error.message, cause: error.errorCause, nextStep: nextStepOf(error) };
   }
   const foreign = foreignCatalogued(error);
   if (foreign) return foreign;
   return internal(error);
 }
+
+/** A server names its routes; whoever types commands is told the command. */
+function nextStepOf({ code, remediation }: AgentRunError): string {
+  return remediation.includes("/v1/") ? (commandFor[code] ?? remediation) : remediation;
+}
+
+const commandFor: Readonly<Record<string, string>> = {
+  not_found: "Check the id or path; `mitos sandbox ls` and `mitos template ls` list what exists.",
+  sandbox_not_running: "`mitos sandbox resume` wakes a paused one; create a new one if it has failed.",
+};
 
 /** By its shape: the SDK is loaded only by commands that use it, and an error of it exists only then. */
 function isAgentRunError(error: unknown): error is AgentRunError {
