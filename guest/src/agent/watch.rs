@@ -289,7 +289,7 @@ mod tests {
         folder: PathBuf,
     }
 
-    /// Watching when this returns: the first event is that of a probe.
+    /// Watching when this returns, and no event is outstanding: those of the probes come before the end of a file that is made once.
     async fn start(folder: &Folder, recursive: bool) -> Watch {
         let (call, caller) = call();
         let request = sandbox::WatchRequest { path: folder.path(""), recursive };
@@ -303,7 +303,9 @@ mod tests {
             }
         }
         fs::remove_file(folder.path("probe")).unwrap();
-        while watch.next().await.0 != Kind::Delete {}
+        File::create(folder.path("last-probe")).unwrap();
+        fs::remove_file(folder.path("last-probe")).unwrap();
+        while watch.next().await != (Kind::Delete, "/last-probe".into(), String::new()) {}
         watch
     }
 
