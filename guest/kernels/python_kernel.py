@@ -12,6 +12,7 @@ import base64
 import builtins
 import collections
 import fcntl
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -43,6 +44,7 @@ EVENT_BYTES_MAX = 60 * 1024 * 1024
 CELL_SOURCES_MAX = 1000
 
 KERNEL_FILE = __file__
+VEGA_LITE = "application/vnd.vegalite.v5+json"
 BASE64_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf")
 
 REPR_METHODS = (
@@ -193,6 +195,29 @@ def figure_png(figure):
     return buffer.getvalue()
 
 
+def figure_chart(figure):
+    """Its numbers as a Vega-Lite specification, or None. A picture alone is no failure."""
+    try:
+        return charts().chart_of(figure)
+    except Exception:
+        return None
+
+
+@functools.lru_cache(maxsize=None)
+def charts():
+    """The module beside this file, loaded when the first figure is shown; user code does not see it."""
+    path = os.path.join(os.path.dirname(KERNEL_FILE), "python_charts.py")
+    module = types.ModuleType("mitos_charts")
+    with open(path, encoding="utf-8") as file:
+        exec(compile(file.read(), path, "exec"), module.__dict__)
+    return module
+
+
+def figure_bundle(figure):
+    """The chart after the picture: drawing it is what gives it its tick labels."""
+    return {"image/png": figure_png(figure), VEGA_LITE: figure_chart(figure)}
+
+
 def is_figure(value):
     module = sys.modules.get("matplotlib.figure")
     return module is not None and isinstance(value, module.Figure)
@@ -215,7 +240,7 @@ def bundle_of(value):
         if payload is not None:
             data[mime] = payload
     if is_figure(value) and "image/png" not in data:
-        data["image/png"] = figure_png(value)
+        data.update(figure_bundle(value))
     method = repr_method(value, "_repr_mimebundle_")
     if method is not None:
         try:
@@ -251,7 +276,7 @@ def show_figures(*_args, **_options):
         helpers.Gcf.destroy(manager)
         # A figure that nobody drew on is a leftover of plt.figure(), and the value of the cell was shown already.
         if figure is not shown_value.get("figure") and figure.get_axes():
-            events.result(wire_bundle({"text/plain": repr(figure), "image/png": figure_png(figure)}))
+            events.result(wire_bundle({"text/plain": repr(figure), **figure_bundle(figure)}))
 
 
 shown_value = {}
@@ -492,7 +517,9 @@ def ipython_shell(main):
     config.InteractiveShell.cache_size = 1000
     try:
         shell = Shell.instance(config=config, user_module=main, display_pub_class=Publisher, displayhook_class=Hook)
-        shell.display_formatter.formatters["image/png"].for_type_by_name("matplotlib.figure", "Figure", figure_png)
+        shell.display_formatter.mimebundle_formatter.for_type_by_name(
+            "matplotlib.figure", "Figure", lambda figure, include=None, exclude=None: figure_bundle(figure)
+        )
         # A Shell subclass of ours is still *the* shell: get_ipython(), IPython.display and matplotlib_inline find it this way.
         InteractiveShell._instance = shell
         shell.run_cell("None", silent=True)

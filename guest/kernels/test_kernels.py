@@ -24,6 +24,7 @@ PINNED_NODE = os.path.join(HERE, "../../node_modules/node/bin/node")
 NODE = os.environ.get("MITOS_TEST_NODE") or (PINNED_NODE if os.access(PINNED_NODE, os.X_OK) else shutil.which("node")) or "node"
 EXTRA = os.environ.get("MITOS_TEST_PYTHONPATH", "")
 PATIENCE_SECONDS = 60
+VEGA_LITE = "application/vnd.vegalite.v5+json"
 
 COMMANDS = {
     "python": lambda: [PYTHON, "-u", os.path.join(HERE, "python_kernel.py")],
@@ -447,14 +448,53 @@ class PythonWithPackagesCase(PythonCase):
 
     def test_shows_figures_unasked_at_once_when_asked_and_never_twice(self):
         outcome = self.run_ok("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nNone")
-        self.assertEqual([sorted(data) for data in outcome.bundles()], [["image/png", "text/plain"]])
+        self.assertEqual([sorted(data) for data in outcome.bundles()], [[VEGA_LITE, "image/png", "text/plain"]])
         self.assertTrue(base64.b64decode(outcome.bundles()[0]["image/png"]).startswith(b"\x89PNG"))
         outcome = self.run_ok("plt.plot([1]); plt.show(); print('after'); plt.plot([2]); plt.show()")
         self.assertEqual(len(outcome.results), 2)
         self.assertEqual(self.run_ok("1 + 1").text, "2")
         outcome = self.run_ok("f, a = plt.subplots()\na.plot([1])\nf")
-        self.assertIn("image/png", outcome.bundles()[0])
+        self.assertEqual({"image/png", VEGA_LITE} - set(outcome.bundles()[0]), set())
         self.assertEqual(len(outcome.results), 1)
+
+    def chart(self, code):
+        data = self.run_ok("import matplotlib.pyplot as plt\n" + code + "\nNone").bundles()[0]
+        return json.loads(data[VEGA_LITE]) if VEGA_LITE in data else None
+
+    def rows(self, code):
+        return self.chart(code)["data"]["values"]
+
+    def test_tells_the_numbers_of_lines_and_points(self):
+        chart = self.chart("plt.plot([1, 2], [3, float('nan')], label='a'); plt.plot(1, 1, 'o'); plt.title('T'); plt.yscale('log'); plt.xlabel('X')")
+        self.assertEqual((chart["title"], [layer["mark"] for layer in chart["layer"]]), ("T", ["line", "point"]))
+        line = chart["layer"][0]
+        self.assertEqual(line["data"]["values"], [{"x": 1, "y": 3.0}, {"x": 2, "y": None}])
+        self.assertEqual(line["encoding"]["x"], {"field": "x", "type": "quantitative", "title": "X"})
+        self.assertEqual(line["encoding"]["y"]["scale"], {"type": "log"})
+        chart = self.chart("import datetime\nplt.plot([datetime.date(2026, 1, d) for d in (1, 2)], [1, 2])")
+        self.assertEqual((chart["encoding"]["x"]["type"], chart["data"]["values"][0]), ("temporal", {"x": "2026-01-01", "y": 1}))
+        self.assertEqual(
+            self.rows("plt.scatter(['u', 'v'], [1, 2]); plt.scatter(['u'], [3], label='w'); plt.axhline(1)"),
+            [{"x": 0.0, "y": 1.0, "series": "1"}, {"x": 1.0, "y": 2.0, "series": "1"}, {"x": 0.0, "y": 3.0, "series": "w"}],
+        )
+
+    def test_tells_the_numbers_of_bars_pies_and_boxes(self):
+        self.assertEqual(self.rows("plt.bar(['a', 'b'], [1, 2])"), [{"label": "a", "value": 1}, {"label": "b", "value": 2}])
+        lying = self.chart("plt.barh(['a'], [1]); plt.xlabel('n')")["encoding"]
+        self.assertEqual((lying["y"]["field"], lying["x"]["title"]), ("label", "n"))
+        grouped = "plt.bar([-.2, .8], [1, 2], .4, label='m'); plt.bar([.2, 1.2], [3, 4], .4, label='w'); plt.xticks([0, 1], ['p', 'q'])"
+        self.assertEqual([tuple(row.values()) for row in self.rows(grouped)], [("p", 1, "m"), ("q", 2, "m"), ("p", 3, "w"), ("q", 4, "w")])
+        self.assertEqual([row["label"] for row in self.rows("plt.hist([0, 1, 9], bins=3)")], [1.5, 4.5, 7.5])
+        self.assertEqual(self.rows("plt.pie([1, 3], labels=['x', 'y'])"), [{"label": "x", "angle": 90.0}, {"label": "y", "angle": 270.0}])
+        box = self.rows("plt.boxplot([[1, 2, 3, 4, 5, 30], [2, 2, 3, 3, 4]], showmeans=True); plt.xticks([1, 2], ['k', 'l'])")
+        self.assertEqual(box[0], {"label": "k", "lower": 1, "q1": 2.25, "median": 3.5, "q3": 4.75, "upper": 5, "outliers": [30]})
+        self.assertEqual((box[1]["label"], box[1]["median"], box[1]["outliers"]), ("l", 3, []))
+
+    def test_several_charts_are_told_together_and_what_is_too_much_or_no_chart_is_a_picture_alone(self):
+        chart = self.chart("f, (a, b) = plt.subplots(1, 2); a.plot([1]); b.bar(['x'], [1]); f.suptitle('S')")
+        self.assertEqual((chart["title"], [part["mark"] for part in chart["concat"]]), ("S", ["line", "bar"]))
+        self.assertIsNone(self.chart("plt.plot(range(10_001))"))
+        self.assertIsNone(self.chart("plt.imshow([[1, 2], [3, 4]])"))
 
 
 class PlainPythonWithPackagesCase(PythonWithPackagesCase):

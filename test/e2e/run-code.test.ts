@@ -244,9 +244,12 @@ int(np.arange(4).sum())`);
     const pictures = results.filter(({ png }) => png !== undefined);
     expect(pictures).toHaveLength(1);
     expectPicture(pictures[0]!.png);
+    const { mark, data } = JSON.parse(pictures[0]!.chart ?? "null") as { mark: string; data: { values: object[] } };
+    expect([mark, data.values[7]]).toEqual(["line", { x: 7, y: 49 }]);
 
     const shown = await run("figure, axes = plt.subplots(); axes.bar([1, 2], [3, 4]); plt.show(); print('after')");
     expect(shown.error).toBeNull();
+    expect(shown.results.map(({ chart }) => JSON.parse(chart ?? "null")?.mark)).toEqual(["bar"]);
     expect(shown.results.filter(({ png }) => png !== undefined)).toHaveLength(1);
     expect(stdout(shown)).toBe("after\n");
 

@@ -17,6 +17,7 @@ import {
 } from "@mitos/sdk/e2b";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
+import { installPackages } from "../support/python-packages.ts";
 import { until } from "../support/until.ts";
 
 const root = path.resolve(import.meta.dirname, "../..");
@@ -432,6 +433,32 @@ describe("code", () => {
       x_label: "a",
       y_label: "b",
       elements: [{ label: "x", value: "3", group: "" }],
+    });
+  });
+
+  it("reads the charts of matplotlib", async () => {
+    await using native = await live.create({ env: { MPLCONFIGDIR: "/tmp/matplotlib" } });
+    const packages = await installPackages(native, "plots");
+    const plotting = await Sandbox.connect(native.id, { apiUrl: live.url });
+    const code = `
+import sys; sys.path.insert(0, "${packages}")
+import matplotlib.pyplot as plt
+fig, ax = plt.subplots()
+ax.bar(["Ann", "Bob"], [3, 5])
+ax.set_title("Books"); ax.set_xlabel("Who"); ax.set_ylabel("Read")
+plt.show()`;
+    const { results, error } = await plotting.runCode(code, { timeoutMs: 120_000 });
+    expect(error).toBeUndefined();
+    expect(results[0]?.formats()).toContain("png");
+    expect(results[0]?.chart).toEqual({
+      type: "bar",
+      title: "Books",
+      x_label: "Who",
+      y_label: "Read",
+      elements: [
+        { label: "Ann", value: "3", group: "" },
+        { label: "Bob", value: "5", group: "" },
+      ],
     });
   });
 

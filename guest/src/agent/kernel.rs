@@ -68,6 +68,8 @@ pub(super) struct Language {
     arguments: &'static [&'static str],
     file: &'static str,
     source: &'static str,
+    /// Files beside it that it loads when it needs them: name and content.
+    companions: &'static [(&'static str, &'static str)],
     interrupted_by: InterruptedBy,
 }
 
@@ -88,6 +90,7 @@ pub(super) static LANGUAGES: [Language; 3] = [
         arguments: &["-u"],
         file: "python_kernel.py",
         source: include_str!("../../kernels/python_kernel.py"),
+        companions: &[("python_charts.py", include_str!("../../kernels/python_charts.py"))],
         interrupted_by: InterruptedBy::Signal,
     },
     Language {
@@ -97,6 +100,7 @@ pub(super) static LANGUAGES: [Language; 3] = [
         arguments: &["--no-force-async-hooks-checks"],
         file: "javascript_kernel.mjs",
         source: include_str!("../../kernels/javascript_kernel.mjs"),
+        companions: &[],
         interrupted_by: InterruptedBy::Command,
     },
     Language {
@@ -105,6 +109,7 @@ pub(super) static LANGUAGES: [Language; 3] = [
         arguments: &["--noprofile", "--norc"],
         file: "bash_kernel.sh",
         source: include_str!("../../kernels/bash_kernel.sh"),
+        companions: &[],
         interrupted_by: InterruptedBy::GroupSignal,
     },
 ];
@@ -1120,10 +1125,17 @@ fn install(language: &Language) -> io::Result<String> {
     for folder in [folder.parent().unwrap_or(Path::new("/")), &folder] {
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755))?;
     }
-    let path = folder.join(language.file);
-    if std::fs::read(&path).ok().as_deref() != Some(language.source.as_bytes()) {
-        let fresh = folder.join(format!(".{}.new", language.file));
-        std::fs::write(&fresh, language.source)?;
+    for (file, source) in language.companions {
+        install_file(&folder, file, source)?;
+    }
+    install_file(&folder, language.file, language.source)
+}
+
+fn install_file(folder: &Path, file: &str, source: &str) -> io::Result<String> {
+    let path = folder.join(file);
+    if std::fs::read(&path).ok().as_deref() != Some(source.as_bytes()) {
+        let fresh = folder.join(format!(".{file}.new"));
+        std::fs::write(&fresh, source)?;
         std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o644))?;
         std::fs::rename(&fresh, &path)?;
     }

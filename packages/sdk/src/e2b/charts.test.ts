@@ -93,3 +93,19 @@ it("charts that are put together share the data, by its name too", () => {
 it.each([undefined, null, "bar", {}, { mark: 1 }])("%j is no chart", (specification) => {
   expect(chartOf(specification)).toBeUndefined();
 });
+
+it("a box plot in parts is one chart", () => {
+  const values = [{ label: "k", lower: 1, q1: 2, median: 3, q3: 4, upper: 5, outliers: [30] }];
+  const x = { field: "label", title: null };
+  const layer = [
+    { mark: "rule", encoding: { x, y: { field: "lower" }, y2: { field: "upper" } } },
+    { mark: "bar", encoding: { x, y: { field: "q1", title: "ms" }, y2: { field: "q3" } } },
+  ];
+  expect(chartOf({ title: "T", data: { values }, layer })).toEqual({
+    type: "box_and_whisker",
+    title: "T",
+    x_label: "",
+    y_label: "ms",
+    elements: [{ label: "k", min: 1, first_quartile: 2, median: 3, third_quartile: 4, max: 5, outliers: [30] }],
+  });
+});

@@ -145,6 +145,8 @@ export function chartOf(specification: unknown): ChartTypes | undefined {
   if (typeof specification !== "object" || specification === null) return undefined;
   const spec = specification as Spec & Partial<Record<(typeof combining)[number], Spec[]>>;
   const parts = combining.flatMap((name) => (Array.isArray(spec[name]) ? spec[name] : []));
+  const stacked = boxParts(spec);
+  if (stacked) return { type: ChartType.BOX_AND_WHISKER, ...axes({ ...spec, ...stacked }), elements: drawnBoxes(rowsOf(spec)) };
   if (parts.length > 0) {
     const shared = { data: spec.data ?? {}, datasets: spec.datasets ?? {} };
     const elements = parts.map((part) => chartOf({ ...shared, ...part })).filter((chart) => chart !== undefined);
@@ -234,6 +236,23 @@ function boxes({ encoding }: Spec, rows: Row[]): BoxAndWhiskerData[] {
   });
 }
 
+/** The bar of a box plot that was put together of its parts, as the Python kernel tells one of matplotlib's. */
+function boxParts({ layer }: { layer?: Spec[] }): Spec | undefined {
+  return layer?.find(({ encoding }) => encoding?.y?.field === "q1" && encoding.y2?.field === "q3");
+}
+
+function drawnBoxes(rows: Row[]): BoxAndWhiskerData[] {
+  return rows.map(({ label, lower, q1, median, q3, upper, outliers }) => ({
+    label: String(label ?? ""),
+    min: Number(lower),
+    first_quartile: Number(q1),
+    median: Number(median),
+    third_quartile: Number(q3),
+    max: Number(upper),
+    outliers: Array.isArray(outliers) ? outliers.map(Number) : [],
+  }));
+}
+
 function quantile(sorted: readonly number[], share: number): number {
   if (sorted.length === 0) return 0;
   const at = (sorted.length - 1) * share;
@@ -271,6 +290,7 @@ function scaleOf(channel: Channel | undefined): ScaleType {
 }
 
 function labelOf(channel: Channel | undefined): string {
+  if (channel?.title === null) return ""; // asked for: none
   return textOf(channel?.title) || textOf(channel?.field);
 }
 
