@@ -23,6 +23,7 @@ PYTHON = os.environ.get("MITOS_TEST_PYTHON", sys.executable)
 PINNED_NODE = os.path.join(HERE, "../../node_modules/node/bin/node")
 NODE = os.environ.get("MITOS_TEST_NODE") or (PINNED_NODE if os.access(PINNED_NODE, os.X_OK) else shutil.which("node")) or "node"
 EXTRA = os.environ.get("MITOS_TEST_PYTHONPATH", "")
+MATPLOTLIB_CACHE = os.path.join(EXTRA, ".matplotlib")
 PATIENCE_SECONDS = 60
 VEGA_LITE = "application/vnd.vegalite.v5+json"
 
@@ -432,7 +433,7 @@ class PythonCase(KernelCase):
 class PythonWithPackagesCase(PythonCase):
     """The same, with IPython in the image, and what only it and its friends give."""
 
-    environment = {"PYTHONPATH": EXTRA, "MPLCONFIGDIR": "/tmp"}
+    environment = {"PYTHONPATH": EXTRA, "MPLCONFIGDIR": MATPLOTLIB_CACHE}
 
     def test_runs_in_the_shell_of_ipython_with_magics_and_commands(self):
         self.assertIn("Shell", self.run_ok("type(get_ipython()).__name__").text)
@@ -506,7 +507,7 @@ class PlainPythonWithPackagesCase(PythonWithPackagesCase):
         os.mkdir(os.path.join(hidden.name, "IPython"))
         with open(os.path.join(hidden.name, "IPython", "__init__.py"), "w") as file:
             file.write("raise ImportError('hidden by the test')\n")
-        self.environment = {"PYTHONPATH": hidden.name + ":" + EXTRA, "MPLCONFIGDIR": "/tmp"}
+        self.environment = {"PYTHONPATH": hidden.name + ":" + EXTRA, "MPLCONFIGDIR": MATPLOTLIB_CACHE}
         super().setUp()
 
     def test_runs_in_the_shell_of_ipython_with_magics_and_commands(self):

@@ -119,6 +119,7 @@ describe("an agent of query()", () => {
           env: {
             PATH: process.env.PATH,
             HOME: home,
+            TMPDIR: home,
             ANTHROPIC_BASE_URL: api.url,
             ANTHROPIC_API_KEY: "none",
             CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC: "1",
