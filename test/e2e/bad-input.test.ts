@@ -24,6 +24,7 @@ import {
   text,
   unary,
 } from "../../packages/server/src/testing/harness.ts";
+import { heldBytes } from "../support/held-memory.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
 
@@ -570,7 +571,7 @@ describe("a client that misbehaves", () => {
   }
 
   it("and never reads holds up its own program only, and not the server's memory", async () => {
-    const before = process.memoryUsage.rss();
+    const before = heldBytes();
     const command = "n=0; while [ $n -lt 1000 ]; do head -c 100000 /dev/zero; n=$((n+1)); echo $n > progress-$$; done";
     const sockets = Array.from({ length: 3 }, () => openExec(witness, command).pause());
     // Everything on the way is full when none of the programs gets on.
@@ -585,7 +586,7 @@ describe("a client that misbehaves", () => {
     });
     for (const count of last) expect(Number(count)).toBeLessThan(300);
     await expectWitnessUnharmed();
-    expect(process.memoryUsage.rss() - before).toBeLessThan(64 * MiB);
+    expect(heldBytes() - before).toBeLessThan(64 * MiB);
     for (const socket of sockets) socket.destroy();
     await until("the programs have ended", async () => !(await isRunning(witness, "[n] -lt 1000")));
   });

@@ -5,6 +5,7 @@ import { connect, type Socket } from "node:net";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { envelope, get } from "../../packages/server/src/testing/harness.ts";
+import { heldBytes } from "../support/held-memory.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
 
@@ -58,7 +59,7 @@ describe("a client that never reads", () => {
     const socket = dial();
     await askForOutput(socket, "ExecStream", "endless-1");
     await once(socket, "readable"); // and takes nothing of it
-    const before = process.memoryUsage.rss();
+    const before = heldBytes();
     const cpu = async () => (await live.engine.meter(sandbox.id as never)).cpuMs;
     let last = await cpu();
     await until("the program stands still", async () => {
@@ -68,7 +69,7 @@ describe("a client that never reads", () => {
       last = now;
       return still;
     });
-    expect(process.memoryUsage.rss() - before).toBeLessThan(64 * MiB);
+    expect(heldBytes() - before).toBeLessThan(64 * MiB);
     expect((await sandbox.exec("echo meanwhile")).stdout).toBe("meanwhile\n");
     socket.destroy();
     await until("the program has ended", async () => !(await runs("endless-1")));
@@ -96,7 +97,7 @@ describe("a client that leaves", () => {
 
 describe("a thousand connections", () => {
   it("that are open at once, idle, half sent or half closed, do not keep others from being served", async () => {
-    const before = process.memoryUsage.rss();
+    const before = heldBytes();
     const sockets = Array.from({ length: 1_000 }, () => dial().resume());
     await Promise.all(sockets.map((socket) => once(socket, "connect")));
     sockets.forEach((socket, index) => {
@@ -106,7 +107,7 @@ describe("a thousand connections", () => {
     });
     expect((await get(live, "/v1/health")).status).toBe(200);
     expect((await sandbox.exec("echo served")).stdout).toBe("served\n");
-    expect(process.memoryUsage.rss() - before).toBeLessThan(128 * MiB);
+    expect(heldBytes() - before).toBeLessThan(128 * MiB);
     await until("the silent ones are cut", () => open.size <= 400, 40_000);
     await until("the slow ones are cut", () => open.size === 0, 60_000);
   });

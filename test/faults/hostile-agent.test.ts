@@ -13,13 +13,14 @@ import { type RunningServer, startServer } from "@mitos/server";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { openEngineWith } from "../../packages/engine/src/engine.ts";
 import { connectGuest } from "../../packages/engine/src/link-guest.ts";
+import { heldBytes } from "../support/held-memory.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
 import { until } from "../support/until.ts";
 import { HostileDriver } from "./hostile-driver.ts";
 
 const MiB = 1024 * 1024;
 /** A message of a guest may be 64 MiB, in a buffer that doubles. */
-const rssGrowthMax = 256 * MiB;
+const heldGrowthMax = 256 * MiB;
 /** For hostile agents only: an honest one may be slow on a busy machine. */
 const waits = { handshakeTimeoutMs: 2_000, silenceMs: 1_000, quiesceTimeoutMs: 500 };
 
@@ -61,13 +62,13 @@ afterAll(async () => {
   expect(outOfBand).toEqual([]);
 });
 
-let rssBefore: number;
+let heldBefore: number;
 beforeEach(() => {
   logged.length = 0;
-  rssBefore = process.memoryUsage.rss();
+  heldBefore = heldBytes();
 });
 afterEach(async () => {
-  expect(process.memoryUsage.rss() - rssBefore).toBeLessThan(rssGrowthMax);
+  expect(heldBytes() - heldBefore).toBeLessThan(heldGrowthMax);
   expect((await neighbour.exec("x")).exitCode).toBe(0);
   for (const { id, state } of engine.list()) if (id !== neighbour.id && state !== "ended") await engine.terminate(id);
   await until("nothing of the hostile machines is left", () => driver.machines.size === 1);
@@ -237,7 +238,7 @@ describe("an agent that asks for too much is told no, and its host has room for 
         await until("it floods", async () => (await cpuMs()) > before + 300);
       }
       for (let index = 0; index < 5; index += 1) expect((await neighbour.exec("x")).exitCode).toBe(0);
-      expect(process.memoryUsage.rss() - rssBefore).toBeLessThan(rssGrowthMax);
+      expect(heldBytes() - heldBefore).toBeLessThan(heldGrowthMax);
       stop.abort();
       await left;
     },

@@ -20,7 +20,7 @@ const creditBytesMax = 0x7fff_ffff;
 const unsentBytesMax = limits.messageBytesMax + initialCreditBytes;
 const unsentMessagesMax = 1024;
 /** What a waiting message costs beside its bytes: without it, messages of one byte would be nearly free for the guest. */
-const messageOverheadBytes = 128;
+const messageOverheadBytes = 384;
 const assemblyBytesMin = 2 * payloadBytesMax;
 
 /** What a channel needs from its session. */

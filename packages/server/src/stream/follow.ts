@@ -23,20 +23,21 @@ export function clientSignal(source: AbortSignal, shutdown: AbortSignal): AbortS
 /** The same items; ends at once by throwing the reason of whichever signal comes first, even while the source is silent. */
 export async function* follow<T>(source: AsyncIterable<T>, signals: EndSignals): AsyncGenerator<T, void, undefined> {
   const iterator = source[Symbol.asyncIterator]();
-  const { promise: ended, reject: end } = Promise.withResolvers<never>();
-  ended.catch(() => {});
-  const onClient = () => end(signals.client.reason);
-  const onShutdown = () => end(signals.shutdown.reason);
+  // Of the item that is waited for. Not one promise that every wait races against: it would keep a reaction for each item that passed.
+  let end: ((reason: unknown) => void) | undefined;
+  const onClient = () => end?.(signals.client.reason);
+  const onShutdown = () => end?.(signals.shutdown.reason);
   signals.client.addEventListener("abort", onClient, { once: true });
   signals.shutdown.addEventListener("abort", onShutdown, { once: true });
   let finished = false;
   try {
-    signals.client.throwIfAborted();
-    signals.shutdown.throwIfAborted();
     while (true) {
-      const next = iterator.next();
-      next.catch(() => {}); // may fail after the race is over
-      const item = await Promise.race([next, ended]).catch((error: unknown) => {
+      signals.client.throwIfAborted();
+      signals.shutdown.throwIfAborted();
+      const item = await new Promise<IteratorResult<T>>((resolve, reject) => {
+        end = reject;
+        iterator.next().then(resolve, reject);
+      }).catch((error: unknown) => {
         finished = !isEnd(signals);
         throw error;
       });
