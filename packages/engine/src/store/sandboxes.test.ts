@@ -58,3 +58,14 @@ it("does not write an older record over a newer one", () => {
   store.settle();
   expect(states()).toEqual(["1 ended"]);
 });
+
+it.each(["put", "putDurably"] as const)("writes what it owes right after the next record that the disk takes, by %s", (write) => {
+  store.put(record(1, "running"), record(2, "paused"));
+  const giveBack = fillUp();
+  store.putEventually(record(1, "failed", 100_000));
+  store.deleteEventually(2);
+  giveBack();
+  store[write](record(3, "running"));
+  expect(store.owes).toBe(false);
+  expect(states()).toEqual(["1 failed", "3 running"]);
+});

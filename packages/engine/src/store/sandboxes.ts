@@ -51,12 +51,14 @@ export class SandboxStore {
       }),
     );
     for (const { uid } of records) this.#owed.delete(uid);
+    this.settle(); // the disk has just taken something
   }
 
   /** The same, and a power cut cannot take it back: for what the files on the disk are about to depend on. */
   putDurably(record: SandboxRecord): void {
     this.#guarded(() => durably(this.#db, () => this.#write(record.uid, record)));
     this.#owed.delete(record.uid);
+    this.settle();
   }
 
   putEventually(record: SandboxRecord): void {
