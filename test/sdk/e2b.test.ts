@@ -313,7 +313,8 @@ describe("a command", () => {
     await expect(sandbox.commands.run("echo go; exec sleep 4711", { signal: controller.signal, onStdout: stop })).rejects.toBe(reason);
     const fail = () => Promise.reject(reason);
     await expect(sandbox.commands.run("echo go; exec sleep 4711", { onStdout: fail })).rejects.toBe(reason);
-    expect((await sandbox.commands.list()).filter(({ args }) => args.at(-1)?.includes("4711"))).toEqual([]);
+    // Killed now, gone when it has been reaped.
+    await expect.poll(async () => (await sandbox.commands.list()).filter(({ args }) => args.at(-1)?.includes("4711"))).toEqual([]);
   });
 
   it("is heard no more after disconnect, and runs on", async () => {
