@@ -7,6 +7,9 @@ export interface CuttingProxy extends AsyncDisposable {
   readonly cuts: number;
 }
 
+/** A stream that fails drops what its reader has not taken yet: this is how long a reader has for what arrived. */
+const readMs = 50;
+
 /** Cuts the connection of every followed output of a process after each `bytes` of the answer; other requests pass whole. */
 export async function startCuttingProxy(target: string, bytes: number): Promise<CuttingProxy> {
   const { hostname, port } = new URL(target);
@@ -26,8 +29,12 @@ export async function startCuttingProxy(target: string, bytes: number): Promise<
         client.write(data);
       } else {
         cuts++;
-        client.end(data.subarray(0, left)); // what has passed arrives, mid-line as it may be
-        upstream.destroy();
+        upstream.pause();
+        client.write(data.subarray(0, left)); // mid-line as it may be
+        setTimeout(() => {
+          client.end();
+          upstream.destroy();
+        }, readMs);
       }
     });
     for (const socket of pair) {
