@@ -178,7 +178,7 @@ describe("what is wrong", () => {
 
   it("is a missing framework: the first call names the package to install", () => {
     const program = `
-      import { mitos } from "./sdk/integrations/computesdk.ts";
+      import { mitos } from "@mitos/sdk/integrations/computesdk";
       const provider = mitos({});
       await provider.sandbox.create().catch((error) => console.log(error.code, "|", error.message));
     `;

@@ -174,7 +174,7 @@ describe("what is wrong", () => {
 
   it("is not a missing VibeKit, which only asVibeKit needs: it names the package to install", () => {
     const program = `
-      import { MitosVibeKitProvider } from "./sdk/integrations/vibekit.ts";
+      import { MitosVibeKitProvider } from "@mitos/sdk/integrations/vibekit";
       const provider = new MitosVibeKitProvider({ baseUrl: ${JSON.stringify(live.url)} });
       await provider.asVibeKit().catch((error) => console.log(error.code, error.status, error.remediation));
     `;

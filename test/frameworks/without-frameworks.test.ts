@@ -1,23 +1,5 @@
-import { execFileSync } from "node:child_process";
-import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import os from "node:os";
-import path from "node:path";
-import { afterAll, beforeAll, expect, it } from "vitest";
-
-// A program in a folder of its own, in which the SDK and nothing else can be resolved. No server is needed.
-let folder: string;
-beforeAll(() => {
-  folder = mkdtempSync(path.join(os.tmpdir(), "mitos-consumer-"));
-  mkdirSync(path.join(folder, "node_modules/@mitos"), { recursive: true });
-  for (const name of ["sdk", "protocol"]) {
-    const source = path.resolve(import.meta.dirname, "../../packages", name);
-    for (const part of ["package.json", "src"]) cpSync(path.join(source, part), path.join(folder, name, part), { recursive: true });
-    // A link: Node reads TypeScript outside node_modules only, and looks at where a file really is.
-    symlinkSync(path.join(folder, name), path.join(folder, "node_modules/@mitos", name));
-  }
-  writeFileSync(path.join(folder, "program.mjs"), program);
-});
-afterAll(() => rmSync(folder, { recursive: true, force: true }));
+import { expect, it } from "vitest";
+import { runWithoutFrameworks } from "../support/consumer.ts";
 
 const program = `
 import { Sandbox } from "@mitos/sdk";
@@ -44,9 +26,7 @@ console.log(JSON.stringify({ failures, definitions: definitions.map((each) => ea
 `;
 
 it("adapters can be imported without their framework, define their tools, and name the package when it is needed", () => {
-  const printed = execFileSync(process.execPath, ["--disable-warning=ExperimentalWarning", path.join(folder, "program.mjs")], {
-    encoding: "utf8",
-  });
+  const printed = runWithoutFrameworks(program);
   const names = ["run_command", "read_file", "write_file", "run_code"];
   const missing = (name: string) => ({
     code: "integration_dependency_missing",

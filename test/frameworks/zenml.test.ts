@@ -81,7 +81,7 @@ it("a flavour cannot be had: there is no ZenML for JavaScript", () => {
 
 it("no framework is needed at all", () => {
   const program = `
-    import { MitosSandboxComponent } from "./sdk/integrations/zenml.ts";
+    import { MitosSandboxComponent } from "@mitos/sdk/integrations/zenml";
     await using component = new MitosSandboxComponent({ baseUrl: ${JSON.stringify("http://127.0.0.1:1")} });
     await component.provision().catch((error) => console.log(error.code));
   `;

@@ -6,20 +6,24 @@ import path from "node:path";
 const root = path.resolve(import.meta.dirname, "../..");
 
 /**
- * Runs a program in a folder where the SDK is at hand and no framework is: neither beside the program nor anywhere above it.
+ * Runs a program in a folder where the SDK is installed and no framework is: neither beside the program nor anywhere above it.
  *
- * @param program - an ES module; `./sdk/<path>.ts` are the SDK's sources
+ * @param program - an ES module
  * @returns what it printed
  */
 export function runWithoutFrameworks(program: string): string {
   const folder = mkdtempSync(path.join(os.tmpdir(), "mitos-consumer-"));
   try {
-    cpSync(path.join(root, "packages/sdk/src"), path.join(folder, "sdk"), { recursive: true });
     mkdirSync(path.join(folder, "node_modules/@mitos"), { recursive: true });
-    symlinkSync(path.join(root, "packages/protocol"), path.join(folder, "node_modules/@mitos/protocol"));
+    for (const name of ["sdk", "protocol"]) {
+      const source = path.join(root, "packages", name);
+      for (const part of ["package.json", "src"]) cpSync(path.join(source, part), path.join(folder, name, part), { recursive: true });
+      // A link: Node reads TypeScript outside node_modules only, and looks at where a file really is.
+      symlinkSync(path.join(folder, name), path.join(folder, "node_modules/@mitos", name));
+    }
     writeFileSync(path.join(folder, "package.json"), '{"type":"module"}');
     writeFileSync(path.join(folder, "program.js"), program);
-    return execFileSync(process.execPath, ["program.js"], { cwd: folder, encoding: "utf8" });
+    return execFileSync(process.execPath, ["--disable-warning=ExperimentalWarning", "program.js"], { cwd: folder, encoding: "utf8" });
   } finally {
     rmSync(folder, { recursive: true });
   }

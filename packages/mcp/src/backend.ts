@@ -1,4 +1,4 @@
-import { type Connection, HttpClient, resolveConnection, Sandbox, SandboxServer } from "@mitos/sdk";
+import { type Connection, resolveConnection, type Sandbox, SandboxServer } from "@mitos/sdk";
 
 export interface BackendOptions {
   /** Default: as for every SDK, `MITOS_BASE_URL`, then the local server. */
@@ -9,17 +9,17 @@ export interface BackendOptions {
 
 /** The Mitos server in which the tools work. */
 export class Backend {
-  readonly url: string;
   readonly server: SandboxServer;
   readonly #token: string | undefined;
-  readonly #http: HttpClient;
 
   constructor({ server, token }: BackendOptions) {
-    const resolved = resolveConnection({ baseUrl: server, apiKey: token });
-    this.#token = resolved.token;
-    this.#http = new HttpClient(resolved.baseUrl, resolved.token);
-    this.url = this.#http.baseUrl;
-    this.server = SandboxServer.fromAuth(this.connection);
+    const connection = resolveConnection({ baseUrl: server, apiKey: token });
+    this.#token = connection.token;
+    this.server = new SandboxServer(connection.baseUrl, connection.token);
+  }
+
+  get url(): string {
+    return this.server.url;
   }
 
   get hasToken(): boolean {
@@ -33,6 +33,6 @@ export class Backend {
 
   /** A handle, without asking whether the sandbox exists: the first call on it tells. */
   sandbox(id: string): Sandbox {
-    return new Sandbox({ id, endpoint: this.url, http: this.#http });
+    return this.server.handle(id);
   }
 }
