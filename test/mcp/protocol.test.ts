@@ -129,7 +129,7 @@ describe("initialize", () => {
 
 describe("the command line", () => {
   const run = (args: readonly string[], env: Record<string, string> = {}) =>
-    promisify(execFile)(process.execPath, [bin, ...args], { env: { PATH: process.env.PATH, ...env } }).then(
+    promisify(execFile)(bin, [...args], { env: { PATH: process.env.PATH, ...env } }).then(
       ({ stdout, stderr }) => ({ code: 0, stdout, stderr }),
       ({ code, stdout, stderr }: { code: number; stdout: string; stderr: string }) => ({ code, stdout, stderr }),
     );

@@ -36,8 +36,7 @@ export interface RawMcp extends AsyncDisposable {
 }
 
 export function startRaw(args: readonly string[], env: Record<string, string> = {}): RawMcp {
-  // Not by way of the `node` of the system, which may be an older one that stays between.
-  const child = spawn(process.execPath, [bin, ...args], { env: environment(env) });
+  const child = spawn(bin, [...args], { env: environment(env) });
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   let said = "";
   child.stderr.on("data", (chunk: Buffer) => (said += chunk));
