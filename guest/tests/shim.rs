@@ -59,14 +59,15 @@ impl Shim {
         wait_for("exit.json", || fs::read(self.dir.join("exit.json")).ok().map(|text| serde_json::from_slice(&text).unwrap()))
     }
 
-    /// `sh -c` as the machine, on the link, told to the shim by a pid file.
+    /// `sh -c` as the machine, on the link, told to the shim by a pid file. It begins when it is watched: a short one would be over before.
     fn machine(&self, server: &mut Server, script: &str) -> i32 {
         // In the background, as a runtime would leave it: the command ends, the machine is the shim's child.
-        let script = format!("( {script} ) <&3 3<&- & echo $! > machine.pid");
+        let script = format!("mkfifo gate; ( read _ < gate; {script} ) <&3 3<&- & echo $! > machine.pid");
         let reply = server.request(json!({"op":"run","argv":["sh","-c",format!("exec 3<&0; {script}")],"stdio":"link","timeout_ms":5000}));
         assert_eq!((&reply["ok"], &reply["exit_code"]), (&json!(true), &json!(0)), "{reply}");
         let reply = server.request(json!({"op":"watch","pid_file":"machine.pid"}));
         assert_eq!(reply["ok"], json!(true), "{reply}");
+        fs::write(self.dir.join("gate"), "\n").unwrap();
         reply["pid"].as_i64().unwrap() as i32
     }
 
