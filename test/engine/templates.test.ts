@@ -52,7 +52,7 @@ describe("a template", () => {
   it("wakes its sandboxes with its program running and ready", async () => {
     const command = ["python3", "-m", "http.server", "8123", "--bind", "127.0.0.1", "--directory", "/etc"];
     await engine.createTemplate(
-      request("web", { command, env: {}, ready: { port: 8123, path: "/passwd", expect: 200, timeoutSeconds: 60 } }),
+      request("web", { command, env: {}, ready: { kind: "http", port: 8123, path: "/passwd", expect: 200, timeoutSeconds: 60 } }),
     );
     const runtime = await start("web", "served");
     const tunnel = await runtime.tunnel(8123);
@@ -64,7 +64,7 @@ describe("a template", () => {
 
   it("is not made, and says what its program printed, when that ends before it is ready", async () => {
     const command = ["sh", "-c", "echo no licence found >&2; exit 3"];
-    const broken = request("broken", { command, env: {}, ready: { port: 8123, path: "/", expect: 200, timeoutSeconds: 30 } });
+    const broken = request("broken", { command, env: {}, ready: { kind: "http", port: 8123, path: "/", expect: 200, timeoutSeconds: 30 } });
     await expect(engine.createTemplate(broken)).rejects.toMatchObject({
       code: "build_failed",
       detail: { cause: expect.stringMatching(/exit code 3[\s\S]*no licence found/) },

@@ -6,6 +6,7 @@
 import type { SandboxId, TemplateId } from "@mitos/protocol";
 import type { sandbox as pb } from "@mitos/protocol/proto";
 import type { Isolation, MachineResources, Metering, ReadyStarts } from "./driver.ts";
+import type { Digest } from "./layers/layer.ts";
 
 /** Whose a thing is: both names together, as they stand on the key that it was made with. */
 export interface Owner {
@@ -22,14 +23,50 @@ export interface NetworkPolicy {
   readonly inboundCidrs: readonly string[];
 }
 
+/** When a template's program is ready to be saved. */
+export type ReadyCheck = { readonly timeoutSeconds: number } & (
+  | { readonly kind: "http"; readonly port: number; readonly path: string; readonly expect: number }
+  /** Somebody listens. */
+  | { readonly kind: "port"; readonly port: number }
+  /** Ends with 0. Run by the shell every so often until it does. */
+  | { readonly kind: "command"; readonly command: string }
+);
+
 export interface Workload {
+  /** Empty = the image's own entrypoint and command. */
   readonly command: readonly string[];
   readonly env: Readonly<Record<string, string>>;
-  readonly ready?: { readonly port: number; readonly path: string; readonly expect: number; readonly timeoutSeconds: number } | undefined;
+  readonly ready?: ReadyCheck | undefined;
+}
+
+/** One step of a build, in order. What `env`, `workdir` and `user` say holds for the steps after them and for the sandboxes. */
+export type BuildStep =
+  /** For the shell. */
+  | { readonly kind: "run"; readonly command: string }
+  | { readonly kind: "env"; readonly name: string; readonly value: string }
+  /** Absolute, or relative to the one before. Made when it is missing. */
+  | { readonly kind: "workdir"; readonly path: string }
+  | { readonly kind: "user"; readonly user: string }
+  /** The files of a context that was handed in with `putContext`, to a path of the sandbox. `source` is what the user called it. */
+  | { readonly kind: "copy"; readonly source: string; readonly dest: string; readonly context: Digest };
+
+/** Code that runs in a kernel before the template is saved, so that its imports are there in every sandbox. */
+export interface WarmCode {
+  readonly language: Language;
+  readonly code: string;
+  readonly timeoutSeconds: number;
 }
 
 export interface TemplateRequest {
   readonly id: TemplateId;
+  /**
+   * What the root is made of: `python`, `node` and `base` (the host's files, unless the configured registry has an image of that name), another
+   * template of this server, or an image reference. Absent: the id itself where it is an image reference, else as published clients expect it of any
+   * name, the host's files, which the answer then says in `warnings`.
+   */
+  readonly image?: string | undefined;
+  readonly steps?: readonly BuildStep[] | undefined;
+  readonly warm?: WarmCode | undefined;
   readonly network: NetworkPolicy;
   readonly workload?: Workload | undefined;
   readonly resources: MachineResources;
@@ -37,10 +74,99 @@ export interface TemplateRequest {
   readonly owner?: Owner | null | undefined;
 }
 
+/** What a template's root is made of, as it was resolved. */
+export interface TemplateSource {
+  readonly kind: "host" | "image" | "build";
+  /** In full; empty for the host's files. */
+  readonly reference: string;
+  readonly digest: Digest | null;
+  readonly layers: number;
+  /** Of its files, those that it shares with other templates included. 0 for the host's. */
+  readonly rootBytes: number;
+}
+
 export interface Template extends TemplateRequest {
   readonly ready: boolean;
+  readonly source: TemplateSource;
+  readonly snapshotBytes: number;
+  /** What the user should know, such as that the name was not known and the host's files were taken. */
+  readonly warnings: readonly string[];
   readonly createdAtMs: number;
   readonly creationTimeMs: number;
+}
+
+/** What happens while a template is made. Kept, and told from the first moment. */
+export type BuildEvent = { readonly atMs: number } & (
+  | { readonly kind: "phase"; readonly phase: "resolve" | "pull" | "step" | "boot" | "start" | "warm" | "save"; readonly detail: string }
+  | {
+      readonly kind: "layer";
+      readonly digest: Digest;
+      /** `shared`: it was here already. */
+      readonly state: "waiting" | "downloading" | "unpacking" | "done" | "shared";
+      readonly doneBytes: number;
+      /** Compressed. */
+      readonly totalBytes: number;
+    }
+  | {
+      readonly kind: "step";
+      /** From 0. */
+      readonly index: number;
+      readonly count: number;
+      readonly type: BuildStep["kind"];
+      readonly label: string;
+      readonly state: "running" | "cached" | "done" | "failed";
+      readonly ms: number;
+    }
+  /** Whole lines where there are any. */
+  | { readonly kind: "log"; readonly step: number | null; readonly stream: "stdout" | "stderr"; readonly text: string }
+  | { readonly kind: "warning"; readonly text: string }
+  | { readonly kind: "done"; readonly creationTimeMs: number }
+  | { readonly kind: "failed"; readonly code: string; readonly message: string; readonly cause: string; readonly remediation: string }
+);
+
+export interface BuildOptions {
+  /** Ends the build unless others wait for it too. */
+  readonly signal?: AbortSignal | undefined;
+  readonly onEvent?: ((event: BuildEvent) => void) | undefined;
+  /** Runs every step, whatever is stored. */
+  readonly noCache?: boolean | undefined;
+  /** Asks the registry again what a tag means. */
+  readonly pull?: boolean | undefined;
+}
+
+/** Which thing a name means on this server: the first of these that exists. */
+export interface NameMeaning {
+  readonly name: string;
+  readonly means: "template" | "image" | "host" | "nothing";
+  /** Of an image: in full. */
+  readonly reference: string;
+}
+
+export interface ImageSummary {
+  readonly reference: string;
+  readonly digest: Digest;
+  readonly layers: number;
+  readonly rootBytes: number;
+  readonly pulledAtMs: number;
+  readonly lastUsedAtMs: number;
+}
+
+/** Bytes on disk. What several things share is counted once, in `layers`. */
+export interface DiskUsage {
+  readonly templates: readonly {
+    readonly id: TemplateId;
+    readonly snapshotBytes: number;
+    /** Of its layers, those that it shares included. */
+    readonly rootBytes: number;
+    /** Of layers that no other template has. */
+    readonly ownBytes: number;
+  }[];
+  readonly layers: { readonly count: number; readonly bytes: number; readonly unusedBytes: number };
+  /** Downloads, contexts of builds, stored steps' logs. */
+  readonly caches: { readonly bytes: number };
+  readonly snapshots: { readonly bytes: number };
+  /** What unused layers and caches together may have before the oldest are removed. */
+  readonly cacheBytesMax: number;
 }
 
 export type SandboxState = "starting" | "running" | "pausing" | "paused" | "resuming" | "ended" | "failed";
@@ -400,11 +526,36 @@ export interface Actions {
   readonly driverName: "gvisor" | "microvm" | "mock";
   readonly idempotency: IdempotencyStore;
 
-  /** @throws forbidden when the id has another definition, and another owner than the request */
-  createTemplate(request: TemplateRequest): Promise<Template>;
+  /**
+   * @throws forbidden when the id has another definition, and another owner than the request; not_found for a name that means nothing and for an
+   *   image or tag that the registry does not have; build_failed with the step; canceled
+   */
+  createTemplate(request: TemplateRequest, options?: BuildOptions): Promise<Template>;
   listTemplates(): readonly Template[];
   /** @throws not_found, conflict while a build runs */
   deleteTemplate(id: TemplateId): Promise<void>;
+  /** Events of the last build of this name, whether it is there by now or has failed; with `follow` until it is over. @throws not_found */
+  buildEvents(id: TemplateId, options: { readonly follow: boolean }, signal?: AbortSignal): AsyncIterable<BuildEvent>;
+  /** What a name would mean to `create` and to `image` of a template. */
+  meaningOf(name: string, signal?: AbortSignal): Promise<NameMeaning>;
+  /**
+   * Keeps the files of a copy step: an uncompressed tar whose digest this is. At most `limits.contextBytesMax`.
+   * @throws invalid_input when the digest is another or it is no tar
+   */
+  putContext(digest: Digest, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal): Promise<void>;
+  hasContext(digest: Digest): Promise<boolean>;
+  /** Makes an image of a template's root and puts it into a registry. @returns its manifest's digest @throws not_found, unauthorized, unavailable */
+  pushTemplate(
+    id: TemplateId,
+    reference: string,
+    options?: { signal?: AbortSignal | undefined; onEvent?: ((event: BuildEvent) => void) | undefined },
+  ): Promise<{ readonly reference: string; readonly digest: Digest }>;
+  /** Downloads and unpacks an image ahead of its first use. */
+  pullImage(reference: string, options?: BuildOptions): Promise<ImageSummary>;
+  listImages(): readonly ImageSummary[];
+  diskUsage(): Promise<DiskUsage>;
+  /** Removes layers and caches that nothing uses. @param olderThanMs - since their last use; 0 = all of them */
+  prune(options: { readonly olderThanMs: number }): Promise<{ readonly removedBytes: number }>;
 
   /** @throws not_found (template), conflict (id in use), quota_exceeded */
   create(request: CreateRequest): Promise<Sandbox>;
@@ -467,8 +618,23 @@ export interface Engine extends Actions {
   close(options: { sandboxes: "keep" | "end" }): Promise<void>;
 }
 
+/** Where images come from. */
+export interface ImageOptions {
+  /** Of references that name no registry, and asked for short names (`python`) when it is set. Default: `docker.io`, which is not. */
+  readonly registry?: string | undefined;
+  /** registry → hosts asked before it, in order. */
+  readonly mirrors?: Readonly<Record<string, readonly string[]>> | undefined;
+  /** Spoken to in plain HTTP, beside those on loopback addresses. */
+  readonly insecureRegistries?: readonly string[] | undefined;
+  /** Default: `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`. */
+  readonly dockerConfig?: string | undefined;
+  /** Default: 20 GiB. */
+  readonly cacheBytesMax?: number | undefined;
+}
+
 export interface EngineOptions {
   readonly dataDir: string;
+  readonly images?: ImageOptions | undefined;
   readonly engine: "auto" | "gvisor" | "mock";
   readonly log: Log;
 }

@@ -1,3 +1,5 @@
+import type { Layer } from "./layers/layer.ts";
+
 /**
  * What the engine asks of one kind of machine. A driver knows how a machine is started, frozen, saved and restored; exec, files, terminals,
  * code and tunnels are the link's, and the same for all drivers.
@@ -20,7 +22,10 @@ export function programsMax({ processesMax, memSizeMiB }: MachineResources): num
 }
 
 /** Where the root file system of a machine comes from. */
-export type RootSource = { readonly kind: "host" };
+export type RootSource =
+  | { readonly kind: "host" }
+  /** Lowest first. They stay where they are as long as the machine, and every snapshot of it, is there. */
+  | { readonly kind: "layers"; readonly layers: readonly Layer[] };
 
 export interface MachineSpec {
   /** Unique on this data directory for ever, of one fixed length (runsc accepts unique prefixes of ids). */

@@ -174,6 +174,42 @@ class OpenEngine implements Engine {
     return this.#run("deleteTemplate", { "mitos.template.id": id }, () => deleteTemplate(this.#core, id));
   }
 
+  buildEvents(): never {
+    throw notYet();
+  }
+
+  async meaningOf(): Promise<never> {
+    throw notYet();
+  }
+
+  async putContext(): Promise<never> {
+    throw notYet();
+  }
+
+  async hasContext(): Promise<never> {
+    throw notYet();
+  }
+
+  async pushTemplate(): Promise<never> {
+    throw notYet();
+  }
+
+  async pullImage(): Promise<never> {
+    throw notYet();
+  }
+
+  listImages(): never {
+    throw notYet();
+  }
+
+  async diskUsage(): Promise<never> {
+    throw notYet();
+  }
+
+  async prune(): Promise<never> {
+    throw notYet();
+  }
+
   create(request: CreateRequest) {
     const attributes = { "mitos.sandbox.id": request.id, "mitos.template.id": request.template };
     return this.#run("create", attributes, () => create(this.#core, request));
@@ -296,6 +332,10 @@ class OpenEngine implements Engine {
       this.#underWay.delete(running);
     }
   }
+}
+
+function notYet(): MitosError {
+  return new MitosError("not_supported", { cause: "images are not there yet" });
 }
 
 /** Without a wish for a state, whatever can still be acted on. */

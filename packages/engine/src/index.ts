@@ -4,6 +4,7 @@ export type * from "./driver.ts";
 export { probeEngine as probeGvisor } from "./drivers/pick.ts";
 export { parsePolicy as checkNetworkPolicy } from "./egress/policy.ts";
 export { openEngine } from "./engine.ts";
+export type { Digest } from "./layers/layer.ts";
 export { unknownSandbox } from "./sandboxes.ts";
 export { type Action, allowedStates } from "./states.ts";
 export { openKeys } from "./store/keys.ts";

@@ -1,5 +1,5 @@
 import { isImageReference, MitosError, type TemplateId } from "@mitos/protocol";
-import type { Owner, Template, TemplateRequest } from "./actions.ts";
+import type { Owner, Template, TemplateRequest, TemplateSource } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
 import { type Machine, programsMax, type Snapshot } from "./driver.ts";
@@ -15,6 +15,8 @@ const templateGeneration = 1;
 const buildMsMax = 15 * 60 * 1000;
 /** What a booting root with one warm kernel takes, as far as it is known before there is a snapshot. */
 const bootBytes = 128 * 1024 * 1024;
+
+const hostSource: TemplateSource = { kind: "host", reference: "", digest: null, layers: 0, rootBytes: 0 };
 
 interface Built {
   readonly record: TemplateRecord;
@@ -57,7 +59,9 @@ export async function createTemplate(core: Core, request: TemplateRequest): Prom
 export function listTemplates(core: Core): readonly Template[] {
   return [...core.templates.values()].flatMap(({ built, building }) => {
     if (built) return [publicTemplate(built)];
-    return building ? [{ ...building.request, ready: false, createdAtMs: core.clock.nowMs(), creationTimeMs: 0 }] : [];
+    if (!building) return [];
+    const unknown = { source: hostSource, snapshotBytes: 0, warnings: [] };
+    return [{ ...building.request, ...unknown, ready: false, createdAtMs: core.clock.nowMs(), creationTimeMs: 0 }];
   });
 }
 
@@ -239,7 +243,15 @@ async function warm(core: Core, guest: Guest, id: TemplateId): Promise<void> {
 }
 
 function publicTemplate({ record }: Built): Template {
-  return { ...record.request, ready: true, createdAtMs: record.createdAtMs, creationTimeMs: record.creationTimeMs };
+  return {
+    ...record.request,
+    ready: true,
+    source: hostSource,
+    snapshotBytes: record.snapshot.bytes,
+    warnings: [],
+    createdAtMs: record.createdAtMs,
+    creationTimeMs: record.creationTimeMs,
+  };
 }
 
 /** The same text for the same definition, in whatever order its keys came. */

@@ -1,8 +1,8 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { MitosError } from "@mitos/protocol";
-import type { Runtime, Workload } from "./actions.ts";
+import type { ReadyCheck, Runtime, Workload } from "./actions.ts";
 
-type Ready = NonNullable<Workload["ready"]>;
+type Ready = ReadyCheck & { readonly kind: "http" };
 
 const probeEveryMs = 50;
 const probeMsMax = 5_000;
@@ -19,6 +19,7 @@ export async function runWorkload(runtime: Runtime, workload: Workload): Promise
   const { pid } = await runtime.start({ argv: workload.command, env: workload.env });
   if (!workload.ready) return;
   const { ready } = workload;
+  if (ready.kind !== "http") throw new MitosError("not_supported", { cause: `a ready check of kind ${ready.kind}` });
   const deadlineMs = performance.now() + ready.timeoutSeconds * 1000;
   let seen = "no connection";
   while (performance.now() < deadlineMs) {

@@ -39,6 +39,10 @@ export const limits = {
   metadataValueBytesMax: 1024,
   pathBytesMax: 4096,
   commandBytesMax: 1024 * 1024,
+  /** The files of one copy step, as a tar. */
+  contextBytesMax: 4 * 1024 * 1024 * 1024,
+  buildStepsMax: 256,
+  buildStepTimeoutSeconds: 3600,
 } as const;
 
 /** What a sandbox gets unless its template or its creator says otherwise. */

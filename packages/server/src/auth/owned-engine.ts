@@ -1,7 +1,9 @@
 import {
   type Actions,
   type ApiKey,
+  type BuildOptions,
   type CreateRequest,
+  type Digest,
   type ForkRequest,
   type ForkResult,
   type IdempotencyStore,
@@ -50,17 +52,53 @@ export class OwnedEngine implements Actions {
 
   // ---------------------------------------------------------------- templates
 
-  async createTemplate(request: TemplateRequest): Promise<Template> {
+  async createTemplate(request: TemplateRequest, options?: BuildOptions): Promise<Template> {
     const existing = this.#findTemplate(request.id);
     // It is told that a name is taken, not by whom.
     if (existing && !this.#seesTemplate(existing)) throw foreignTemplate(request.id, "create_template");
     if (!existing) this.#requireRoomForTemplate();
     const owner = existing && this.#isAdmin ? existing.owner : ownerOf(this.#key);
-    return this.#engine.createTemplate({ ...request, owner });
+    return this.#engine.createTemplate({ ...request, owner }, options);
   }
 
   listTemplates(): readonly Template[] {
     return this.#engine.listTemplates().filter((template) => this.#seesTemplate(template));
+  }
+
+  async *buildEvents(id: TemplateId, options: { follow: boolean }, signal?: AbortSignal) {
+    yield* this.#engine.buildEvents(id, options, signal);
+  }
+
+  async meaningOf(name: string, signal?: AbortSignal) {
+    return this.#engine.meaningOf(name, signal);
+  }
+
+  async putContext(digest: Digest, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal) {
+    return this.#engine.putContext(digest, tar, signal);
+  }
+
+  async hasContext(digest: Digest) {
+    return this.#engine.hasContext(digest);
+  }
+
+  async pushTemplate(id: TemplateId, reference: string, options?: BuildOptions) {
+    return this.#engine.pushTemplate(id, reference, options);
+  }
+
+  async pullImage(reference: string, options?: BuildOptions) {
+    return this.#engine.pullImage(reference, options);
+  }
+
+  listImages() {
+    return this.#engine.listImages();
+  }
+
+  async diskUsage() {
+    return this.#engine.diskUsage();
+  }
+
+  async prune(options: { olderThanMs: number }) {
+    return this.#engine.prune(options);
   }
 
   async deleteTemplate(id: TemplateId): Promise<void> {

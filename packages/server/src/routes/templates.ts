@@ -75,7 +75,13 @@ function toWorkload(wire: z.infer<typeof workload> | null | undefined) {
     command: wire.command,
     env: wire.env ?? {},
     ready: ready
-      ? { port: ready.port, path: ready.path || "/", expect: ready.expect || 200, timeoutSeconds: ready.timeout_seconds || 120 }
+      ? {
+          kind: "http" as const,
+          port: ready.port,
+          path: ready.path || "/",
+          expect: ready.expect || 200,
+          timeoutSeconds: ready.timeout_seconds || 120,
+        }
       : undefined,
   };
 }

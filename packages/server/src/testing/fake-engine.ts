@@ -31,6 +31,7 @@ import {
   type SandboxState,
   type SelfForkGate,
   type Template,
+  type TemplateRequest,
   unknownSandbox,
 } from "@mitos/engine";
 import { MitosError, resourceDefaults, type SandboxId } from "@mitos/protocol";
@@ -400,8 +401,17 @@ export class FakeEngine {
     rmSync(this.#keysDir, { recursive: true, force: true });
   }
 
-  async createTemplate(request: Omit<Template, "ready" | "createdAtMs" | "creationTimeMs">) {
-    const template: Template = { ...request, ready: true, createdAtMs: this.#clock++, creationTimeMs: 1.5 };
+  async createTemplate(request: TemplateRequest) {
+    const source = { kind: "host", reference: "", digest: null, layers: 0, rootBytes: 0 } as const;
+    const template: Template = {
+      ...request,
+      source,
+      snapshotBytes: 4096,
+      warnings: [],
+      ready: true,
+      createdAtMs: this.#clock++,
+      creationTimeMs: 1.5,
+    };
     this.templates.set(request.id, template);
     return template;
   }
