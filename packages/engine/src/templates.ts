@@ -216,7 +216,7 @@ async function build(core: Core, request: TemplateRequest): Promise<Built> {
     core.counters.saved("template", snapshot.bytes);
     const creationTimeMs = Math.round(performance.now() - startedMs);
     core.log.info({ template: request.id, creationTimeMs, snapshotBytes: snapshot.bytes }, "template ready");
-    core.driver.prepare({ root: spec.root, resources: request.resources }, 1);
+    core.driver.prepare(machine, 1);
     return { record: { request, snapshot, createdAtMs: core.clock.nowMs(), creationTimeMs }, snapshot: new SharedSnapshot(snapshot) };
   } catch (error) {
     core.log.warn({ template: request.id, error: String(error) }, "a template could not be built");
