@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { appendFile, type FileHandle, mkdir, open, readdir, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { catalogue, MitosError, type TemplateId } from "@mitos/protocol";
-import type { BuildEvent, Log, Owner } from "../actions.ts";
+import type { BuildEvent, Log } from "../actions.ts";
 import type { Clock } from "../clock.ts";
 
 /** Of one build's log. What is said beyond it is told to those who listen, and not kept. */
@@ -18,10 +18,14 @@ const tailBytes = 64 * 1024;
 export type BuildEventBody = BuildEvent extends infer Event ? (Event extends BuildEvent ? Omit<Event, "atMs"> : never) : never;
 export type Tell = (event: BuildEventBody) => void;
 
-/** The first line of a log. */
+/** An event that a store has made itself, told anew. */
+export function untimed({ atMs: _, ...event }: BuildEvent): BuildEventBody {
+  return event;
+}
+
+/** The first line of a log: its file's name does not say it in full. */
 interface Header {
   readonly id: TemplateId;
-  readonly owner: Owner | null;
 }
 
 /**
@@ -50,11 +54,10 @@ export class BuildLogs {
   }
 
   /** Takes the place of the last log of this name. */
-  begin(id: TemplateId, owner: Owner | null): BuildLog {
+  begin(id: TemplateId): BuildLog {
     const file = this.#fileOf(id);
     const before = this.#open.get(id)?.written ?? Promise.resolve();
-    const header: Header = { id, owner };
-    const log = new BuildLog(file, header, before, this.#clock, (error) =>
+    const log = new BuildLog(file, { id }, before, this.#clock, (error) =>
       this.#log.warn({ template: id, error: String(error) }, "the log of a build could not be written"),
     );
     this.#open.set(id, log);
@@ -72,15 +75,6 @@ export class BuildLogs {
       return;
     }
     yield* await readLog(this.#fileOf(id), id);
-  }
-
-  /** Who asked for the last build of this name. @throws not_found */
-  async ownerOf(id: TemplateId): Promise<Owner | null> {
-    const open = this.#open.get(id);
-    if (open) return open.owner;
-    const header = await readHeader(this.#fileOf(id));
-    if (header?.id !== id) throw noLog(id);
-    return header.owner;
   }
 
   async bytes(): Promise<number> {
@@ -136,7 +130,6 @@ const serverEnded = new MitosError("unavailable", {
 
 /** The events of one build, from its begin to its end. */
 export class BuildLog {
-  readonly owner: Owner | null;
   /** All of it is on the disk, or cannot be brought there. Never rejects. */
   readonly written: Promise<void>;
   readonly #clock: Clock;
@@ -151,7 +144,6 @@ export class BuildLog {
   #isOver = false;
 
   constructor(file: string, header: Header, before: Promise<void>, clock: Clock, onError: (error: unknown) => void) {
-    this.owner = header.owner;
     this.#clock = clock;
     this.written = this.#write(file, header, before).catch(onError);
   }
@@ -264,11 +256,6 @@ async function readLog(file: string, id: TemplateId): Promise<readonly BuildEven
   }
   if (header?.id !== id) throw noLog(id);
   return events;
-}
-
-async function readHeader(file: string): Promise<Header | undefined> {
-  for await (const line of linesOf(file)) return parseLine(line) as Header | undefined;
-  return undefined;
 }
 
 /** None for a file that is not there. */

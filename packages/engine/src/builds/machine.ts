@@ -1,7 +1,7 @@
 import { MitosError } from "@mitos/protocol";
 import type { NetworkPolicy } from "../actions.ts";
 import { machineOverheadBytes } from "../admission.ts";
-import { type Core, newMachineId } from "../core.ts";
+import { asMitosError, type Core, newMachineId } from "../core.ts";
 import { type Machine, type MachineExit, type MachineSpec, programsMax } from "../driver.ts";
 import type { Guest } from "../guest.ts";
 import { hostNameOf } from "../host-name.ts";
@@ -76,7 +76,7 @@ export async function withMachine<T>(
     return await work({ machine, guest });
   } catch (error) {
     limit.signal.throwIfAborted();
-    throw (machine && !isVerdict(error) && (await diedOf(machine, spec, error))) || error;
+    throw (machine && !isVerdict(error) && (await diedOf(machine, spec, error))) || asVerdict(error);
   } finally {
     limit.clear();
     guest?.close(new MitosError("canceled", { cause: "the machine of a build is not needed any more" }));
@@ -118,6 +118,13 @@ async function openGuest(core: Core, { id, network, config, resources, root }: B
 /** What a step or a program in the machine did wrong is not to be explained by the end of the machine. */
 function isVerdict(error: unknown): boolean {
   return error instanceof MitosError && error.code === "build_failed";
+}
+
+/** The machine's silence is no state of this server, which may well be asked again. */
+function asVerdict(error: unknown): MitosError {
+  const ours = asMitosError(error, "its machine could not be used");
+  if (ours.code !== "internal" && ours.code !== "unavailable") return ours;
+  return new MitosError("build_failed", { cause: ours.detail.cause ?? ours.message, reason: error });
 }
 
 /** Why a machine ended under its work, if it did. */

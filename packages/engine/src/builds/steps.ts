@@ -2,12 +2,14 @@ import { MitosError } from "@mitos/protocol";
 import type { BuildEvent, BuildStep, TemplateRequest } from "../actions.ts";
 import { asMitosError, type Core } from "../core.ts";
 import type { Image, ImageConfig } from "../images/image.ts";
-import type { Digest, Layer } from "../layers/layer.ts";
+import type { Digest, Layer, LayerUse } from "../layers/layer.ts";
 import { stepKey } from "./chain.ts";
 import { configAfter, resolveIn } from "./config.ts";
-import type { BuildEventBody, Tell } from "./events.ts";
+import type { Tell } from "./events.ts";
 import { runStep } from "./run-step.ts";
 
+/** How much of what a step has said is told to a build that joins it later. */
+const lateCharactersMax = 4 * 1024 * 1024;
 /** How much of a command is shown. */
 const labelCharactersMax = 200;
 
@@ -23,18 +25,25 @@ interface Chained extends RootState {
   readonly key: Digest;
 }
 
+export interface StepOptions {
+  readonly noCache: boolean;
+  readonly signal: AbortSignal;
+  readonly tell: Tell;
+  /** Takes a layer into use until whoever builds has written down that it is needed. */
+  readonly keep: (id: Digest) => void;
+}
+
 /**
  * Runs the steps of a template upon a base. What is stored of them is taken from there; each other one is run once, however many builds ask for
  * it at the same time.
  *
- * @param keep - takes the layers that are made into use, until whoever builds has written down that they are needed
  * @throws build_failed with the step; invalid_input for a copy step whose context is not there
  */
 export async function runSteps(
   core: Core,
   request: TemplateRequest,
   base: Chained,
-  options: { readonly noCache: boolean; readonly signal: AbortSignal; readonly tell: Tell; readonly keep: (id: Digest) => void },
+  options: StepOptions,
 ): Promise<RootState> {
   const steps = request.steps ?? [];
   await requireContexts(core, steps, base.key, options.noCache);
@@ -59,11 +68,9 @@ export async function runSteps(
       } else {
         tellState("running");
         if (changesFiles(step)) {
-          const made = await shareStep(core, request, { step, key, state }, options.signal, (stream, text) =>
+          layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
             options.tell({ kind: "log", step: index, stream, text }),
           );
-          layer = made;
-          if (layer) options.keep(layer);
         }
         tellState("done");
       }
@@ -116,7 +123,8 @@ type Line = Pick<Extract<BuildEvent, { kind: "log" }>, "stream" | "text">;
 
 /** A step that runs now, for everybody who waits for it. */
 export interface RunningStep {
-  readonly done: Promise<Digest | null>;
+  /** Null = it has changed no file. The layer is in use as long as somebody waits. */
+  readonly done: Promise<{ readonly id: Digest; readonly use: LayerUse } | null>;
   readonly lines: Line[];
   readonly listeners: Set<(line: Line) => void>;
   readonly controller: AbortController;
@@ -128,7 +136,7 @@ async function shareStep(
   core: Core,
   request: TemplateRequest,
   work: StepWork,
-  signal: AbortSignal,
+  { signal, keep }: Pick<StepOptions, "signal" | "keep">,
   tell: (stream: Line["stream"], text: string) => void,
 ): Promise<Digest | null> {
   // What one network lets through another does not: such runs are two, though what they make is stored under one name.
@@ -142,7 +150,9 @@ async function shareStep(
   const leave = (): void => left.reject(signal.reason);
   signal.addEventListener("abort", leave, { once: true });
   try {
-    return await Promise.race([running.done, left.promise]);
+    const made = await Promise.race([running.done, left.promise]);
+    if (made) keep(made.id);
+    return made?.id ?? null;
   } finally {
     signal.removeEventListener("abort", leave);
     running.listeners.delete(listener);
@@ -151,7 +161,8 @@ async function shareStep(
       running.controller.abort(signal.reason ?? new MitosError("canceled"));
       if (core.runningSteps.get(name) === running) core.runningSteps.delete(name);
       // Whoever leaves last sees its machine gone.
-      await running.done.catch(() => undefined);
+      const made = await running.done.catch(() => null);
+      made?.use[Symbol.dispose]();
     }
   }
 }
@@ -159,10 +170,12 @@ async function shareStep(
 function begin(core: Core, request: TemplateRequest, work: StepWork, name: string): RunningStep {
   const controller = new AbortController();
   const lines: Line[] = [];
+  let kept = 0;
   const listeners = new Set<(line: Line) => void>();
   const tell = (stream: Line["stream"], text: string): void => {
     const line = { stream, text };
-    lines.push(line);
+    if (kept < lateCharactersMax) lines.push(line);
+    kept += text.length;
     for (const listener of listeners) listener(line);
   };
   const done = make(core, request, work, controller.signal, tell);
@@ -181,14 +194,26 @@ async function make(
   { step, key, state }: StepWork,
   signal: AbortSignal,
   tell: (stream: Line["stream"], text: string) => void,
-): Promise<Digest | null> {
+): Promise<Awaited<RunningStep["done"]>> {
   using base = core.layers.use(state.layers.map(({ id }) => id));
   core.counters.steps.run += 1;
   const layer = await makeLayer(core, request, { step, state }, base.layers, signal, tell);
-  const id = layer.entries > 0 ? layer.id : null;
+  const made = layer.entries > 0 ? { id: layer.id, use: core.layers.use([layer.id]) } : null;
   const nowMs = core.clock.nowMs();
-  core.stepStore.put({ key, layer: id, bytes: layer.bytes, createdAtMs: nowMs, lastUsedAtMs: nowMs, template: request.id });
-  return id;
+  try {
+    core.stepStore.put({
+      key,
+      layer: made?.id ?? null,
+      bytes: layer.bytes,
+      createdAtMs: nowMs,
+      lastUsedAtMs: nowMs,
+      template: request.id,
+    });
+  } catch (error) {
+    made?.use[Symbol.dispose]();
+    throw error;
+  }
+  return made;
 }
 
 function makeLayer(
@@ -245,9 +270,4 @@ function atStep(error: unknown, step: BuildStep, index: number, count: number): 
     context: { ...context, step_index: index, step_kind: step.kind },
     remediation: rest.remediation ?? "Change that step and create the template again: the steps before it are not run again.",
   });
-}
-
-/** For the members of `BuildEvent` that a store reports itself, with their time. */
-export function untimed({ atMs: _, ...event }: BuildEvent): BuildEventBody {
-  return event as BuildEventBody;
 }
