@@ -21,8 +21,8 @@ import type {
   TemplateRequest,
 } from "./actions.ts";
 import { Admission } from "./admission.ts";
-import { BuildLogs } from "./builds/events.ts";
 import { pullImage } from "./builds/base.ts";
+import { BuildLogs } from "./builds/events.ts";
 import { pushTemplate } from "./builds/push.ts";
 import { type Clock, systemClock } from "./clock.ts";
 import { type Core, Counters, startsAtOnce, ungatedSelfForks } from "./core.ts";
@@ -34,8 +34,8 @@ import { type EgressNetwork, hostNetwork } from "./egress/network.ts";
 import { Ends } from "./ends.ts";
 import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
-import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
 import type { Digest } from "./layers/layer.ts";
+import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
 import { connectGuest } from "./link-guest.ts";
 import { Meters } from "./metering.ts";
 import { Semaphore } from "./mutex.ts";

@@ -39,12 +39,7 @@ export interface StepOptions {
  *
  * @throws build_failed with the step; invalid_input for a copy step whose context is not there
  */
-export async function runSteps(
-  core: Core,
-  request: TemplateRequest,
-  base: Chained,
-  options: StepOptions,
-): Promise<RootState> {
+export async function runSteps(core: Core, request: TemplateRequest, base: Chained, options: StepOptions): Promise<RootState> {
   const steps = request.steps ?? [];
   await requireContexts(core, steps, base.key, options.noCache);
   let state = base;
