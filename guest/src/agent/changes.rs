@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -62,15 +63,17 @@ pub fn remember_lower_device() {
 struct Stamp {
     device: u64,
     inode: u64,
-    /// Set by every change of content, owner, mode or name.
+    /// Set by every change of owner, mode or name, and by writes, but not by those through a mapping.
     changed: (i64, i64),
     bytes: i64,
     owner: (u32, u32),
     mode: u32,
+    /// Of the content of a regular file.
+    hash: u64,
 }
 
 impl Stamp {
-    fn of(found: &FileStat) -> Self {
+    fn of(found: &FileStat, hash: u64) -> Self {
         Self {
             device: found.st_dev,
             inode: found.st_ino,
@@ -78,7 +81,13 @@ impl Stamp {
             bytes: found.st_size,
             owner: (found.st_uid, found.st_gid),
             mode: found.st_mode,
+            hash,
         }
+    }
+
+    /// Reads no file that is known to have changed.
+    fn still_holds(&self, folder: &File, name: &OsStr, found: &FileStat) -> bool {
+        *self == Self::of(found, self.hash) && hash(folder, name, found).is_ok_and(|hash| hash == self.hash)
     }
 }
 
@@ -124,7 +133,7 @@ fn relative(path: &str) -> Result<PathBuf, Status> {
     let refused = || Status::invalid(format!("{path:?} is not the absolute path of a file of the root"));
     let relative = Path::new(path.strip_prefix('/').ok_or_else(refused)?);
     let plain = |part: Component<'_>| matches!(part, Component::Normal(name) if !name.as_bytes().contains(&0));
-    if relative.as_os_str().is_empty() || !relative.components().all(plain) {
+    if !relative.components().all(plain) {
         return Err(refused());
     }
     Ok(relative.components().collect())
@@ -132,18 +141,42 @@ fn relative(path: &str) -> Result<PathBuf, Status> {
 
 fn own(root: &Path, path: &Path, entry: &pb::OwnerEntry) -> nix::Result<Stamp> {
     let mut folder = open_root(root).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    let name = path.file_name().ok_or(nix::Error::EINVAL)?;
+    // The root itself, which nothing but its own handle leads to.
+    let name = path.file_name().unwrap_or(OsStr::new("."));
     for part in path.parent().into_iter().flat_map(Path::components) {
         folder = File::from(openat(&folder, part.as_os_str(), OPEN_FOLDER, Mode::empty())?);
     }
     fchownat(&folder, name, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     let found = fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     if kind(&found) == SFlag::S_IFLNK {
-        return Ok(Stamp::of(&found));
+        return Ok(Stamp::of(&found, 0));
     }
     // After the owner: a change of that takes the set-user-id bit away. It is no link, and nothing that could make one of it runs yet.
     fchmodat(&folder, name, Mode::from_bits_truncate(entry.mode & 0o7777), FchmodatFlags::FollowSymlink)?;
-    Ok(Stamp::of(&fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?))
+    let found = fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let hash = hash(&folder, name, &found).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    Ok(Stamp::of(&found, hash))
+}
+
+/// 0 for what is not a regular file.
+fn hash(folder: &File, name: &OsStr, found: &FileStat) -> io::Result<u64> {
+    if kind(found) != SFlag::S_IFREG {
+        return Ok(0);
+    }
+    let mut file = open_file(folder, name)?;
+    let mut hasher = DefaultHasher::new();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            count => hasher.write(&buffer[..count]),
+        }
+    }
+}
+
+fn open_file(folder: &File, name: &OsStr) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(folder, name, flags, Mode::empty())?))
 }
 
 fn open_root(root: &Path) -> io::Result<File> {
@@ -281,17 +314,16 @@ impl<'a, W: Write> Walk<'a, W> {
                 self.path = path.to_owned();
                 Ok(())
             }
-            SFlag::S_IFREG if self.is_same(path, &found) => {
+            SFlag::S_IFREG if self.is_same(folder, name, path, &found) => {
                 self.write(EntryType::Regular, path, &found, None, Records::same(), io::empty())
             }
             SFlag::S_IFLNK => {
                 let target = readlinkat(folder, name)?;
-                let records = if self.is_same(path, &found) { Records::same() } else { Records::default() };
+                let records = if self.is_same(folder, name, path, &found) { Records::same() } else { Records::default() };
                 self.write(EntryType::Symlink, path, &found, Some(Path::new(&target)), records, io::empty())
             }
             SFlag::S_IFREG => {
-                let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                let file = File::from(openat(folder, name, flags, Mode::empty())?);
+                let file = open_file(folder, name)?;
                 let found = fstat(&file)?;
                 if kind(&found) != SFlag::S_IFREG {
                     return Ok(());
@@ -316,8 +348,9 @@ impl<'a, W: Write> Walk<'a, W> {
         self.write(EntryType::Regular, path, found, None, records, file)
     }
 
-    fn is_same(&self, path: &Path, found: &FileStat) -> bool {
-        (self.is_lower)(found) || owned().get(path).is_some_and(|stamp| *stamp == Stamp::of(found))
+    fn is_same(&self, folder: &File, name: &OsStr, path: &Path, found: &FileStat) -> bool {
+        let stamp = || owned().get(path).copied();
+        (self.is_lower)(found) || stamp().is_some_and(|stamp| stamp.still_holds(folder, name, found))
     }
 
     fn write(
@@ -437,4 +470,107 @@ fn names_in(folder: &File) -> io::Result<vec::IntoIter<OsString>> {
     }
     names.sort_unstable();
     Ok(names.into_iter().map(OsString::from_vec).collect::<Vec<_>>().into_iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::tests::Folder;
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn told(root: &Path, is_lower: &dyn Fn(&FileStat) -> bool) -> Vec<(String, EntryType, String)> {
+        let mut bytes = Vec::new();
+        Walk::new(root, is_lower, &mut bytes).unwrap().run().unwrap();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut content = String::new();
+            entry.read_to_string(&mut content).unwrap();
+            (entry.path().unwrap().to_string_lossy().into_owned(), entry.header().entry_type(), content)
+        });
+        entries.collect()
+    }
+
+    #[test]
+    fn a_tree_is_told_in_order_with_what_has_changed_and_without_what_is_ours() {
+        let root = Folder::new();
+        for name in ["b", "b/c", "a", "etc", "proc", "tmp", "opt", "opt/mitos", "opt/other"] {
+            std::fs::create_dir(root.0.join(name)).unwrap();
+        }
+        for name in ["b/new", "b/c/old", "etc/hosts", "etc/passwd", "proc/x", "tmp/x", "opt/mitos/x", "z"] {
+            std::fs::write(root.0.join(name), name).unwrap();
+        }
+        symlink("/etc", root.0.join("b/link")).unwrap();
+        let old = std::fs::metadata(root.0.join("b/c/old")).unwrap().ino();
+        let directory = |name: &str| (name.to_owned(), EntryType::Directory, String::new());
+        let file = |name: &str, content: &str| (name.to_owned(), EntryType::Regular, content.to_owned());
+        let expected = [
+            directory("a/"),
+            directory("b/"),
+            directory("b/c/"),
+            file("b/c/old", ""),
+            ("b/link".to_owned(), EntryType::Symlink, String::new()),
+            file("b/new", "b/new"),
+            directory("etc/"),
+            file("etc/passwd", "etc/passwd"),
+            directory("opt/"),
+            directory("opt/other/"),
+            file("z", "z"),
+        ];
+        assert_eq!(told(&root.0, &|found| found.st_ino == old), expected);
+    }
+
+    #[test]
+    fn what_vanishes_or_turns_into_something_else_while_the_tree_is_read_is_left_out() {
+        let root = Folder::new();
+        for name in ["1", "2", "3", "4"] {
+            std::fs::write(root.0.join(name), "x").unwrap();
+        }
+        std::fs::create_dir(root.0.join("5")).unwrap();
+        let path = root.0.clone();
+        let meddle = move |_: &FileStat| {
+            let _ = std::fs::remove_file(path.join("2"));
+            let _ = std::fs::remove_file(path.join("3")).and_then(|()| symlink("/etc/passwd", path.join("3")));
+            let _ = std::fs::remove_dir(path.join("5")).and_then(|()| symlink("/etc", path.join("5")));
+            false
+        };
+        let names: Vec<_> = told(&root.0, &meddle).into_iter().map(|(name, kind, _)| (name, kind)).collect();
+        let expected = [("1", EntryType::Regular), ("3", EntryType::Symlink), ("4", EntryType::Regular), ("5", EntryType::Symlink)];
+        assert_eq!(names, expected.map(|(name, kind)| (name.to_owned(), kind)));
+    }
+
+    #[test]
+    fn a_folder_that_lies_too_deep_is_refused_by_name() {
+        let root = Folder::new();
+        let mut folder = open_root(&root.0).unwrap();
+        for _ in 0..=DEPTH_MAX {
+            nix::sys::stat::mkdirat(&folder, "d", Mode::S_IRWXU).unwrap();
+            folder = File::from(openat(&folder, "d", OPEN_FOLDER, Mode::empty()).unwrap());
+        }
+        let refused = Walk::new(&root.0, &|_| false, io::sink()).unwrap().run().unwrap_err();
+        assert_eq!(refused.code, "resource_exhausted");
+    }
+
+    #[test]
+    fn owners_are_set_below_the_root_only_and_links_are_not_followed() {
+        let root = Folder::new();
+        std::fs::create_dir(root.0.join("folder")).unwrap();
+        std::fs::write(root.0.join("folder/file"), "x").unwrap();
+        symlink("folder", root.0.join("link")).unwrap();
+        // Ours already, so that this also runs as an ordinary user.
+        let own = std::fs::metadata(&root.0).unwrap();
+        let entry = |path: &str| pb::OwnerEntry { path: path.into(), uid: own.uid(), gid: own.gid(), mode: 0o4711 };
+        let mode = |name: &str| std::fs::metadata(root.0.join(name)).unwrap().permissions().mode() & 0o7777;
+        let before = mode("folder/file");
+        for passed_over in ["/link/file", "/nowhere", "/folder/file/below"] {
+            assert_eq!(set_owner(&root.0, &entry(passed_over)), Ok(()));
+            assert_eq!(mode("folder/file"), before);
+        }
+        for refused in ["folder/file", "", "/folder/../folder/file", "/folder/\0"] {
+            assert_eq!(set_owner(&root.0, &entry(refused)).unwrap_err().code, "invalid_argument", "{refused:?}");
+        }
+        assert_eq!(set_owner(&root.0, &entry("/folder/file")), Ok(()));
+        assert_eq!(set_owner(&root.0, &entry("/")), Ok(()));
+        assert_eq!((mode("folder/file"), mode("")), (0o4711, 0o4711));
+    }
 }
