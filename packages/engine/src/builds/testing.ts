@@ -168,7 +168,7 @@ export class MemoryImages implements Images {
     return [...this.#contexts.values()].reduce((sum, { byteLength }) => sum + byteLength, 0);
   }
 
-  async collect({ olderThanMs, bytesMax }: { olderThanMs: number; bytesMax?: number }): Promise<number> {
+  async collect({ olderThanMs, bytesMax }: Parameters<Images["collect"]>[0]): Promise<number> {
     if (olderThanMs > 0 && bytesMax === undefined) return 0;
     const bytes = await this.cacheBytes();
     this.#contexts.clear();
