@@ -17,6 +17,7 @@ const migrations: readonly string[] = [
   `CREATE TABLE previews (
      sandbox TEXT PRIMARY KEY, created_at_ms INTEGER NOT NULL, until_unix INTEGER NOT NULL, earlier_until_unix INTEGER NOT NULL
    ) STRICT;`,
+  `CREATE TABLE images (reference TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;`,
 ];
 
 /**
