@@ -482,12 +482,15 @@ export class FakeEngine {
     }
   }
 
-  async *buildEvents(id: string, { follow }: { follow: boolean }): AsyncGenerator<BuildEvent> {
+  async *buildEvents(id: string, { follow }: { follow: boolean }, signal?: AbortSignal): AsyncGenerator<BuildEvent> {
     const events = this.events.get(id);
     if (!events) throw new MitosError("not_found", { cause: `no build of ${id}` });
-    for (let at = 0; at < events.length; at += 1) {
+    for (let at = 0; ; at += 1) {
+      while (follow && at === events.length && !["done", "failed"].includes(events[at - 1]?.kind ?? "") && !signal?.aborted) {
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      if (at === events.length) return;
       yield events[at]!;
-      if (follow && at === events.length - 1 && !["done", "failed"].includes(events[at]!.kind)) await this.buildGate.promise;
     }
   }
 
