@@ -10,7 +10,7 @@ interface Instruction {
   /** What follows the name, as it was written. */
   readonly rest: string;
   /** The file's escape character. */
-  readonly escape: string;
+  readonly escapedBy: string;
 }
 
 /**
@@ -26,8 +26,8 @@ export function parseDockerfile(template: Template, text: string, options: Docke
 /** The joined lines of a file, comments left out. */
 function* instructionsOf(text: string): Generator<Instruction> {
   const lines = text.replace(/^\uFEFF/, "").split(/\r?\n/);
-  const escape = escapeOf(lines);
-  const continued = escape === "\\" ? /\\[ \t]*$/ : /`[ \t]*$/;
+  const escapedBy = escapeOf(lines);
+  const continued = escapedBy === "\\" ? /\\[ \t]*$/ : /`[ \t]*$/;
   for (let at = 0; at < lines.length; at++) {
     if (isBlankOrComment(lines[at]!)) continue;
     const line = at + 1;
@@ -41,7 +41,7 @@ function* instructionsOf(text: string): Generator<Instruction> {
       joined += lines[at]!;
     }
     const [, name = "", rest = ""] = /^(\S+)\s*([\s\S]*?)\s*$/.exec(joined)!;
-    yield { line, name: name.toUpperCase(), rest, escape };
+    yield { line, name: name.toUpperCase(), rest, escapedBy };
   }
 }
 
@@ -83,6 +83,8 @@ class Reading {
   /** Whose value the server alone can know: it depends on the image's. */
   readonly #serversOwn = new Set<string>();
   readonly #askedArgs = new Set<string>();
+  /** Of ARGs in front of FROM: for FROM, and for an ARG without a default after it. */
+  #globalArgs: ReadonlyMap<string, string> = new Map();
   #hasImage = false;
   #shell: readonly string[] | undefined;
   #entrypoint: readonly string[] = [];
@@ -99,45 +101,31 @@ class Reading {
     if (!this.#hasImage && name !== "FROM" && name !== "ARG") {
       throw refused(instruction, "it stands in front of FROM", "Begin with FROM and the image to build from; only ARG may come before it.");
     }
-    if (name in withoutEffect) return this.#warn(instruction, withoutEffect[name]!);
-    if (rest === "") throw refused(instruction, "nothing follows it", "Give it what it needs, or remove the line.");
-    if (heredoc.test(rest) && ["RUN", "COPY", "ADD"].includes(name)) {
-      const remedy = "Put the lines into a file of the context and COPY it, or join them with && and a \\ at the end of each line.";
-      throw refused(instruction, "here-documents (<<) are not supported", remedy);
-    }
-    switch (name) {
-      case "FROM":
-        return this.#from(instruction);
-      case "ARG":
-        return this.#arg(instruction);
-      case "ENV":
-        return this.#setEnv(instruction);
-      case "RUN":
-        return this.#run(instruction);
-      case "WORKDIR":
-        this.#template.workdir(this.#expand(instruction, unquoted(rest)));
-        return;
-      case "USER":
-        this.#template.user(this.#expand(instruction, unquoted(rest)));
-        return;
-      case "COPY":
-      case "ADD":
-        return this.#copy(instruction);
-      case "SHELL":
-        this.#shell = jsonWords(rest);
-        if (!this.#shell?.length) throw refused(instruction, "it is not a JSON list of words", 'Write it as SHELL ["/bin/bash", "-c"].');
-        return;
-      case "CMD":
-        this.#command = this.#startWords(rest);
-        return;
-      case "ENTRYPOINT":
-        this.#entrypoint = this.#startWords(rest);
-        this.#entrypointIsLine = !jsonWords(rest);
-        return;
-      default:
-        throw refused(instruction, "there is no such instruction", "Check how it is written.");
-    }
+    if (Object.hasOwn(withoutEffect, name)) this.#warn(instruction, withoutEffect[name]!);
+    else if (!Object.hasOwn(this.#instructions, name))
+      throw refused(instruction, "there is no such instruction", "Check how it is written.");
+    else if (rest === "") throw refused(instruction, "nothing follows it", "Give it what it needs, or remove the line.");
+    else this.#instructions[name]!(instruction);
   }
+
+  readonly #instructions: Readonly<Record<string, (instruction: Instruction) => void>> = {
+    FROM: (instruction) => this.#from(instruction),
+    ARG: (instruction) => this.#arg(instruction),
+    ENV: (instruction) => this.#setEnv(instruction),
+    RUN: (instruction) => this.#run(instruction),
+    WORKDIR: (instruction) => this.#template.workdir(this.#expand(instruction, unquoted(instruction.rest))),
+    USER: (instruction) => this.#template.user(this.#expand(instruction, unquoted(instruction.rest))),
+    COPY: (instruction) => this.#copy(instruction),
+    ADD: (instruction) => this.#copy(instruction),
+    SHELL: (instruction) => this.#setShell(instruction),
+    CMD: ({ rest }) => {
+      this.#command = this.#startWords(rest);
+    },
+    ENTRYPOINT: ({ rest }) => {
+      this.#entrypoint = this.#startWords(rest);
+      this.#entrypointIsLine = !jsonWords(rest);
+    },
+  };
 
   finish(): Template {
     if (!this.#hasImage) throw refused({ line: 1, name: "FROM" }, "the file has no FROM", "Begin with FROM and the image to build from.");
@@ -171,15 +159,13 @@ class Reading {
     }
     const reference = this.#expand(instruction, image);
     if (reference === "") throw refused(instruction, `${image} is empty`, "Give the ARG a default, or a value with --build-arg.");
-    if (reference === "scratch") throw refused(instruction, "scratch has no files, and a sandbox needs a shell", "Begin with busybox:musl.");
+    if (reference === "scratch")
+      throw refused(instruction, "scratch has no files, and a sandbox needs a shell", "Begin with busybox:musl.");
     this.#template.fromImage(reference);
     this.#hasImage = true;
-    // ARGs in front of FROM are for FROM alone; a stage that wants one says ARG again.
     this.#globalArgs = new Map(this.#args);
     this.#args.clear();
   }
-
-  #globalArgs: ReadonlyMap<string, string> = new Map();
 
   #arg(instruction: Instruction): void {
     for (const { text } of wordsOf(instruction)) {
@@ -212,7 +198,13 @@ class Reading {
     }
   }
 
+  #setShell(instruction: Instruction): void {
+    this.#shell = jsonWords(instruction.rest);
+    if (!this.#shell?.length) throw refused(instruction, "it is not a JSON list of words", 'Write it as SHELL ["/bin/bash", "-c"].');
+  }
+
   #run(instruction: Instruction): void {
+    refuseHeredoc(instruction);
     const { flags, rest } = flagsOf(instruction);
     for (const flag of flags) this.#runFlag(instruction, flag);
     const exec = jsonWords(rest);
@@ -225,7 +217,8 @@ class Reading {
   #runFlag(instruction: Instruction, flag: string): void {
     if (flag === "--network=default" || flag === "--security=sandbox") return;
     if (/^--mount=(?=.*\btype=(cache|tmpfs)\b)/.test(flag)) {
-      return this.#warn(instruction, `${flag}: what is written there becomes a part of the template`);
+      this.#warn(instruction, `${flag}: what is written there becomes a part of the template`);
+      return;
     }
     const remedy = flag.startsWith("--mount=")
       ? "COPY the files that it needs from the context; secrets are given to sandboxes, not to builds."
@@ -234,6 +227,7 @@ class Reading {
   }
 
   #copy(instruction: Instruction): void {
+    refuseHeredoc(instruction);
     const { flags, rest } = flagsOf(instruction);
     for (const flag of flags) copyFlag(instruction, flag);
     const words = (jsonWords(rest) ?? wordsOf({ ...instruction, rest }).map(({ text }) => unquoted(text))).map((word) =>
@@ -270,7 +264,8 @@ class Reading {
   #expand(instruction: Instruction, text: string): string {
     const { value, isServers } = this.#expandForServer(instruction, text);
     if (!isServers) return value;
-    const remedy = "Write it out. Variables of ARG and ENV instructions of this file can be used, and those of the image only in ENV and RUN.";
+    const remedy =
+      "Write it out. Variables of ARG and ENV instructions of this file can be used, and those of the image only in ENV and RUN.";
     throw refused(instruction, `${text} needs a variable that the file does not set`, remedy);
   }
 
@@ -285,7 +280,12 @@ class Reading {
     const value = text.replaceAll(pattern, (whole, escaped, bare, braced, operator, alternative, strange) => {
       if (escaped !== undefined) return escaped === "$" ? "$" : whole;
       if (strange !== undefined) {
-        throw refused(instruction, `${whole} is a substitution that is not supported`, "Use $NAME, ${NAME}, ${NAME:-default} or ${NAME:+other}.");
+        throw refused(
+          instruction,
+          `${whole} is a substitution that is not supported`,
+          // biome-ignore lint/suspicious/noTemplateCurlyInString: as Dockerfiles write it
+          "Use $NAME, ${NAME}, ${NAME:-default} or ${NAME:+other}.",
+        );
       }
       const name: string = bare ?? braced;
       const known = lookUp(name);
@@ -324,6 +324,12 @@ function copyFlag(instruction: Instruction, flag: string): void {
   throw refused(instruction, `${flag} is not supported`, remedies[name!] ?? "Remove the flag.");
 }
 
+function refuseHeredoc(instruction: Instruction): void {
+  if (!heredoc.test(instruction.rest)) return;
+  const remedy = "Put the lines into a file of the context and COPY it, or join them with && and a \\ at the end of each line.";
+  throw refused(instruction, "here-documents (<<) are not supported", remedy);
+}
+
 /** The flags at the beginning, and what comes after them. */
 function flagsOf({ rest }: Instruction): { flags: string[]; rest: string } {
   const flags: string[] = [];
@@ -348,8 +354,8 @@ function jsonWords(text: string): string[] | undefined {
 
 /** The words of a line, divided by white space outside quotes; the quotes are still there. */
 function wordsOf(instruction: Instruction): { text: string }[] {
-  const escape = instruction.escape === "\\" ? "\\\\" : "`";
-  const words = new RegExp(`(?:${escape}[\\s\\S]|"(?:${escape}[\\s\\S]|[^"])*"|'[^']*'|[^\\s"'])+`, "g");
+  const escaped = instruction.escapedBy === "\\" ? "\\\\[\\s\\S]" : "`[\\s\\S]";
+  const words = new RegExp(`(?:${escaped}|"(?:${escaped}|[^"])*"|'[^']*'|[^\\s"'])+`, "g");
   const found = [...instruction.rest.matchAll(words)].map(([text]) => ({ text }));
   const left = instruction.rest.replaceAll(words, "").trim();
   if (left !== "") throw refused(instruction, "a quote is not closed", "Close it.");
