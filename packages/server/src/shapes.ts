@@ -54,7 +54,7 @@ export function imageJson(image: ImageSummary): ImageJson {
   };
 }
 
-export function usageTotalsJson({ layers, caches, snapshots, cacheBytesMax }: DiskUsage): DiskUsageJson["totals"] {
+export function usageTotalsJson({ layers, caches, snapshots, cacheBytesMax }: DiskUsage): NonNullable<DiskUsageJson["totals"]> {
   return {
     layers: { count: layers.count, bytes: layers.bytes, unused_bytes: layers.unusedBytes },
     caches: { bytes: caches.bytes },
