@@ -94,6 +94,16 @@ export function wholeNumber(flag: string, min: number, max = Number.MAX_SAFE_INT
   };
 }
 
+/** For sizes such as 512MiB, 1.5GiB, or a number of bytes. */
+export function byteCount(flag: string): (text: string) => number {
+  return (text) => {
+    const [, count, unit = ""] = /^(\d+(?:\.\d+)?)(B|KiB|MiB|GiB|TiB)?$/.exec(text) ?? [];
+    const bytes = Math.round(Number(count) * 1024 ** Math.max(0, ["B", "KiB", "MiB", "GiB", "TiB"].indexOf(unit)));
+    if (Number.isSafeInteger(bytes)) return bytes;
+    throw new UsageError(`${flag} ${text} is not valid`, "Give a size such as 512MiB or 20GiB.");
+  };
+}
+
 /** For `--env NAME=value`, which may be given several times. */
 export function environmentEntry(text: string, sofar: Readonly<Record<string, string>> = {}): Record<string, string> {
   return namedValue("--env", text, sofar);

@@ -104,6 +104,10 @@ describe("every command", () => {
       "--max-streams-per-sandbox": "x",
       "--max-exec-timeout-seconds": "x",
       "--preview-ttl-seconds": "0",
+      "--registry": "https://registry.example",
+      "--mirror": "docker.io",
+      "--insecure-registry": "registry.example/team",
+      "--image-cache": "20GB",
       "--engine": "bogus",
       "--log-level": "loud",
       "--addr": "nowhere",
@@ -118,6 +122,14 @@ describe("every command", () => {
       }
     }
     expect([...tried].sort()).toEqual(Object.keys(wrong).sort());
+    for (const mirror of [
+      "=mirror.example",
+      "docker.io=",
+      "docker.io=http://mirror.example",
+      "docker.io=a.example=b.example",
+      "alone=a.example",
+    ])
+      expect(await refused(["serve", "--mirror", mirror])).toBe(2);
     for (const port of ["0", "65536", "http"]) expect(await refused(["sandbox", "preview", "sb", port])).toBe(2);
     expect(await refused(["logs", "sb", "one"])).toBe(2);
     expect(await refused(["completion", "tcsh"])).toBe(2);
