@@ -101,8 +101,8 @@ export type BuildEvent = { readonly atMs: number } & (
   | {
       readonly kind: "layer";
       readonly digest: Digest;
-      /** `shared`: it was here already. */
-      readonly state: "waiting" | "downloading" | "unpacking" | "done" | "shared";
+      /** `shared`: it was here already, or at the registry that it is pushed to. */
+      readonly state: "waiting" | "downloading" | "unpacking" | "uploading" | "done" | "shared";
       readonly doneBytes: number;
       /** Compressed. */
       readonly totalBytes: number;
@@ -459,6 +459,10 @@ export type SnapshotKind = "template" | "fork" | "pause";
 export interface EngineCounts {
   readonly snapshots: Readonly<Record<SnapshotKind, { readonly count: number; readonly bytes: number }>>;
   readonly linksLost: number;
+  /** Builds of templates by how they ended; templates that were there already are none. */
+  readonly builds: Readonly<Record<"ok" | "failed" | "canceled", number>>;
+  /** Steps of builds that change files: those that were run, and those whose layer was there. */
+  readonly steps: Readonly<Record<"run" | "cached", number>>;
   /** Connections out of sandboxes, and look-ups for them. */
   readonly egressDenials: number;
   readonly readyStarts: ReadyStarts;

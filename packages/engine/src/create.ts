@@ -40,6 +40,7 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
     forksUsed: 0,
     budgetKeyId: request.budgetKeyId ?? null,
     machineId: newMachineId(),
+    layers: template.layers,
     snapshot: null,
     end: null,
     owner: request.owner ?? null,

@@ -144,6 +144,7 @@ function insertChild(core: Core, request: ForkRequest, { record }: Entry, id: Sa
     forksUsed: 0,
     budgetKeyId: request.budgetKeyId ?? null,
     machineId: newMachineId(),
+    layers: record.layers ?? null,
     snapshot: null,
     end: null,
     owner: record.owner ?? null,
