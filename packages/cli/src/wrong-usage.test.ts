@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import type { Command } from "commander";
@@ -50,7 +50,14 @@ async function refused(args: readonly string[]): Promise<number> {
 const operandsOf = ({ registeredArguments }: Command): string[] =>
   registeredArguments.map((argument) => {
     if (argument.argChoices) return argument.argChoices[0]!;
-    const samples: Record<string, string> = { port: "80", pid: "7", source: "nope:a", target: path.join(dir, "target"), command: "true" };
+    const samples: Record<string, string> = {
+      port: "80",
+      pid: "7",
+      source: "nope:a",
+      target: path.join(dir, "target"),
+      command: "true",
+      reference: "registry.invalid/tool:1",
+    };
     return samples[argument.name()] ?? "nope";
   });
 const mandatoryOf = ({ options }: Command): string[] => options.flatMap(({ mandatory, long }) => (mandatory ? [long!, "x"] : []));
@@ -104,6 +111,8 @@ describe("every command", () => {
       "--engine": "bogus",
       "--log-level": "loud",
       "--addr": "nowhere",
+      "--older-than": "long ago",
+      "--build-arg": "=x",
     };
     const tried = new Set<string>();
     for (const { words, command } of commands) {
@@ -127,6 +136,10 @@ describe("every command", () => {
     expect(await refused(["run", "--keep", "--rm", "true"])).toBe(2);
     expect(await refused(["cp", "a", "b"])).toBe(2);
     expect(await refused(["cp", "sb-1:a", "sb-2:b"])).toBe(2);
+    expect(await refused(["template", "build", "--name", "x"])).toBe(2);
+    expect(await refused(["template", "build", "--name", "x", "--dockerfile", "a", "--spec", "b"])).toBe(2);
+    expect(await refused(["template", "build", "--name", "x", "--spec", "b", "--build-arg", "A=1"])).toBe(2);
+    expect(await refused(["prune"])).toBe(2);
   });
 
   it.each([
@@ -149,10 +162,18 @@ describe("every command", () => {
   });
 });
 
+const dockerfile = path.join(dir, "Dockerfile");
+writeFileSync(dockerfile, "FROM base\n");
+/** What commands need beside what they call mandatory. */
+const needed: Record<string, readonly string[]> = { "template build": ["--dockerfile", dockerfile], prune: ["--yes"] };
+
 /** Those that talk to a server, with arguments that are right. */
 const remote = commands
   .filter(({ words }) => !/^(quickstart|serve|shell|doctor|completion|version|auth logout)$/.test(words.join(" ")))
-  .map(({ words, command }) => ({ words, args: [...words, ...mandatoryOf(command), ...operandsOf(command)] }));
+  .map(({ words, command }) => {
+    const more = needed[words.join(" ")] ?? [];
+    return { words, args: [...words, ...mandatoryOf(command), ...more, ...operandsOf(command)] };
+  });
 
 describe("every command that talks to a server", () => {
   it("says so when none answers, and how to start one, with exit code 1", async () => {
