@@ -6,7 +6,7 @@ import type { Authenticator } from "./auth.ts";
 import type { Endpoint } from "./endpoint.ts";
 import { type HttpClient, type HttpRequest, type HttpResponse, readAll } from "./http.ts";
 import { acceptedManifests, type Descriptor, manifestBytesMax } from "./manifest.ts";
-import { asImageError, asRefusal, retryAfterMs, unreachable, unusableImage } from "./registry-error.ts";
+import { asImageError, asRefusal, retryAfterMs, unusableImage } from "./registry-error.ts";
 import { withRetries } from "./retries.ts";
 
 const redirectsMax = 5;
