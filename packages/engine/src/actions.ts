@@ -43,7 +43,8 @@ export interface Workload {
 export type BuildStep =
   /** For the shell. */
   | { readonly kind: "run"; readonly command: string }
-  | { readonly kind: "env"; readonly name: string; readonly value: string }
+  /** `expand`: `${NAME}` in the value stands for what the variable is before this step, the image's own included. */
+  | { readonly kind: "env"; readonly name: string; readonly value: string; readonly expand?: true | undefined }
   /** Absolute, or relative to the one before. Made when it is missing. */
   | { readonly kind: "workdir"; readonly path: string }
   | { readonly kind: "user"; readonly user: string }
