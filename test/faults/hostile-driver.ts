@@ -4,7 +4,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import type { Driver, Machine, MachineExit, MachineSpec, Snapshot } from "../../packages/engine/src/driver.ts";
+import type { Driver, Machine, MachineExit, OwnerEntry, RestoreSpec, Snapshot } from "../../packages/engine/src/driver.ts";
 import { readExit } from "../../packages/engine/src/drivers/gvisor/container.ts";
 import { findGuest } from "../../packages/engine/src/drivers/gvisor/find.ts";
 import { toMachineExit } from "../../packages/engine/src/drivers/gvisor/machine.ts";
@@ -12,7 +12,7 @@ import { connectShim, type ShimConnection } from "../../packages/engine/src/link
 import { until } from "../support/until.ts";
 
 const agent = path.join(import.meta.dirname, "../fixtures/hostile-agent.ts");
-const requirements = { driver: "hostile", engineBuild: "", agentHash: "", protocolVersion: 3, cpu: "", hostFiles: {} };
+const requirements = { driver: "hostile", engineBuild: "", agentHash: "", protocolVersion: 4, cpu: "", hostFiles: {} };
 
 export class HostileDriver implements Driver {
   readonly name = "gvisor";
@@ -27,11 +27,11 @@ export class HostileDriver implements Driver {
     mkdirSync(this.#dir, { mode: 0o700 });
   }
 
-  boot(spec: MachineSpec): Promise<Machine> {
+  boot(spec: RestoreSpec): Promise<Machine> {
     return this.#start(spec, "");
   }
 
-  restore(_snapshot: Snapshot, spec: MachineSpec): Promise<Machine> {
+  restore(_snapshot: Snapshot, spec: RestoreSpec): Promise<Machine> {
     return this.#start(spec, this.behaviour);
   }
 
@@ -44,6 +44,11 @@ export class HostileDriver implements Driver {
 
   async checkSnapshot(): Promise<void> {}
   prepare(): void {}
+  async collectRoots(): Promise<void> {}
+
+  async ownersOf(): Promise<readonly OwnerEntry[]> {
+    return [];
+  }
 
   async reattach(): Promise<MachineExit> {
     return { reason: "lost", detail: "it is not kept", atUnixMs: Date.now() };
@@ -57,7 +62,7 @@ export class HostileDriver implements Driver {
     await this.sweep(new Set());
   }
 
-  async #start({ machineId }: MachineSpec, behaviour: string): Promise<Machine> {
+  async #start({ machineId }: RestoreSpec, behaviour: string): Promise<Machine> {
     const dir = path.join(this.#dir, machineId);
     mkdirSync(dir, { mode: 0o700 });
     const { path: guestPath } = await findGuest(undefined);

@@ -53,7 +53,7 @@ for attempt in range(200):
     assert.equal(await run(parent, fetchKept), "from the parent");
     const serverPid = await run(parent, "pgrep -f http.server | head -1");
 
-    driver.prepare({ root: { kind: "host" }, resources: newSpec().resources }, 1);
+    driver.prepare(parent.machine, 1);
     const snapshot = await saved(parent, () =>
       driver.snapshot(parent.machine, path.join(dataDir, "fork"), { leaveRunning: true, durable: false }),
     );

@@ -19,7 +19,7 @@ use super::link::{Outgoing, Received};
 use crate::proto::guest::v1 as pb;
 use crate::wire::{FrameType, Header};
 
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 pub const CHANNELS_MAX: usize = 512;
 const PING_BYTES_MAX: usize = 64;
 const CONTROL_FRAMES_MAX: usize = 1024;

@@ -459,6 +459,10 @@ export type SnapshotKind = "template" | "fork" | "pause";
 export interface EngineCounts {
   readonly snapshots: Readonly<Record<SnapshotKind, { readonly count: number; readonly bytes: number }>>;
   readonly linksLost: number;
+  /** Builds of templates by how they ended; templates that were there already are none. */
+  readonly builds: Readonly<Record<"ok" | "failed" | "canceled", number>>;
+  /** Steps of builds that change files: those that were run, and those whose layer was there. */
+  readonly steps: Readonly<Record<"run" | "cached", number>>;
   /** Connections out of sandboxes, and look-ups for them. */
   readonly egressDenials: number;
   readonly readyStarts: ReadyStarts;

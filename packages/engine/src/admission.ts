@@ -31,13 +31,18 @@ export class Admission {
     return this.#reservedBytes;
   }
 
+  /** What could be promised now. */
+  get roomBytes(): number {
+    return Math.max(0, Math.floor(this.#availableBytes() * budgetShare) - this.#reservedBytes);
+  }
+
   /** @throws quota_exceeded with `retryAfterMs` */
   reserve(operation: string, bytes: number): Reservation {
     return tracedSync("engine.admission", { "mitos.memory.bytes": bytes }, () => this.#reserve(operation, bytes));
   }
 
   #reserve(operation: string, bytes: number): Reservation {
-    const roomBytes = Math.max(0, Math.floor(this.#availableBytes() * budgetShare) - this.#reservedBytes);
+    const { roomBytes } = this;
     if (bytes > roomBytes) {
       throw new MitosError("quota_exceeded", {
         cause: `${operation} needs ${toMiB(bytes)} MiB of memory and this machine has ${toMiB(roomBytes)} MiB to give`,

@@ -3,6 +3,8 @@ import { availableParallelism } from "node:os";
 import { MitosError, type TemplateId } from "@mitos/protocol";
 import type { Log, SelfForkGate, SnapshotKind } from "./actions.ts";
 import type { Admission } from "./admission.ts";
+import type { BuildLogs } from "./builds/events.ts";
+import type { RunningStep } from "./builds/steps.ts";
 import type { Clock } from "./clock.ts";
 import type { Driver } from "./driver.ts";
 import type { EgressGate } from "./egress/gate.ts";
@@ -11,8 +13,11 @@ import type { Semaphore } from "./mutex.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 import type { SnapshotPlaces } from "./snapshots.ts";
 import { storageError } from "./storage-error.ts";
+import type { StepStore } from "./store/steps.ts";
 import type { TemplateStore } from "./store/templates.ts";
+import type { Images, Layers } from "./stores.ts";
 import type { TemplateEntry } from "./templates.ts";
+import type { Collector } from "./usage.ts";
 
 /** What every action works with: one of these per open engine. */
 export interface Core {
@@ -26,6 +31,13 @@ export interface Core {
   readonly sandboxes: Sandboxes;
   readonly templateStore: TemplateStore;
   readonly templates: Map<TemplateId, TemplateEntry>;
+  readonly layers: Layers;
+  readonly images: Images;
+  readonly buildLogs: BuildLogs;
+  readonly stepStore: StepStore;
+  /** Steps of builds that run now, by what makes them one. */
+  readonly runningSteps: Map<string, RunningStep>;
+  readonly collector: Collector;
   /** Machines that start at once: restores are processor-bound, so more of them only make each one slower. */
   readonly starts: Semaphore;
   readonly counters: Counters;
@@ -45,6 +57,8 @@ export class Counters {
     pause: { count: 0, bytes: 0 },
   };
   linksLost = 0;
+  readonly builds = { ok: 0, failed: 0, canceled: 0 };
+  readonly steps = { run: 0, cached: 0 };
 
   saved(kind: SnapshotKind, bytes: number): void {
     this.snapshots[kind].count += 1;

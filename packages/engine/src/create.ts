@@ -40,6 +40,7 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
     forksUsed: 0,
     budgetKeyId: request.budgetKeyId ?? null,
     machineId: newMachineId(),
+    layers: template.layers,
     snapshot: null,
     end: null,
     owner: request.owner ?? null,
@@ -57,12 +58,12 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
       // Nothing waits between the last look at the state and here: from now on the sandbox is served.
       core.sandboxes.move(entry, "running", { forkTimeMs: performance.now() - startedMs });
       attach(core, entry, live);
+      core.driver.prepare(live.machine, preparedCount);
     } catch (error) {
       if (live) await abandon(live, request.id, error);
       core.sandboxes.forgetUnlessEnded(entry);
       throw asMitosError(error, `sandbox ${request.id} could not be started`);
     }
   });
-  core.driver.prepare({ root: { kind: "host" }, resources }, preparedCount);
   return core.sandboxes.view(entry);
 }

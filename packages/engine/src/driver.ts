@@ -27,12 +27,31 @@ export type RootSource =
   /** Lowest first. They stay where they are as long as the machine, and every snapshot of it, is there. */
   | { readonly kind: "layers"; readonly layers: readonly Layer[] };
 
-export interface MachineSpec {
+/** An owner and mode that a file of a root made of layers should have and could not be given on the host. */
+export interface OwnerEntry {
+  /** Absolute, in the machine. */
+  readonly path: string;
+  readonly uid: number;
+  readonly gid: number;
+  /** The lowest twelve bits. */
+  readonly mode: number;
+}
+
+/** A machine that goes on from a snapshot; its root is the snapshot's. */
+export interface RestoreSpec {
   /** Unique on this data directory for ever, of one fixed length (runsc accepts unique prefixes of ids). */
   readonly machineId: string;
-  readonly root: RootSource;
   readonly resources: MachineResources;
   readonly hostName: string;
+}
+
+export interface MachineSpec extends RestoreSpec {
+  readonly root: RootSource;
+  /**
+   * Where what its programs write is kept. `disk`: in a file of the data directory, so that it may be more than the machine has memory; gone with
+   * the machine, which cannot be saved. Default `memory`. A driver that has only one of them takes that.
+   */
+  readonly scratch?: "memory" | "disk" | undefined;
 }
 
 /** A saved machine: an opaque folder that knows what it needs to be restored. */
@@ -135,8 +154,17 @@ export interface ReadyStarts {
 export interface Driver {
   readonly name: "gvisor" | "microvm" | "mock";
   readonly isolation: Isolation;
-  /** Starts a machine from its root file system; its agent is about to read the link. */
+  /**
+   * Starts a machine from its root file system; its agent is about to read the link. A root of layers is put together when it is first asked for,
+   * once, however many ask at the same time.
+   * @throws quota_exceeded when the disk is full
+   */
   boot(spec: MachineSpec): Promise<Machine>;
+  /**
+   * What the agent of a machine with this root has to be told by `setOwners` right after its first ADOPT: owners that the host could not give to
+   * files, for want of privilege. Empty where it could.
+   */
+  ownersOf(root: RootSource): Promise<readonly OwnerEntry[]>;
   /**
    * Saves a quiesced machine into `dir` (made by the driver beside it and renamed into place: a folder that exists is whole).
    * The machine stands still meanwhile and, with `leaveRunning`, runs on afterwards; otherwise it has ended when this resolves.
@@ -146,14 +174,22 @@ export interface Driver {
   /** @throws snapshot_incompatible with what is missing */
   checkSnapshot(snapshot: Snapshot): Promise<void>;
   /** A machine that continues from the snapshot; its agent is quiesced and waits for HELLO and ADOPT. */
-  restore(snapshot: Snapshot, spec: MachineSpec): Promise<Machine>;
-  /** Makes ready what `restore` would otherwise do while the user waits (containers created ahead). Best effort, returns at once. */
-  prepare(spec: Omit<MachineSpec, "machineId" | "hostName">, count: number): void;
+  restore(snapshot: Snapshot, spec: RestoreSpec): Promise<Machine>;
+  /**
+   * Makes ready what `restore` would otherwise do while the user waits (containers created ahead), for machines with the root and the resources
+   * of this one, which may have ended. Best effort, returns at once.
+   */
+  prepare(like: Machine, count: number): void;
   /** Absent where nothing is made ahead. */
   readonly readyStarts?: ReadyStarts | undefined;
   /** A machine of an earlier server: still alive, or how it ended. */
   reattach(machineId: string): Promise<Machine | MachineExit>;
   /** Ends every machine that is not in `keep`, and removes every leftover that neither those nor the `snapshots` need. */
   sweep(keep: ReadonlySet<string>, snapshots?: readonly Snapshot[]): Promise<void>;
+  /**
+   * Removes roots made of layers that no machine has and that are not in the list: those of templates that are there or being made, and of
+   * snapshots. Their layers stay where they are.
+   */
+  collectRoots(keep: { readonly roots: readonly RootSource[]; readonly snapshots: readonly Snapshot[] }): Promise<void>;
   close(): Promise<void>;
 }

@@ -1,6 +1,7 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { Attributes } from "@opentelemetry/api";
 import type {
+  BuildOptions,
   CreateRequest,
   EgressDenial,
   Engine,
@@ -8,6 +9,7 @@ import type {
   EngineOptions,
   ForkRequest,
   IdempotencyStore,
+  ImageSummary,
   Keys,
   ListFilter,
   Owner,
@@ -19,6 +21,9 @@ import type {
   TemplateRequest,
 } from "./actions.ts";
 import { Admission } from "./admission.ts";
+import { BuildLogs } from "./builds/events.ts";
+import { pullImage } from "./builds/base.ts";
+import { pushTemplate } from "./builds/push.ts";
 import { type Clock, systemClock } from "./clock.ts";
 import { type Core, Counters, startsAtOnce, ungatedSelfForks } from "./core.ts";
 import { create } from "./create.ts";
@@ -30,9 +35,11 @@ import { Ends } from "./ends.ts";
 import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
 import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
+import type { Digest } from "./layers/layer.ts";
 import { connectGuest } from "./link-guest.ts";
 import { Meters } from "./metering.ts";
 import { Semaphore } from "./mutex.ts";
+import { meaningOf } from "./names.ts";
 import { pause, resume } from "./pause.ts";
 import { Readiness } from "./readiness.ts";
 import { recover } from "./recovery.ts";
@@ -44,10 +51,13 @@ import { createKeys } from "./store/keys.ts";
 import { createPreviewTerms } from "./store/previews.ts";
 import { SandboxStore } from "./store/sandboxes.ts";
 import { SettingsStore } from "./store/settings.ts";
+import { StepStore } from "./store/steps.ts";
 import { TemplateStore } from "./store/templates.ts";
+import type { Images, Layers } from "./stores.ts";
 import { createTemplate, deleteTemplate, listTemplates } from "./templates.ts";
 import { traceDriver, traced, traceGuests } from "./tracing.ts";
 import { tree } from "./tree.ts";
+import { Collector, cacheBytesMaxDefault, diskUsage } from "./usage.ts";
 
 /** How long `close` waits for what is under way. */
 const closeMsMax = 30_000;
@@ -69,15 +79,18 @@ export interface EngineParts {
   readonly clock?: Clock;
   readonly admission?: Admission;
   readonly egressNetwork?: EgressNetwork;
+  readonly stores?: { readonly layers: Layers; readonly images: Images };
 }
 
-export async function openEngineWith({ dataDir, log }: EngineOptions, parts: EngineParts): Promise<Engine> {
+export async function openEngineWith(options: EngineOptions, parts: EngineParts): Promise<Engine> {
+  const { dataDir, log } = options;
   const clock = parts.clock ?? systemClock;
   // The lock comes first: only its holder may touch machines and folders.
   const db = openDatabase(dataDir);
   let driver: Driver | undefined;
   try {
     driver = await parts.pickDriver();
+    const { layers, images } = parts.stores ?? (await openStores());
     const core: Core = {
       driver: traceDriver(driver),
       connectGuest: traceGuests(parts.connectGuest ?? connectGuest),
@@ -86,15 +99,22 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
       egress: new EgressGate(parts.egressNetwork ?? hostNetwork, log, clock),
       admission: parts.admission ?? new Admission(),
       places: await SnapshotPlaces.open(dataDir, log),
-      sandboxes: new Sandboxes(new SandboxStore(db), clock),
+      sandboxes: new Sandboxes(new SandboxStore(db), clock, layers),
       templateStore: new TemplateStore(db),
       templates: new Map(),
+      layers,
+      images,
+      buildLogs: await BuildLogs.open(dataDir, log, clock),
+      stepStore: new StepStore(db),
+      runningSteps: new Map(),
+      collector: new Collector(() => core, options.images?.cacheBytesMax ?? cacheBytesMaxDefault),
       starts: new Semaphore(startsAtOnce),
       counters: new Counters(),
       selfForkGate: ungatedSelfForks,
     };
     const ends = new Ends(core.sandboxes);
     await recover(core);
+    core.collector.soon();
     ends.open();
     const deadlines = new Deadlines(core);
     for (const entry of core.sandboxes.all()) deadlines.arm(entry);
@@ -110,6 +130,10 @@ export async function openEngineWith({ dataDir, log }: EngineOptions, parts: Eng
     db.close();
     throw error;
   }
+}
+
+async function openStores(): Promise<{ layers: Layers; images: Images }> {
+  throw new Error("not merged yet");
 }
 
 /** What of the database the engine itself has no hand in. */
@@ -162,8 +186,8 @@ class OpenEngine implements Engine {
     return this.#core.driver.name;
   }
 
-  createTemplate(request: TemplateRequest) {
-    return this.#run("createTemplate", { "mitos.template.id": request.id }, () => createTemplate(this.#core, request));
+  createTemplate(request: TemplateRequest, options?: BuildOptions) {
+    return this.#run("createTemplate", { "mitos.template.id": request.id }, () => createTemplate(this.#core, request, options));
   }
 
   listTemplates() {
@@ -174,40 +198,40 @@ class OpenEngine implements Engine {
     return this.#run("deleteTemplate", { "mitos.template.id": id }, () => deleteTemplate(this.#core, id));
   }
 
-  buildEvents(): never {
-    throw notYet();
+  buildEvents(id: TemplateRequest["id"], options: { readonly follow: boolean }, signal?: AbortSignal) {
+    return this.#core.buildLogs.read(id, options, signal);
   }
 
-  async meaningOf(): Promise<never> {
-    throw notYet();
+  meaningOf(name: string, signal?: AbortSignal) {
+    return this.#run("meaningOf", {}, () => meaningOf(this.#core, name, signal));
   }
 
-  async putContext(): Promise<never> {
-    throw notYet();
+  putContext(digest: Digest, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal) {
+    return this.#run("putContext", {}, () => this.#core.images.putContext(digest, tar, signal));
   }
 
-  async hasContext(): Promise<never> {
-    throw notYet();
+  hasContext(digest: Digest) {
+    return this.#core.images.hasContext(digest);
   }
 
-  async pushTemplate(): Promise<never> {
-    throw notYet();
+  pushTemplate(id: TemplateRequest["id"], reference: string, options?: Pick<BuildOptions, "signal" | "onEvent">) {
+    return this.#run("pushTemplate", { "mitos.template.id": id }, () => pushTemplate(this.#core, id, reference, options));
   }
 
-  async pullImage(): Promise<never> {
-    throw notYet();
+  pullImage(reference: string, options?: BuildOptions) {
+    return this.#run("pullImage", {}, () => pullImage(this.#core, reference, options));
   }
 
-  listImages(): never {
-    throw notYet();
+  listImages(): readonly ImageSummary[] {
+    return this.#core.images.list();
   }
 
-  async diskUsage(): Promise<never> {
-    throw notYet();
+  diskUsage() {
+    return this.#run("diskUsage", {}, () => diskUsage(this.#core));
   }
 
-  async prune(): Promise<never> {
-    throw notYet();
+  prune({ olderThanMs }: { readonly olderThanMs: number }) {
+    return this.#run("prune", {}, async () => ({ removedBytes: await this.#core.collector.prune(olderThanMs) }));
   }
 
   create(request: CreateRequest) {
@@ -308,7 +332,11 @@ class OpenEngine implements Engine {
       const living = entries.filter(({ record }) => record.end === null);
       await Promise.all(living.map((entry) => endSandbox(core, entry, "terminated")));
     }
-    await settledWithin([...this.#underWay], closeMsMax);
+    const builds = [...core.templates.values()].flatMap(({ building }) => building ?? []);
+    for (const build of builds) build.abort(new MitosError("unavailable", { cause: "the server is shutting down" }));
+    await settledWithin([...this.#underWay, ...builds.map(({ done }) => done)], closeMsMax);
+    await core.collector.settled();
+    await core.buildLogs.close();
     this.#deadlines.stop();
     for (const entry of entries) {
       const { live } = entry;
@@ -332,10 +360,6 @@ class OpenEngine implements Engine {
       this.#underWay.delete(running);
     }
   }
-}
-
-function notYet(): MitosError {
-  return new MitosError("not_supported", { cause: "images are not there yet" });
 }
 
 /** Without a wish for a state, whatever can still be acted on. */

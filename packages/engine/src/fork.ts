@@ -30,7 +30,6 @@ export async function fork(core: Core, request: ForkRequest): Promise<ForkResult
   } finally {
     await captured.release();
   }
-  core.driver.prepare({ root: { kind: "host" }, resources: parent.record.resources }, preparedCount);
   return {
     children: captured.children.map((child) => core.sandboxes.view(child)),
     pausedMs: captured.pausedMs,
@@ -145,6 +144,7 @@ function insertChild(core: Core, request: ForkRequest, { record }: Entry, id: Sa
     forksUsed: 0,
     budgetKeyId: request.budgetKeyId ?? null,
     machineId: newMachineId(),
+    layers: record.layers ?? null,
     snapshot: null,
     end: null,
     owner: record.owner ?? null,
@@ -208,6 +208,8 @@ async function startAllOrNone(core: Core, captured: Captured, request: ForkReque
     child.activity.touch();
     attach(core, child, live);
   }
+  const [first] = started;
+  if (first) core.driver.prepare(first.live.machine, preparedCount);
 }
 
 /** What went wrong first, not the siblings that were stopped for it. */

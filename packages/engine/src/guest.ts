@@ -1,6 +1,6 @@
 import type { MitosError } from "@mitos/protocol";
 import type { Runtime, Tunnel } from "./actions.ts";
-import type { Machine } from "./driver.ts";
+import type { Machine, OwnerEntry } from "./driver.ts";
 
 /** Who a machine becomes: payload of ADOPT (docs/link.md). */
 export interface Adoption {
@@ -17,6 +17,13 @@ export interface Adoption {
   readonly forksUsed: number;
   /** `programsMax` of its resources. */
   readonly processesMax: number;
+  /**
+   * Whom programs, terminals and kernels run as when a call names nobody: `name`, `uid`, `name:group` or `uid:gid`. Kept by the machine, its
+   * snapshots and children. Absent or empty = as before; a machine starts with root.
+   */
+  readonly user?: string | undefined;
+  /** Where they run when a call names no folder. Absolute. Absent or empty = as before; a machine starts with `/workspace`. */
+  readonly cwd?: string | undefined;
 }
 
 /** The agent of one machine, as the engine's actions need it. */
@@ -25,6 +32,17 @@ export interface Guest {
   open(adoption: Adoption | null): Promise<void>;
   /** Resolves when nothing is in flight; calls made from now on wait until `resume`. When it throws, both ends go on as if it was not asked. */
   quiesce(): Promise<{ resume(): Promise<void> }>;
+  /**
+   * Gives files their owners (`Driver.ownersOf`), before anything else happens in a machine whose root is made of layers. What `changes` tells
+   * does not count them.
+   */
+  setOwners(entries: readonly OwnerEntry[]): Promise<void>;
+  /**
+   * What programs have changed in the root file system since it was made, as the tar that `mitos-layers changes` reads (docs/link.md). Nothing
+   * should run in the machine meanwhile: what changes while it is read may be told half. Leaving early ends it.
+   * @throws unavailable, canceled, internal
+   */
+  changes(signal?: AbortSignal): AsyncIterable<Uint8Array>;
   warmKernel(language: string): Promise<{ available: boolean; detail: string }>;
   readonly runtime: Runtime;
   /** Ends every open stream with `error`. */

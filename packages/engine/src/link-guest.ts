@@ -11,6 +11,8 @@ import { createRuntime } from "./runtime.ts";
 const entropyBytes = 32;
 /** An interpreter with heavy start-up files on a busy machine still fits; one that hangs fails the build. */
 const warmKernelMs = 60_000;
+/** Together with their paths they fit into a frame or two. */
+const ownersPerMessage = 512;
 /** How long what is under way may wait, after its link was lost, to be told how the machine ended. */
 const lastWordsMs = 5_000;
 /** A host that is busy or was asleep is slow; a machine is given up only after this. */
@@ -42,6 +44,25 @@ export function connectGuest(machine: Machine, hooks: GuestHooks, waits: GuestWa
     async open(adoption) {
       if (adoption) await link.adopt(identityOf(adoption));
       else await link.hello();
+    },
+    async setOwners(entries) {
+      const batches = Array.from({ length: Math.ceil(entries.length / ownersPerMessage) }, (_, index) => ({
+        owners: entries.slice(index * ownersPerMessage, (index + 1) * ownersPerMessage).map((entry) => ({ ...entry })),
+      }));
+      const [first, ...rest] = batches;
+      if (!first) return;
+      const call = link.duplex(pb.Agent.method.setOwners, first, {});
+      try {
+        for (const message of rest) await call.send(message);
+        call.end();
+        // The answer says nothing but that all is done.
+        for await (const _ of call.messages);
+      } finally {
+        call.abort();
+      }
+    },
+    async *changes(signal) {
+      for await (const { data } of link.serverStream(pb.Agent.method.changes, {}, { signal })) if (data.byteLength > 0) yield data;
     },
     quiesce: () => link.quiesce(waits.quiesceTimeoutMs === undefined ? {} : { timeoutMs: waits.quiesceTimeoutMs }),
     async warmKernel(language) {
@@ -80,5 +101,7 @@ function identityOf(adoption: Adoption) {
     forkBudget: adoption.forkBudget,
     forksUsed: adoption.forksUsed,
     processesMax: adoption.processesMax,
+    defaultUser: adoption.user ?? "",
+    defaultCwd: adoption.cwd ?? "",
   };
 }

@@ -1,12 +1,16 @@
 import { MitosError } from "@mitos/protocol";
 import type { Core } from "./core.ts";
 import { startsAtOnce } from "./core.ts";
-import type { Machine, MachineExit, Snapshot } from "./driver.ts";
+import type { Machine, MachineExit } from "./driver.ts";
+import type { LayerUse } from "./layers/layer.ts";
 import { attach, recordExit } from "./lifecycle.ts";
 import { Semaphore } from "./mutex.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { connect } from "./start.ts";
+import type { TemplateRecord } from "./store/templates.ts";
+import { earlierRoot } from "./templates.ts";
+import { knownSnapshots } from "./usage.ts";
 
 /** How long a machine that does not answer may take to say that, and why, it has ended. */
 const lastWordsMs = 500;
@@ -19,12 +23,19 @@ export async function recover(core: Core): Promise<void> {
   const entries = [...core.sandboxes.all()].filter(({ record }) => record.end === null);
   const atOnce = new Semaphore(startsAtOnce);
   await Promise.all(entries.map((entry) => atOnce.run(() => recoverSandbox(core, entry))));
-  for (const record of core.templateStore.all()) {
-    core.templates.set(record.request.id, { built: { record, snapshot: new SharedSnapshot(record.snapshot) }, building: null });
+  for (const record of core.templateStore.all(earlierRoot)) {
+    const built = { record, snapshot: new SharedSnapshot(record.snapshot), layers: layersOf(core, record) };
+    core.templates.set(record.request.id, { built, building: null });
   }
   const snapshots = [...knownSnapshots(core)];
   await core.driver.sweep(new Set(entries.flatMap(({ live }) => (live ? [live.machine.machineId] : []))), snapshots);
   await core.places.sweep(new Set(snapshots.map(({ dir }) => dir)));
+}
+
+/** Null also when one of them is gone: then the template is made anew from its definition when it is used. */
+function layersOf(core: Core, { root }: TemplateRecord): LayerUse | null {
+  if (!root.layers?.every(({ id }) => core.layers.has(id))) return null;
+  return core.layers.use(root.layers.map(({ id }) => id));
 }
 
 async function recoverSandbox(core: Core, entry: Entry): Promise<void> {
@@ -97,9 +108,4 @@ async function exitWithin(machine: Machine, ms: number): Promise<MachineExit | u
   const exit = await Promise.race([machine.exited, late]);
   clearTimeout(timer);
   return exit;
-}
-
-function* knownSnapshots(core: Core): Iterable<Snapshot> {
-  for (const { built } of core.templates.values()) if (built) yield built.record.snapshot;
-  for (const { saved } of core.sandboxes.all()) if (saved) yield saved.snapshot;
 }

@@ -6,6 +6,7 @@ import type { EgressUsage } from "./egress/gate.ts";
 import type { Guest } from "./guest.ts";
 import { Mutex } from "./mutex.ts";
 import type { SharedSnapshot } from "./snapshots.ts";
+import type { Layers } from "./stores.ts";
 import { type Action, describeEnd, nextStates, requireAlive, requireState } from "./states.ts";
 import type { SandboxRecord, SandboxStore } from "./store/sandboxes.ts";
 
@@ -31,6 +32,8 @@ export interface Entry {
   live: Live | null;
   /** The pause's snapshot, kept until the last fork of it has read it. */
   saved: SharedSnapshot | null;
+  /** What its root is made of is kept as long as it has not ended. */
+  layers: Disposable | null;
   readonly activity: Activity;
   readonly egress: EgressUsage;
 }
@@ -77,6 +80,7 @@ type Patch = Partial<Omit<SandboxRecord, "uid" | "id" | "state">>;
 export class Sandboxes {
   readonly #store: SandboxStore;
   readonly #clock: Clock;
+  readonly #layers: Pick<Layers, "has" | "use">;
   readonly #byUid = new Map<number, Entry>();
   /** The latest holder of an id: an ended one makes room for a new one. */
   readonly #byId = new Map<string, Entry>();
@@ -89,9 +93,10 @@ export class Sandboxes {
   /** Told once of each sandbox that has ended or failed. */
   onEnd: (entry: Entry) => void = () => {};
 
-  constructor(store: SandboxStore, clock: Clock) {
+  constructor(store: SandboxStore, clock: Clock, layers: Pick<Layers, "has" | "use">) {
     this.#store = store;
     this.#clock = clock;
+    this.#layers = layers;
     for (const record of store.all()) this.#add(record);
     this.#buryOld();
   }
@@ -116,6 +121,7 @@ export class Sandboxes {
     const { uid, id, parentUid } = entry.record;
     this.#store.deleteEventually(uid);
     this.#retryWhatIsOwed();
+    releaseLayers(entry);
     this.#byUid.delete(uid);
     if (this.#byId.get(id) === entry) this.#byId.delete(id);
     if (parentUid !== null) this.#childUids.get(parentUid)?.delete(uid);
@@ -172,6 +178,7 @@ export class Sandboxes {
       machineId: null,
       snapshot: null,
     });
+    releaseLayers(entry);
     if (!end) this.onEnd(entry);
     if (to === "ended" && ++this.#ended % buryEvery === 0) this.#buryOld();
     return true;
@@ -297,6 +304,7 @@ export class Sandboxes {
       mutex: new Mutex(),
       live: null,
       saved: null,
+      layers: record.end === null && record.layers ? this.#layers.use(record.layers.filter((id) => this.#layers.has(id))) : null,
       activity: new Activity(this.#clock),
       egress: { sentBytes: 0, receivedBytes: 0 },
     };
@@ -324,6 +332,12 @@ export class Sandboxes {
 /** Also the answer for a sandbox that the caller may not know of. */
 export function unknownSandbox(id: SandboxId): MitosError {
   return new MitosError("not_found", { cause: `no sandbox has the id ${id}`, context: { sandbox: id } });
+}
+
+/** Its machine, should it still be on its way out, has links of its own to their files. */
+function releaseLayers(entry: Entry): void {
+  entry.layers?.[Symbol.dispose]();
+  entry.layers = null;
 }
 
 function endedAt(entry: Entry): number {

@@ -20,10 +20,9 @@ export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snap
   if (!record.machineId) throw new Error(`broken invariant: ${record.id} starts without a machine id`);
   const spec = {
     machineId: record.machineId,
-    root: { kind: "host" },
     resources: record.resources,
     hostName: hostNameOf(record.id),
-  } as const;
+  };
   const machine = await core.starts.run(() => {
     // A sandbox can be terminated, or run out of time, while its machine is still being started.
     requireAlive(entry.record);

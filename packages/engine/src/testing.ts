@@ -7,7 +7,7 @@ import { MitosError, type SandboxId, toSandboxId, toTemplateId } from "@mitos/pr
 import type { CreateRequest, Engine, Log, TemplateRequest } from "./actions.ts";
 import { Admission } from "./admission.ts";
 import type { Clock } from "./clock.ts";
-import type { Driver, Machine, MachineExit, MachineSpec } from "./driver.ts";
+import type { Driver, Machine, MachineExit, MachineSpec, RestoreSpec } from "./driver.ts";
 import { openMockDriver } from "./drivers/mock/driver.ts";
 import { openEngineWith } from "./engine.ts";
 import type { SandboxEgress } from "./guest.ts";
@@ -58,7 +58,7 @@ export class FaultyDriver implements Driver {
   readonly isolation = "gvisor";
   readonly #real = openMockDriver();
   readonly machines = new Map<string, Machine>();
-  readonly specs: MachineSpec[] = [];
+  readonly specs: RestoreSpec[] = [];
   restores = 0;
   boots = 0;
   /** Called before each step; a throw is its failure, a wait its duration. */
@@ -88,6 +88,10 @@ export class FaultyDriver implements Driver {
     await this.onRestore(this.restores);
     return this.#account(await this.#real.restore(snapshot, spec));
   };
+
+  ownersOf: Driver["ownersOf"] = (root) => this.#real.ownersOf(root);
+
+  collectRoots: Driver["collectRoots"] = (keep) => this.#real.collectRoots(keep);
 
   prepare(): void {}
 

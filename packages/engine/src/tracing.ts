@@ -64,9 +64,11 @@ export function traceDriver(driver: Driver): Driver {
       traced("engine.restore", { "mitos.sandbox.id": spec.hostName, "mitos.snapshot.bytes": snapshot.bytes }, () =>
         driver.restore(snapshot, spec),
       ),
-    prepare: (spec, count) => driver.prepare(spec, count),
+    ownersOf: (root) => driver.ownersOf(root),
+    prepare: (like, count) => driver.prepare(like, count),
     reattach: (machineId) => driver.reattach(machineId),
     sweep: (keep, snapshots) => driver.sweep(keep, snapshots),
+    collectRoots: (keep) => traced("engine.collectRoots", {}, () => driver.collectRoots(keep)),
     close: () => driver.close(),
   };
 }
@@ -87,6 +89,8 @@ export function traceGuests(connectGuest: ConnectGuest): ConnectGuest {
           guest.open(adoption),
         ),
       quiesce: () => traced("engine.quiesce", {}, () => guest.quiesce()),
+      setOwners: (entries) => traced("engine.setOwners", { "mitos.owners": entries.length }, () => guest.setOwners(entries)),
+      changes: (signal) => guest.changes(signal),
       warmKernel: (language) => traced("engine.warmKernel", { "mitos.language": language }, () => guest.warmKernel(language)),
       close: (error) => guest.close(error),
     } satisfies Guest;

@@ -43,6 +43,8 @@ export const limits = {
   contextBytesMax: 4 * 1024 * 1024 * 1024,
   buildStepsMax: 256,
   buildStepTimeoutSeconds: 3600,
+  /** Builds and downloads of images under way at once, where requests bring a key. */
+  buildsPerOwnerMax: 4,
 } as const;
 
 /** What a sandbox gets unless its template or its creator says otherwise. */

@@ -1,5 +1,7 @@
 /** The JSON shapes of the `/v1` answers. The server writes them, the SDK reads them: a name that changes here breaks both at once. */
 
+import type { ErrorEnvelope } from "./errors.ts";
+
 export interface ResourcesJson {
   vcpu_count: number;
   mem_size_mib: number;
@@ -34,6 +36,122 @@ export interface TemplateJson {
   creation_time_ms: number;
   network: TemplateNetworkJson;
   resources: ResourcesJson;
+  source: TemplateSourceJson;
+  snapshot_bytes: number;
+  /** What the user should know, such as that the name was not known and the host's files were taken. */
+  warnings: readonly string[];
+}
+
+/** What a template's root is made of, as it was resolved. */
+export interface TemplateSourceJson {
+  kind: "host" | "image" | "build";
+  /** In full; empty for the host's files. */
+  reference: string;
+  /** `sha256:…` of the image's manifest; null for the host's files. */
+  digest: string | null;
+  layers: number;
+  /** Of its files, those that it shares with other templates included. 0 for the host's. */
+  root_bytes: number;
+}
+
+/** One step of a build, as `build_steps` of a request names it. The members are those of its type. */
+export type BuildStepJson =
+  | { type: "run"; run: string }
+  | { type: "env"; env_name: string; env_value: string }
+  | { type: "workdir"; workdir: string }
+  | { type: "user"; user: string }
+  /** `source` is what the user called the files; `context` is the digest under which they were sent to `PUT /v1/contexts/{digest}`. */
+  | { type: "copy"; source: string; dest: string; context: string };
+
+/** What happens while something is built, pulled or pushed. Kinds that a reader does not know are to be passed over. */
+export type BuildEventJson = { at_ms: number } & (
+  | { kind: "phase"; phase: "resolve" | "pull" | "step" | "boot" | "start" | "warm" | "save"; detail: string }
+  | {
+      kind: "layer";
+      digest: string;
+      /** `shared`: it was here already. */
+      state: "waiting" | "downloading" | "unpacking" | "done" | "shared";
+      done_bytes: number;
+      /** Compressed. */
+      total_bytes: number;
+    }
+  | {
+      kind: "step";
+      /** From 0. */
+      index: number;
+      count: number;
+      type: BuildStepJson["type"];
+      label: string;
+      state: "running" | "cached" | "done" | "failed";
+      ms: number;
+    }
+  | { kind: "log"; step: number | null; stream: "stdout" | "stderr"; text: string }
+  | { kind: "warning"; text: string }
+  /** Nothing new, but it goes on: after every 15 seconds of silence. */
+  | { kind: "alive" }
+  | BuildEndJson
+);
+
+/** The last line of each stream of events. */
+export type BuildEndJson =
+  /** What the same request answers without a stream; `creation_time_ms` where events are told afterwards. */
+  | {
+      kind: "done";
+      template?: TemplateJson;
+      image?: ImageJson;
+      reference?: string;
+      digest?: string;
+      creation_time_ms?: number;
+    }
+  | { kind: "failed"; error: ErrorEnvelope["error"] };
+
+/** Which thing a name means on this server: the first of these that exists. */
+export interface NameJson {
+  name: string;
+  means: "template" | "image" | "host" | "nothing";
+  /** Of an image: in full. */
+  reference: string;
+}
+
+/** The answer to a push: what the registry has now. */
+export interface PushedJson {
+  reference: string;
+  digest: string;
+}
+
+/** An image whose layers are all on the server. */
+export interface ImageJson {
+  reference: string;
+  digest: string;
+  layers: number;
+  root_bytes: number;
+  pulled_at: string;
+  last_used_at: string;
+}
+
+/** Bytes on the server's disk. What several things share is counted once, in `layers`. */
+export interface DiskUsageJson {
+  /** Those that the caller sees. */
+  templates: readonly {
+    id: string;
+    snapshot_bytes: number;
+    /** Of its layers, those that it shares included. */
+    root_bytes: number;
+    /** Of layers that no other template has. */
+    own_bytes: number;
+  }[];
+  /** Of the whole server, and so told to administrators only. */
+  totals?: {
+    layers: { count: number; bytes: number; unused_bytes: number };
+    caches: { bytes: number };
+    snapshots: { bytes: number };
+    /** What unused layers and caches together may have before the oldest are removed. */
+    cache_bytes_max: number;
+  };
+}
+
+export interface PrunedJson {
+  removed_bytes: number;
 }
 
 /** A row of a list, and the answer to a create or a fork. */

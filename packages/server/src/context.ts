@@ -1,6 +1,7 @@
 import type { Actions, Engine, Log } from "@mitos/engine";
 import type { Audit } from "./audit.ts";
 import type { Auth } from "./auth/auth.ts";
+import type { BuildSlots } from "./build-slots.ts";
 import type { AnyRequest } from "./http/guard.ts";
 import type { Metrics } from "./metrics.ts";
 import type { StreamCap } from "./stream/cap.ts";
@@ -18,6 +19,7 @@ export interface ServerContext {
   /** Ceiling for every requested time-out; 0 = none. */
   readonly maxExecTimeoutSeconds: number;
   readonly streams: StreamCap;
+  readonly builds: BuildSlots;
   readonly audit: Audit;
   /** The audit log with the caller of a request on each line. */
   auditFor(request: AnyRequest): Pick<Audit, "record">;
@@ -28,4 +30,6 @@ export interface ServerContext {
   isClosing(): boolean;
   /** How long a call waits for the next byte of its request. */
   readonly bodySilenceMs: number;
+  /** How long a stream of events says nothing before it says that it is alive. */
+  readonly eventSilenceMs: number;
 }

@@ -3,18 +3,18 @@ import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { FastifyRequest } from "fastify";
 
 /** What a repeated request is answered from: the resource's id and the answer's body. */
-export interface Created {
+export interface Created<Answer extends object> {
   readonly resource: string;
-  readonly answer: object;
+  readonly answer: Answer;
 }
 
 /** What a request with a key asks for. */
-export interface Creation {
+export interface Creation<Answer extends object> {
   /** The sandboxes that it makes. None for a template: making it again finds the first. */
   readonly ids: readonly SandboxId[];
   /** The answer for an earlier resource, undefined when it is gone. */
-  find(resource: string): object | undefined;
-  create(): Promise<Created>;
+  find(resource: string): Answer | undefined;
+  create(): Promise<Created<Answer>>;
 }
 
 /** @throws invalid_input */
@@ -31,12 +31,12 @@ export function idempotencyKey(request: FastifyRequest): string | undefined {
  *
  * @throws conflict while the first request with this key is under way
  */
-export async function once(
+export async function once<Answer extends object>(
   store: IdempotencyStore,
   kind: "template" | "fork",
   key: string | undefined,
-  { ids, find, create }: Creation,
-): Promise<object> {
+  { ids, find, create }: Creation<Answer>,
+): Promise<Answer> {
   if (key === undefined) return (await create()).answer;
   let begun = store.begin(kind, key, ids);
   if (!begun.first) {
@@ -46,7 +46,7 @@ export async function once(
     begun = store.begin(kind, key, ids);
     if (!begun.first) throw new MitosError("conflict", { cause: "another request with this Idempotency-Key is under way" });
   }
-  let created: Created;
+  let created: Created<Answer>;
   try {
     created = await create();
   } catch (error) {

@@ -1,7 +1,7 @@
 /** The pieces that request bodies of several routes are made of. Unknown members are ignored everywhere. */
 
-import { languages } from "@mitos/engine";
-import { isId, isTemplateId, limits, MitosError, resourceBounds, type SandboxId, type TemplateId } from "@mitos/protocol";
+import { type BuildStep, type Digest, languages } from "@mitos/engine";
+import { isId, isImageReference, isTemplateId, limits, MitosError, resourceBounds, type SandboxId, type TemplateId } from "@mitos/protocol";
 import { z } from "zod";
 
 const idRule = "must be 1 to 64 letters, digits, '_' or '-', and begin with a letter or digit";
@@ -10,6 +10,24 @@ export const sandboxId = z.string().refine(isId, idRule) as unknown as z.ZodType
 export const templateId = z
   .string()
   .refine(isTemplateId, `${idRule}; or be an image reference such as python:3.12`) as unknown as z.ZodType<TemplateId>;
+
+const referenceRule = "must be an image reference such as python:3.12 or registry.example/team/tool";
+
+/** A name of the default registry without a tag says nothing else than the tag `latest`: only with it is it told from the name of a template. */
+const withTag = (text: string) => (isImageReference(text) ? text : `${text}:latest`);
+
+/** An image of a registry, whatever templates there are: `python` is `python:latest`. */
+export const imageReference = z.string().transform(withTag).refine(isImageReference, referenceRule);
+
+/** What a template may be made of: a name that the server gives its meaning, or an image. */
+export const imageName = z
+  .string()
+  .transform((text) => (isId(text) ? text : withTag(text)))
+  .refine(isTemplateId, `${idRule}; or ${referenceRule.replace("must ", "")}`);
+
+export const digest = z
+  .string()
+  .regex(/^sha256:[0-9a-f]{64}$/, "must be sha256: and 64 lower-case hexadecimal digits") as unknown as z.ZodType<Digest>;
 
 export const contextId = z.string().refine(isId, idRule);
 export const language = z.enum(languages);
@@ -91,3 +109,59 @@ export function checkCeiling(requested: number | null | undefined, max: number, 
     context: { sandbox, requested_s: requested, max_timeout_s: max },
   });
 }
+
+/** A name or number, with or without a group. */
+const userName = z.string().regex(/^[\w.][\w.-]{0,63}(:[\w.][\w.-]{0,63})?$/, "must be a user such as app, 1000 or app:staff");
+
+const steps = {
+  run: z.object({ run: command }).transform(({ run }) => ({ kind: "run" as const, command: run })),
+  env: z
+    .object({ env_name: z.string(), env_value: z.string().default("") })
+    .transform(({ env_name: name, env_value: value }) => ({ kind: "env" as const, name, value })),
+  workdir: z.object({ workdir: path }).transform(({ workdir }) => ({ kind: "workdir" as const, path: workdir })),
+  user: z.object({ user: userName }).transform(({ user }) => ({ kind: "user" as const, user })),
+  copy: z.object({ source: path, dest: path, context: digest }).transform((members) => ({ kind: "copy" as const, ...members })),
+} satisfies Record<BuildStep["kind"], z.ZodType<BuildStep>>;
+
+const stepMember = z.string().optional();
+
+const buildStep = z
+  .object({
+    type: z.enum(Object.keys(steps) as BuildStep["kind"][]),
+    run: stepMember,
+    env_name: stepMember,
+    env_value: stepMember,
+    workdir: stepMember,
+    user: stepMember,
+    source: stepMember,
+    dest: stepMember,
+    context: stepMember,
+  })
+  .transform(({ type, ...members }, step): BuildStep => {
+    const schema = steps[type];
+    // An empty one is not said, as clients with structs send it.
+    const stray = Object.entries(members).find(([name, value]) => value && !Object.hasOwn(schema.in.shape, name));
+    if (stray) step.addIssue({ code: "custom", path: [stray[0]], message: `belongs to no step of the type ${type}` });
+    const { data, error } = schema.safeParse(members);
+    for (const { path, message } of error?.issues ?? []) step.addIssue({ code: "custom", path, message });
+    return data ?? z.NEVER;
+  });
+
+/** Their environment is held to the same rules as any. */
+export const buildSteps = z
+  .array(buildStep)
+  .max(limits.buildStepsMax, `must be at most ${limits.buildStepsMax}`)
+  .superRefine((all, context) => {
+    const vars = all.flatMap((step) => (step.kind === "env" ? [[step.name, step.value] as const] : []));
+    const { error } = env.safeParse(Object.fromEntries(vars));
+    for (const { message } of error?.issues ?? []) context.addIssue({ code: "custom", message: `environment: ${message}` });
+  });
+
+/** Code that runs before a template is saved. */
+export const warmCode = z
+  .object({
+    language,
+    code: command,
+    timeout_seconds: z.int().min(1).max(limits.buildStepTimeoutSeconds).default(limits.runCodeTimeoutSecondsDefault),
+  })
+  .transform(({ timeout_seconds: timeoutSeconds, ...wire }) => ({ ...wire, timeoutSeconds }));

@@ -9,6 +9,7 @@ import { createApp } from "./app.ts";
 import { auditOf, note, openAudit } from "./audit.ts";
 import { Auth } from "./auth/auth.ts";
 import { Refusals } from "./auth/refusals.ts";
+import { BuildSlots } from "./build-slots.ts";
 import { createConnectHandler } from "./connect/handler.ts";
 import type { ServerContext } from "./context.ts";
 import { createDoor } from "./door.ts";
@@ -54,6 +55,8 @@ export interface ServerOptions {
   readonly silenceMs?: number | undefined;
   /** A call that waits for so long for the next byte of its request is given up. Default 60 s. Not for input to what runs already. */
   readonly bodySilenceMs?: number | undefined;
+  /** A stream of events in which none has come for so long says that it is alive. Default 15 s. */
+  readonly eventSilenceMs?: number | undefined;
   /** Of all clients together; one more is closed at once. */
   readonly connectionsMax?: number | undefined;
 }
@@ -72,6 +75,8 @@ const closeGraceMs = 4500;
 const lastWordsMs = 500;
 const silenceMsDefault = 10_000;
 const bodySilenceMsDefault = 60_000;
+/** Proxies take a connection for dead after 30 s of silence at the earliest. */
+const eventSilenceMsDefault = 15_000;
 const connectionsMaxDefault = 4096;
 const http1Timeouts = { headersTimeout: 20_000, keepAliveTimeout: idleMs, requestTimeout: 0 } as const;
 const previewSecretBytes = 32;
@@ -109,12 +114,14 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     version: options.version,
     maxExecTimeoutSeconds: options.maxExecTimeoutSeconds ?? limits.timeoutSecondsMax,
     streams,
+    builds: new BuildSlots(),
     audit,
     auditFor: (request) => (auth ? auditOf(audit, auth.callerOf(request)) : audit),
     metrics,
     shutdown: shutdown.signal,
     isClosing: () => closing,
     bodySilenceMs: options.bodySilenceMs ?? bodySilenceMsDefault,
+    eventSilenceMs: options.eventSilenceMs ?? eventSilenceMsDefault,
   };
 
   const upgraded = upgradedPlaces();

@@ -1,7 +1,10 @@
 /** What templates and sandboxes look like on the wire. */
 
-import type { MachineResources, NetworkPolicy, Sandbox, SandboxTree, Template } from "@mitos/engine";
+import type { BuildEvent, DiskUsage, ImageSummary, MachineResources, NetworkPolicy, Sandbox, SandboxTree, Template } from "@mitos/engine";
 import type {
+  BuildEventJson,
+  DiskUsageJson,
+  ImageJson,
   ResourcesJson,
   SandboxDetailJson,
   SandboxJson,
@@ -28,7 +31,53 @@ export function templateJson(template: Template): TemplateJson {
     creation_time_ms: Math.round(template.creationTimeMs),
     network: templateNetworkJson(template.network),
     resources: resourcesJson(template.resources),
+    source: {
+      kind: template.source.kind,
+      reference: template.source.reference,
+      digest: template.source.digest,
+      layers: template.source.layers,
+      root_bytes: template.source.rootBytes,
+    },
+    snapshot_bytes: template.snapshotBytes,
+    warnings: template.warnings,
   };
+}
+
+export function imageJson(image: ImageSummary): ImageJson {
+  return {
+    reference: image.reference,
+    digest: image.digest,
+    layers: image.layers,
+    root_bytes: image.rootBytes,
+    pulled_at: new Date(image.pulledAtMs).toISOString(),
+    last_used_at: new Date(image.lastUsedAtMs).toISOString(),
+  };
+}
+
+export function usageTotalsJson({ layers, caches, snapshots, cacheBytesMax }: DiskUsage): NonNullable<DiskUsageJson["totals"]> {
+  return {
+    layers: { count: layers.count, bytes: layers.bytes, unused_bytes: layers.unusedBytes },
+    caches: { bytes: caches.bytes },
+    snapshots: { bytes: snapshots.bytes },
+    cache_bytes_max: cacheBytesMax,
+  };
+}
+
+export function buildEventJson({ atMs: at_ms, ...event }: BuildEvent): BuildEventJson {
+  switch (event.kind) {
+    case "layer": {
+      const { doneBytes: done_bytes, totalBytes: total_bytes, ...rest } = event;
+      return { at_ms, ...rest, done_bytes, total_bytes };
+    }
+    case "done":
+      return { at_ms, kind: event.kind, creation_time_ms: Math.round(event.creationTimeMs) };
+    case "failed": {
+      const { kind, ...error } = event;
+      return { at_ms, kind, error };
+    }
+    default:
+      return { at_ms, ...event };
+  }
 }
 
 /** A row of a list, and the answer to a live fork. */

@@ -19,7 +19,7 @@ import { CallTrace } from "./trace.ts";
 import { LinkViolation } from "./violation.ts";
 import { FrameWriter } from "./writer.ts";
 
-export const protocolVersion = 3;
+export const protocolVersion = 4;
 
 const channelsMax = 512;
 const openMessageBytesMax = 60_000;

@@ -218,7 +218,7 @@ export class FakeGuest {
   }
 
   acknowledge(session: string): void {
-    const ack = create(guest.HelloAckSchema, { protocolVersion: this.#options.protocolVersion ?? 3, session, agentVersion: "fake" });
+    const ack = create(guest.HelloAckSchema, { protocolVersion: this.#options.protocolVersion ?? 4, session, agentVersion: "fake" });
     this.control(frameType.helloAck, toBinary(guest.HelloAckSchema, ack));
   }
 }

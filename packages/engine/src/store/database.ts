@@ -17,6 +17,10 @@ const migrations: readonly string[] = [
   `CREATE TABLE previews (
      sandbox TEXT PRIMARY KEY, created_at_ms INTEGER NOT NULL, until_unix INTEGER NOT NULL, earlier_until_unix INTEGER NOT NULL
    ) STRICT;`,
+  `CREATE TABLE build_steps (
+     key TEXT PRIMARY KEY, layer TEXT, bytes INTEGER NOT NULL, created_at_ms INTEGER NOT NULL, last_used_at_ms INTEGER NOT NULL,
+     template TEXT NOT NULL
+   ) STRICT;`,
 ];
 
 /**

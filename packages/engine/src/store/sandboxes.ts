@@ -1,6 +1,7 @@
 import type { DatabaseSync } from "node:sqlite";
 import type { EndCause, Sandbox } from "../actions.ts";
 import type { Snapshot } from "../driver.ts";
+import type { Digest } from "../layers/layer.ts";
 import { storageError } from "../storage-error.ts";
 import { durably, parseRecord, transaction } from "./database.ts";
 
@@ -17,6 +18,8 @@ export interface SandboxRecord extends Omit<Sandbox, "children" | "endReason"> {
   readonly budgetKeyId: string | null;
   /** The machine it runs on, written before the machine is started, so that a crash in between leaves nothing unknown. */
   readonly machineId: string | null;
+  /** What its root is made of; null = the host's files, as is absent in records of earlier versions. */
+  readonly layers?: readonly Digest[] | null | undefined;
   /** Where a paused sandbox waits. */
   readonly snapshot: Snapshot | null;
   readonly end: { readonly cause: EndCause; readonly detail: string; readonly atMs: number } | null;

@@ -14,6 +14,8 @@ const read = { scope: "read" } as const;
 const execute = { scope: "execute" } as const;
 const lifecycle = { scope: "lifecycle" } as const;
 const admin = { scope: "admin" } as const;
+const readStream = { scope: "read", stream: true } as const;
+const lifecycleStream = { scope: "lifecycle", stream: true } as const;
 const executeStream = { scope: "execute", stream: true } as const;
 
 /** By method and path as they are registered; HEAD is as GET. */
@@ -28,12 +30,23 @@ export const routeAccess: Readonly<Record<string, Access>> = {
   // Names the sandboxes of all owners.
   "GET /metrics": admin,
   "GET /v1/templates": read,
+  "GET /v1/templates/:id/events": readStream,
+  "GET /v1/names/:name": read,
+  "GET /v1/images": read,
+  "GET /v1/usage/disk": read,
   "GET /v1/sandboxes": read,
   "GET /v1/sandboxes/:id": read,
   "GET /v1/sandboxes/:id/tree": read,
 
   "POST /v1/templates": lifecycle,
   "DELETE /v1/templates/:id": lifecycle,
+  // With what the server knows of registries, and into any of them.
+  "POST /v1/templates/:id/push": admin,
+  "POST /v1/images": lifecycle,
+  "GET /v1/contexts/:digest": lifecycle,
+  "PUT /v1/contexts/:digest": lifecycleStream,
+  // Of everybody's.
+  "POST /v1/prune": admin,
   "POST /v1/fork": lifecycle,
   "POST /v1/sandboxes/:id/fork": lifecycle,
   "DELETE /v1/sandboxes/:id": lifecycle,

@@ -6,6 +6,7 @@ import { MitosError } from "@mitos/protocol";
 import type { AnyRequest } from "../http/guard.ts";
 import type { AnyResponse } from "../http/plain.ts";
 import { type Access, accessOfRoute, routeAccess } from "./access.ts";
+import { BuildRecords } from "./build-records.ts";
 import { OwnedEngine } from "./owned-engine.ts";
 import { Quotas, quotaExceeded } from "./quota.ts";
 import type { Refusals } from "./refusals.ts";
@@ -32,6 +33,7 @@ export class Auth {
   readonly #engine: Engine;
   readonly #log: Log;
   readonly #quotas: Quotas;
+  readonly #builds = new BuildRecords();
   readonly #refusals: Pick<Refusals, "note">;
   readonly #callers = new WeakMap<AnyRequest, ApiKey>();
   readonly #failures: TokenBuckets;
@@ -95,7 +97,7 @@ export class Auth {
   }
 
   engineFor(request: AnyRequest): Actions {
-    return new OwnedEngine(this.#engine, this.callerOf(request), this.#quotas);
+    return new OwnedEngine(this.#engine, this.callerOf(request), { quotas: this.#quotas, builds: this.#builds });
   }
 
   /** The key that gave a sandbox its fork budget, active or not; undefined when none did. */

@@ -1,14 +1,18 @@
+import { createHash } from "node:crypto";
 import {
   type Actions,
   type ApiKey,
+  type BuildEvent,
   type BuildOptions,
   type CreateRequest,
   type Digest,
+  type DiskUsage,
   type ForkRequest,
   type ForkResult,
   type IdempotencyStore,
   isSameOwner,
   type ListFilter,
+  type NameMeaning,
   type NodeUsage,
   type Owner,
   type Runtime,
@@ -16,10 +20,12 @@ import {
   type SandboxTree,
   type Template,
   type TemplateRequest,
+  type TemplateSource,
   unknownSandbox,
   unknownTemplate,
 } from "@mitos/engine";
-import { limits, MitosError, type SandboxId, type TemplateId } from "@mitos/protocol";
+import { isImageReference, limits, MitosError, type SandboxId, type TemplateId } from "@mitos/protocol";
+import type { BuildRecords } from "./build-records.ts";
 import type { Quotas } from "./quota.ts";
 
 /**
@@ -31,13 +37,15 @@ export class OwnedEngine implements Actions {
   readonly #engine: Actions;
   readonly #key: ApiKey;
   readonly #quotas: Quotas;
+  readonly #builds: BuildRecords;
   readonly #isAdmin: boolean;
   readonly idempotency: IdempotencyStore;
 
-  constructor(engine: Actions, key: ApiKey, quotas: Quotas) {
+  constructor(engine: Actions, key: ApiKey, { quotas, builds }: { readonly quotas: Quotas; readonly builds: BuildRecords }) {
     this.#engine = engine;
     this.#key = key;
     this.#quotas = quotas;
+    this.#builds = builds;
     this.#isAdmin = key.scopes.includes("admin");
     this.idempotency = ownIdempotency(engine.idempotency, key);
   }
@@ -52,65 +60,70 @@ export class OwnedEngine implements Actions {
 
   // ---------------------------------------------------------------- templates
 
-  async createTemplate(request: TemplateRequest, options?: BuildOptions): Promise<Template> {
-    const existing = this.#findTemplate(request.id);
+  async createTemplate(request: TemplateRequest, options: BuildOptions = {}): Promise<Template> {
+    const { id, image } = request;
+    const existing = this.#findTemplate(id);
     // It is told that a name is taken, not by whom.
-    if (existing && !this.#seesTemplate(existing)) throw foreignTemplate(request.id, "create_template");
+    if (existing && !this.#seesTemplate(existing)) throw foreignTemplate(id, "create_template");
+    if (existing && holdsSomething(request) && !this.#mayChange(existing)) throw foreignTemplate(id, "create_template");
+    const base = image === undefined || image === id ? undefined : this.#findTemplate(image);
+    if (base && !this.#seesTemplate(base)) throw unknownName(base.id);
     if (!existing) this.#requireRoomForTemplate();
-    const owner = existing && this.#isAdmin ? existing.owner : ownerOf(this.#key);
-    return this.#engine.createTemplate({ ...request, owner }, options);
+    const owner = existing && this.#isAdmin ? (existing.owner ?? null) : ownerOf(this.#key);
+    const build = { id, organisation: owner?.organisation ?? null, isPrivate: holdsSomething(request) };
+    using _building = this.#builds.begin(build);
+    const onEvent = (event: BuildEvent) => {
+      this.#builds.tells(build);
+      options.onEvent?.(event);
+    };
+    return await this.#engine.createTemplate({ ...request, owner }, { ...options, onEvent });
   }
 
   listTemplates(): readonly Template[] {
     return this.#engine.listTemplates().filter((template) => this.#seesTemplate(template));
   }
 
-  async *buildEvents(id: TemplateId, options: { follow: boolean }, signal?: AbortSignal) {
-    yield* this.#engine.buildEvents(id, options, signal);
-  }
-
-  async meaningOf(name: string, signal?: AbortSignal) {
-    return this.#engine.meaningOf(name, signal);
-  }
-
-  async putContext(digest: Digest, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal) {
-    return this.#engine.putContext(digest, tar, signal);
-  }
-
-  async hasContext(digest: Digest) {
-    return this.#engine.hasContext(digest);
-  }
-
-  async pushTemplate(id: TemplateId, reference: string, options?: BuildOptions) {
-    return this.#engine.pushTemplate(id, reference, options);
-  }
-
-  async pullImage(reference: string, options?: BuildOptions) {
-    return this.#engine.pullImage(reference, options);
-  }
-
-  listImages() {
-    return this.#engine.listImages();
-  }
-
-  async diskUsage() {
-    return this.#engine.diskUsage();
-  }
-
-  async prune(options: { olderThanMs: number }) {
-    return this.#engine.prune(options);
-  }
-
   async deleteTemplate(id: TemplateId): Promise<void> {
-    const existing = this.#findTemplate(id);
-    if (!existing || !this.#seesTemplate(existing)) throw unknownTemplate(id);
-    if (!this.#isAdmin && !isSameOwner(this.#key, existing.owner ?? null)) throw foreignTemplate(id, "delete_template");
+    if (!this.#mayChange(this.#requireTemplate(id))) throw foreignTemplate(id, "delete_template");
     return this.#engine.deleteTemplate(id);
   }
 
-  /** What has no workload holds nothing of anybody: such templates are everybody's. Others are their organisation's. */
-  #seesTemplate({ owner, workload }: Template): boolean {
-    return this.#isAdmin || !owner || !workload || owner.organisation === this.#key.organisation;
+  async *buildEvents(id: TemplateId, options: { readonly follow: boolean }, signal?: AbortSignal) {
+    if (!this.#seesBuild(id)) throw unknownTemplate(id);
+    yield* this.#engine.buildEvents(id, options, signal);
+  }
+
+  async pushTemplate(...[id, reference, options]: Parameters<Actions["pushTemplate"]>) {
+    this.#requireTemplate(id);
+    return this.#engine.pushTemplate(id, reference, options);
+  }
+
+  /** @throws not_found for those that the caller does not see */
+  #requireTemplate(id: TemplateId): Template {
+    const template = this.#findTemplate(id);
+    if (!template || !this.#seesTemplate(template)) throw unknownTemplate(id);
+    return template;
+  }
+
+  /** Those that hold nothing of anybody are everybody's. Others are their organisation's. */
+  #seesTemplate(template: Template): boolean {
+    const { organisation } = this.#key;
+    if (this.#isAdmin) return true;
+    if (this.#builds.isTakenOver(template.id, organisation)) return false;
+    return !holdsSomething(template) || template.owner?.organisation === organisation;
+  }
+
+  /** Of a build that has failed there is no template, and one that was to change a template may have printed what that one does not hold. */
+  #seesBuild(id: TemplateId): boolean {
+    const { organisation } = this.#key;
+    if (this.#isAdmin) return true;
+    const last = this.#builds.lastOf(id);
+    if (last) return !last.isPrivate || last.organisation === organisation;
+    return this.#findTemplate(id)?.owner?.organisation === organisation;
+  }
+
+  #mayChange({ owner }: Template): boolean {
+    return this.#isAdmin || isSameOwner(this.#key, owner ?? null);
   }
 
   /** Templates that are being built are in the list already. @throws quota_exceeded */
@@ -126,15 +139,66 @@ export class OwnedEngine implements Actions {
     });
   }
 
-  #findTemplate(id: TemplateId): Template | undefined {
+  #findTemplate(id: string): Template | undefined {
     return this.#engine.listTemplates().find((template) => template.id === id);
+  }
+
+  // ---------------------------------------------------------------- images and files of builds
+
+  async meaningOf(name: string, signal?: AbortSignal): Promise<NameMeaning> {
+    const meaning = await this.#engine.meaningOf(name, signal);
+    const template = meaning.means === "template" ? this.#findTemplate(name) : undefined;
+    return template && !this.#seesTemplate(template) ? { name, means: "nothing", reference: "" } : meaning;
+  }
+
+  /** Who has sent files may use them, and nobody else: their digest alone opens nothing, and it is not told whether others have them. */
+  async putContext(digest: Digest, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal): Promise<void> {
+    const hash = createHash("sha256");
+    const source = tar[Symbol.asyncIterator]();
+    const next = async () => {
+      const item = await source.next();
+      if (!item.done) hash.update(item.value);
+      return item;
+    };
+    try {
+      await this.#engine.putContext(digest, { [Symbol.asyncIterator]: () => ({ next }) }, signal);
+      // An engine that has it already need not have read all of it.
+      while (!(await next()).done);
+    } finally {
+      await source.return?.();
+    }
+    if (`sha256:${hash.digest("hex")}` !== digest) {
+      throw new MitosError("invalid_input", { cause: `what was sent has another digest than ${digest}` });
+    }
+    this.#builds.sent(this.#key, digest);
+  }
+
+  async hasContext(digest: Digest): Promise<boolean> {
+    return (this.#isAdmin || this.#builds.hasSent(this.#key, digest)) && (await this.#engine.hasContext(digest));
+  }
+
+  async pullImage(reference: string, options?: BuildOptions) {
+    return this.#engine.pullImage(reference, options);
+  }
+
+  listImages() {
+    return this.#engine.listImages();
+  }
+
+  async diskUsage(): Promise<DiskUsage> {
+    const usage = await this.#engine.diskUsage();
+    const seen = new Set(this.listTemplates().map(({ id }) => id));
+    return { ...usage, templates: usage.templates.filter(({ id }) => seen.has(id)) };
+  }
+
+  async prune(options: { readonly olderThanMs: number }) {
+    return this.#engine.prune(options);
   }
 
   // ---------------------------------------------------------------- sandboxes
 
   async create(request: CreateRequest): Promise<Sandbox> {
-    const template = this.#findTemplate(request.template);
-    if (!template || !this.#seesTemplate(template)) throw unknownTemplate(request.template);
+    const template = this.#requireTemplate(request.template);
     const owner = ownerOf(this.#key);
     const resources = { ...template.resources, ...request.resources };
     using _reserved = this.#quotas.reserve("create", this.#key, owner, [{ id: request.id, resources }]);
@@ -209,6 +273,22 @@ export class OwnedEngine implements Actions {
 
 function ownerOf({ owner, organisation }: Owner): Owner {
   return { owner, organisation };
+}
+
+/**
+ * Whether somebody's own work is in a template. An image as a registry has it is nobody's; what is made of another template is taken to be
+ * like that one.
+ */
+function holdsSomething({ id, image, steps, warm, workload, source }: TemplateRequest & { readonly source?: TemplateSource }): boolean {
+  const isOfOther = image !== undefined && image !== id && !isImageReference(image);
+  return Boolean(workload || steps?.length || warm || isOfOther || source?.kind === "build");
+}
+
+function unknownName(name: string): MitosError {
+  return new MitosError("not_found", {
+    cause: `the name ${name} means nothing here`,
+    remediation: "Name a template, python, node or base, or an image such as python:3.12-slim.",
+  });
 }
 
 function foreignTemplate(id: TemplateId, op: string): MitosError {

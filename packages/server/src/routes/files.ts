@@ -4,10 +4,11 @@ import type { ServerResponse } from "node:http";
 import { Readable } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { MitosError } from "@mitos/protocol";
-import type { FastifyInstance, FastifyRequest } from "fastify";
+import type { FastifyInstance } from "fastify";
 import { z } from "zod";
 import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
+import { bodyOf } from "../http/body.ts";
 import { check, readJson } from "../http/json.ts";
 import { requestSignal } from "../http/signal.ts";
 import { path, sandboxId } from "../schemas.ts";
@@ -23,9 +24,6 @@ const writeQuery = z.object({
 });
 
 const renameBody = z.object({ from: path, to: path });
-
-/** Without a byte for this long, an upload is given up. */
-const uploadSilenceMs = 120_000;
 
 export function fileRoutes(app: FastifyInstance, context: ServerContext): void {
   app.head("/v1/sandboxes/:id/files", async (request, reply) => {
@@ -162,20 +160,4 @@ async function* exactly(
     if (left === 0) return;
   }
   if (promised !== undefined && left > 0) throw new MitosError("file_failed", { cause: "the file became shorter while it was read" });
-}
-
-async function* bodyOf(request: FastifyRequest): AsyncGenerator<Uint8Array> {
-  const watch = () => setTimeout(() => request.raw.destroy(new Error("the upload fell silent")), uploadSilenceMs);
-  let silence = watch();
-  try {
-    // The answer is sent on the same connection, so an early end must not destroy the request.
-    for await (const chunk of request.raw.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
-      // A sandbox that writes slowly is not a silent client.
-      clearTimeout(silence);
-      yield chunk;
-      silence = watch();
-    }
-  } finally {
-    clearTimeout(silence);
-  }
 }

@@ -10,15 +10,21 @@ import path from "node:path";
 import { create } from "@bufbuild/protobuf";
 import {
   type Attachment,
+  type BuildEvent,
+  type BuildOptions,
+  type BuildStep,
   type Context,
   type ContextRequest,
   type CreateRequest,
+  type DiskUsage,
   type EgressDenial,
   type Engine,
   type EngineCounts,
   type ForkRequest,
   type IdempotencyStore,
+  type ImageSummary,
   type Keys,
+  type NameMeaning,
   type NodeUsage,
   openKeys,
   type PreviewTerms,
@@ -38,6 +44,10 @@ import { MitosError, resourceDefaults, type SandboxId } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 
 const bytes = (text: string) => new TextEncoder().encode(text);
+
+const fakeDigest = `sha256:${"ab".repeat(32)}` as const;
+
+type BuildEventMembers = BuildEvent extends infer Event ? (Event extends unknown ? Omit<Event, "atMs"> : never) : never;
 
 export class FakeRuntime {
   /** What was started, in order. */
@@ -401,20 +411,136 @@ export class FakeEngine {
     rmSync(this.#keysDir, { recursive: true, force: true });
   }
 
-  async createTemplate(request: TemplateRequest) {
-    const source = { kind: "host", reference: "", digest: null, layers: 0, rootBytes: 0 } as const;
+  /** With what each template was asked for. */
+  readonly builds: { readonly request: TemplateRequest; readonly options: BuildOptions }[] = [];
+  /** Builds whose signal has ended them. */
+  readonly canceled: string[] = [];
+  /** A step `gated` goes on when this is resolved. */
+  readonly buildGate = Promise.withResolvers<void>();
+  readonly events = new Map<string, BuildEvent[]>();
+
+  /** Runs the steps that are called `gated`, `fail` and `flood <lines>`; any other is there already. */
+  async createTemplate(request: TemplateRequest, options: BuildOptions = {}) {
+    this.builds.push({ request, options });
+    const { id, image, steps = [] } = request;
+    const events: BuildEvent[] = [];
+    const tell = (event: BuildEventMembers) => {
+      events.push({ atMs: this.#clock++, ...event });
+      options.onEvent?.(events.at(-1)!);
+    };
+    const isBuilt = image !== undefined || steps.length > 0;
+    if (image === "nowhere") throw new MitosError("not_found", { cause: `the name ${image} means nothing here` });
+    if (isBuilt) {
+      this.events.set(id, events);
+      tell({ kind: "phase", phase: "resolve", detail: image ?? "" });
+    }
+    try {
+      for (const [index, step] of steps.entries()) await this.#runStep(index, step, tell, options.signal);
+    } catch (error) {
+      if (options.signal?.aborted) this.canceled.push(id);
+      const { code, message, detail, entry } = error as MitosError;
+      tell({ kind: "failed", code, message, cause: detail.cause ?? "", remediation: entry.remediation });
+      throw error;
+    }
+    const source = isBuilt
+      ? ({ kind: steps.length > 0 ? "build" : "image", reference: image ?? "", digest: fakeDigest, layers: 2, rootBytes: 1000 } as const)
+      : ({ kind: "host", reference: "", digest: null, layers: 0, rootBytes: 0 } as const);
     const template: Template = {
       ...request,
       source,
       snapshotBytes: 4096,
-      warnings: [],
+      warnings: image === "odd" ? ["the name odd was not known"] : [],
       ready: true,
       createdAtMs: this.#clock++,
       creationTimeMs: 1.5,
     };
     this.templates.set(request.id, template);
+    if (isBuilt) tell({ kind: "done", creationTimeMs: 1.5 });
     return template;
   }
+
+  async #runStep(index: number, step: BuildStep, tell: (event: BuildEventMembers) => void, signal: AbortSignal | undefined) {
+    const [name, argument] = step.kind === "run" ? step.command.split(" ") : [];
+    const log = (text: string) => tell({ kind: "log", step: index, stream: "stdout", text });
+    switch (name) {
+      case "gated": {
+        log("waiting\n");
+        const aborted = Promise.withResolvers<never>();
+        signal?.addEventListener("abort", () => aborted.reject(new MitosError("canceled", { cause: "the build was given up" })));
+        await Promise.race([this.buildGate.promise, aborted.promise]);
+        return;
+      }
+      case "fail":
+        throw new MitosError("build_failed", { cause: `step ${index} ended with 1`, reason: new Error("inner") });
+      case "break":
+        throw new Error("a secret of the server");
+      case "flood":
+        for (let line = 0; line < Number(argument); line += 1) log(`${line}\n`);
+        return;
+      default:
+        tell({ kind: "step", index, count: 1, type: step.kind, label: step.kind, state: "cached", ms: 0 });
+    }
+  }
+
+  async *buildEvents(id: string, { follow }: { follow: boolean }): AsyncGenerator<BuildEvent> {
+    const events = this.events.get(id);
+    if (!events) throw new MitosError("not_found", { cause: `no build of ${id}` });
+    for (let at = 0; at < events.length; at += 1) {
+      yield events[at]!;
+      if (follow && at === events.length - 1 && !["done", "failed"].includes(events[at]!.kind)) await this.buildGate.promise;
+    }
+  }
+
+  readonly contexts = new Map<string, Uint8Array>();
+  /** Reads nothing of what it has already. */
+  async putContext(digest: string, tar: AsyncIterable<Uint8Array>) {
+    if (this.contexts.has(digest)) return;
+    const chunks: Uint8Array[] = [];
+    for await (const chunk of tar) chunks.push(chunk);
+    this.contexts.set(digest, Buffer.concat(chunks));
+  }
+  async hasContext(digest: string) {
+    return this.contexts.has(digest);
+  }
+
+  async meaningOf(name: string): Promise<NameMeaning> {
+    if (this.templates.has(name)) return { name, means: "template", reference: "" };
+    if (name.includes(":")) return { name, means: "image", reference: `docker.io/library/${name}` };
+    return { name, means: name === "node" ? "host" : "nothing", reference: "" };
+  }
+
+  readonly pushes: string[] = [];
+  async pushTemplate(id: string, reference: string, options?: BuildOptions) {
+    if (!this.templates.has(id)) throw new MitosError("not_found", { cause: `template ${id}` });
+    const layer = { kind: "layer", digest: fakeDigest, doneBytes: 5, totalBytes: 5 } as const;
+    options?.onEvent?.({ atMs: this.#clock++, ...layer, state: "done" });
+    this.pushes.push(reference);
+    return { reference, digest: fakeDigest };
+  }
+
+  readonly images: ImageSummary[] = [];
+  async pullImage(reference: string, options?: BuildOptions): Promise<ImageSummary> {
+    this.builds.push({ request: { image: reference } as TemplateRequest, options: options ?? {} });
+    options?.onEvent?.({ atMs: this.#clock++, kind: "phase", phase: "pull", detail: reference });
+    const image = { reference, digest: fakeDigest, layers: 2, rootBytes: 1000, pulledAtMs: this.#clock, lastUsedAtMs: this.#clock };
+    this.images.push(image);
+    return image;
+  }
+  listImages() {
+    return this.images;
+  }
+
+  async diskUsage(): Promise<DiskUsage> {
+    const templates = this.listTemplates().map(({ id }) => ({ id, snapshotBytes: 4096, rootBytes: 1000, ownBytes: 10 }));
+    const layers = { count: 3, bytes: 3000, unusedBytes: 30 };
+    return { templates, layers, caches: { bytes: 7 }, snapshots: { bytes: 8 }, cacheBytesMax: 9 };
+  }
+  readonly prunes: number[] = [];
+  async prune({ olderThanMs }: { olderThanMs: number }) {
+    this.prunes.push(olderThanMs);
+    return { removedBytes: 37 };
+  }
+
   listTemplates() {
     return [...this.templates.values()];
   }

@@ -1,7 +1,7 @@
 import { readdir, readlink, stat } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
-import type { HostRoot } from "./root.ts";
+import type { MachineRoot } from "./root.ts";
 
 /** How the kernel marks an open file that is no longer at its place. */
 const deletedMark = " (deleted)";
@@ -17,7 +17,7 @@ const filesMax = 65_536;
  *
  * @throws snapshot_incompatible when one of them is no longer at its place
  */
-export async function hostFilesOf(sentryPid: number, root: HostRoot): Promise<Set<string>> {
+export async function hostFilesOf(sentryPid: number, root: MachineRoot): Promise<Set<string>> {
   const files = new Set<string>();
   const dir = `/proc/${sentryPid}/fd`;
   const names = await readdir(dir);
@@ -43,7 +43,7 @@ function replaced(file: string): MitosError {
   });
 }
 
-function hostPath(machinePath: string, root: HostRoot): string | undefined {
+function hostPath(machinePath: string, root: MachineRoot): string | undefined {
   for (const { source, destination } of root.binds) {
     if (machinePath === destination) return source;
     if (machinePath.startsWith(`${destination}/`)) return source + machinePath.slice(destination.length);

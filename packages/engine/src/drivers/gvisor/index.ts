@@ -1,6 +1,6 @@
 import { mkdir } from "node:fs/promises";
 import type { Log } from "../../actions.ts";
-import type { Driver, Machine, MachineSpec, Snapshot } from "../../driver.ts";
+import type { Driver, Machine, MachineSpec, RestoreSpec, RootSource, Snapshot } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
 import { closeCgroups, openCgroups } from "./cgroup.ts";
 import { createContainer, discardContainer } from "./container.ts";
@@ -10,7 +10,8 @@ import { nameContainer, openLayout, removeFoldersIfEmpty } from "./layout.ts";
 import { activate, GvisorMachine, notAMachine } from "./machine.ts";
 import { ReadyContainers } from "./ready.ts";
 import { reattach } from "./reattach.ts";
-import { type HostRoot, openHostRoot, removeOldRoots } from "./root.ts";
+import type { MachineRoot } from "./root.ts";
+import { Roots } from "./roots.ts";
 import { runscCommands } from "./runsc.ts";
 import { type Facts, readCpu, readRoot, requireCompatible, saveMachine } from "./snapshot.ts";
 import type { ContainerShape } from "./spec.ts";
@@ -40,7 +41,7 @@ export async function createGvisorDriver(options: GvisorOptions): Promise<Driver
     readCpu(),
     openLayout(options.dataDir, options.runtimeDir),
   ]);
-  const [cgroups, root] = await Promise.all([openCgroups(layout.cgroupParent), openHostRoot(layout.state, guest, node)]);
+  const [cgroups, roots] = await Promise.all([openCgroups(layout.cgroupParent), Roots.open(layout.state, guest, node)]);
   const host: Host = {
     layout,
     runsc: runscCommands(runsc, layout.runscRoot, { cgroups: cgroups !== undefined }),
@@ -49,22 +50,22 @@ export async function createGvisorDriver(options: GvisorOptions): Promise<Driver
     userNamespace: process.getuid?.() !== 0,
     log: options.log,
   };
-  return new GvisorDriver(host, root, { driver: "gvisor", engineBuild: runsc.build, agentHash: guest.hash, protocolVersion, cpu });
+  return new GvisorDriver(host, roots, { driver: "gvisor", engineBuild: runsc.build, agentHash: guest.hash, protocolVersion, cpu });
 }
 
 class GvisorDriver implements Driver {
   readonly name = "gvisor";
   readonly isolation = "gvisor";
   readonly #host: Host;
-  readonly #root: HostRoot;
+  readonly #roots: Roots;
   readonly #facts: Facts;
   readonly #ready: ReadyContainers;
   readonly #machines = new Set<GvisorMachine>();
   readonly readyStarts = { hits: 0, misses: 0 };
 
-  constructor(host: Host, root: HostRoot, facts: Facts) {
+  constructor(host: Host, roots: Roots, facts: Facts) {
     this.#host = host;
-    this.#root = root;
+    this.#roots = roots;
     this.#facts = facts;
     this.#ready = new ReadyContainers({
       create: (shape) => createContainer(host, shape),
@@ -75,10 +76,15 @@ class GvisorDriver implements Driver {
 
   async boot(spec: MachineSpec): Promise<Machine> {
     const { runsc } = this.#host;
-    return this.#start(spec, this.#root, (container) => runsc.start(container.id));
+    using use = await this.#roots.use(spec.root);
+    return await this.#start(spec, use.root, (container) => runsc.start(container.id));
   }
 
-  async restore(snapshot: Parameters<Driver["restore"]>[0], spec: MachineSpec): Promise<Machine> {
+  ownersOf(root: RootSource) {
+    return this.#roots.ownersOf(root);
+  }
+
+  async restore(snapshot: Parameters<Driver["restore"]>[0], spec: RestoreSpec): Promise<Machine> {
     const { runsc } = this.#host;
     // Whoever restores has let the content be checked just now, once for all children.
     await requireCompatible(snapshot, this.#facts, { content: false });
@@ -98,8 +104,8 @@ class GvisorDriver implements Driver {
     await requireCompatible(snapshot, this.#facts, { content: true });
   }
 
-  prepare(spec: Omit<MachineSpec, "machineId" | "hostName">, count: number): void {
-    this.#ready.want({ root: this.#root, resources: spec.resources }, count);
+  prepare(like: Machine, count: number): void {
+    this.#ready.want(this.#own(like).container.shape, count);
   }
 
   async reattach(machineId: string) {
@@ -111,10 +117,22 @@ class GvisorDriver implements Driver {
   async sweep(keep: ReadonlySet<string>, snapshots: readonly Snapshot[] = []): Promise<void> {
     await this.#ready.settled();
     await sweep(this.#host, keep, new Set(this.#ready.ids()));
+    await this.#roots.removeUnused(await this.#rootsOf(snapshots));
+  }
+
+  async collectRoots({ roots, snapshots }: Parameters<Driver["collectRoots"]>[0]): Promise<void> {
+    const keep = await this.#rootsOf(snapshots);
+    // Containers that wait for snapshots which are gone.
+    await this.#ready.forget(({ root }) => root.binds.length === 0 && !keep.has(root.dir));
+    await this.#roots.removeUnused(keep, roots);
+  }
+
+  /** Folders of the roots that machines and snapshots have. */
+  async #rootsOf(snapshots: readonly Snapshot[]): Promise<Set<string>> {
     // One that cannot be read needs no root until it is repaired.
-    const roots = await Promise.all(snapshots.map((snapshot) => readRoot(snapshot).catch(() => undefined)));
-    const shapes = [...this.#machines].map(({ container }) => container.shape.root);
-    await removeOldRoots(this.#host.layout.state, new Set([this.#root, ...shapes, ...roots].flatMap((root) => (root ? [root.dir] : []))));
+    const saved = await Promise.all(snapshots.map((snapshot) => readRoot(snapshot).catch(() => undefined)));
+    const running = [...this.#machines].map(({ container }) => container.shape.root);
+    return new Set([...running, ...saved].flatMap((root) => (root ? [root.dir] : [])));
   }
 
   async close(): Promise<void> {
@@ -125,8 +143,8 @@ class GvisorDriver implements Driver {
   }
 
   async #start(
-    spec: MachineSpec,
-    root: HostRoot,
+    spec: RestoreSpec,
+    root: MachineRoot,
     command: (container: { id: string; dir: string }) => readonly string[],
   ): Promise<GvisorMachine> {
     const shape: ContainerShape = { root, resources: spec.resources };

@@ -38,9 +38,7 @@ export class ReadyContainers {
     if (count > 0) this.#wanted.set(key, { shape, count });
     for (const oldest of this.#wanted.keys()) {
       if (this.#wanted.size <= shapesMax) break;
-      this.#wanted.delete(oldest);
-      for (const container of this.#waiting.get(oldest)?.splice(0) ?? []) this.#remove(container);
-      this.#waiting.delete(oldest);
+      this.#drop(oldest);
     }
     this.#fill();
   }
@@ -59,6 +57,13 @@ export class ReadyContainers {
     this.#fill();
   }
 
+  /** Keeps none of these shapes any more. Resolves when those that waited are gone. */
+  async forget(isUnneeded: (shape: ContainerShape) => boolean): Promise<void> {
+    for (const [key, { shape }] of this.#wanted) if (isUnneeded(shape)) this.#drop(key);
+    await this.settled();
+    await Promise.all(this.#removing);
+  }
+
   ids(): string[] {
     return [...this.#waiting.values()].flat().map((container) => container.id);
   }
@@ -75,6 +80,12 @@ export class ReadyContainers {
       for (const container of waiting.splice(0)) this.#remove(container);
     }
     await Promise.all(this.#removing);
+  }
+
+  #drop(key: string): void {
+    this.#wanted.delete(key);
+    for (const container of this.#waiting.get(key)?.splice(0) ?? []) this.#remove(container);
+    this.#waiting.delete(key);
   }
 
   #fill(): void {

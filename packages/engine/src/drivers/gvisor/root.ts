@@ -2,10 +2,11 @@ import { createHash, randomBytes } from "node:crypto";
 import { constants } from "node:fs";
 import { chmod, copyFile, lstat, mkdir, readdir, readFile, readlink, rename, rm, stat, symlink, utimes, writeFile } from "node:fs/promises";
 import path from "node:path";
+import { removeTree } from "../../remove-tree.ts";
 import type { Guest } from "./find.ts";
 
 /** The root file system of a machine: a folder of ours, and what of the host is bound over it. */
-export interface HostRoot {
+export interface MachineRoot {
   readonly dir: string;
   readonly binds: readonly Bind[];
 }
@@ -17,6 +18,15 @@ export interface Bind {
 
 /** Where the agent lies in every machine. */
 export const agentPath = "/opt/mitos/bin/mitos-guest";
+/** Ours in every root, whatever host or image have there. */
+export const ownEtcFiles = [
+  { name: "etc/hostname", content: "sandbox\n" },
+  { name: "etc/hosts", content: "127.0.0.1 localhost\n::1 localhost\n" },
+  // Written anew for each machine when it is adopted.
+  { name: "etc/machine-id", content: `${"0".repeat(32)}\n` },
+  // The agent answers there: names that the sandbox may reach, and a refusal at once for all others.
+  { name: "etc/resolv.conf", content: "nameserver 127.0.0.1\n" },
+] as const;
 const nodePath = "/opt/mitos/bin/node";
 
 /**
@@ -47,7 +57,7 @@ type Entry =
  * The root of the host template, made once per content: the host's /usr under a small root of our own.
  * Never anything of /root, /home, /var, or of /etc beyond the list above.
  */
-export async function openHostRoot(stateDir: string, guest: Guest, node: string | undefined): Promise<HostRoot> {
+export async function openHostRoot(stateDir: string, guest: Guest, node: string | undefined): Promise<MachineRoot> {
   const { entries, binds } = await describe(node);
   const hash = createHash("sha256").update(guest.hash);
   for (const entry of entries) {
@@ -89,12 +99,7 @@ async function describe(node: string | undefined): Promise<{ entries: Entry[]; b
   }
 
   entries.push(...(await etcEntries()));
-  file("etc/hostname", "sandbox\n");
-  file("etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
-  // Written anew for each machine when it is adopted.
-  file("etc/machine-id", `${"0".repeat(32)}\n`);
-  // The agent answers there: names that the sandbox may reach, and a refusal at once for all others.
-  file("etc/resolv.conf", "nameserver 127.0.0.1\n");
+  for (const { name, content } of ownEtcFiles) file(name, content);
   entries.push({ kind: "link", name: "etc/mtab", target: "/proc/self/mounts" });
 
   if (await stat("/usr/bin/python3").catch(() => undefined)) {
@@ -158,14 +163,38 @@ async function build(dir: string, entries: readonly Entry[], guest: Guest): Prom
   }
 }
 
-/** Removes what a killed server has left half-made, and the oldest roots that nothing needs any more. */
-export async function removeOldRoots(stateDir: string, inUse: ReadonlySet<string>): Promise<void> {
-  const roots: { dir: string; usedMs: number }[] = [];
-  for (const name of await readdir(stateDir)) {
+/** Beside a root of layers: owners that its files could not be given here. Empty where none is missing. */
+export function ownersFileOf(rootDir: string): string {
+  return `${rootDir}.owners`;
+}
+
+/**
+ * Removes what a killed server has left half-made, and the oldest roots that nothing needs any more.
+ * @param layersToo - every root of layers that nothing needs, however new: unlike the host's it can be made again
+ */
+export async function removeOldRoots(stateDir: string, inUse: ReadonlySet<string>, { layersToo = false } = {}): Promise<void> {
+  const names = await readdir(stateDir);
+  const present = new Set(names);
+  const unneeded: { dir: string; usedMs: number }[] = [];
+  for (const name of names) {
     const dir = path.join(stateDir, name);
-    if (/^root-[0-9a-f]{16}\.partial-/.test(name)) await rm(dir, { recursive: true, force: true });
-    else if (/^root-[0-9a-f]{16}$/.test(name) && !inUse.has(dir)) roots.push({ dir, usedMs: (await stat(dir)).mtimeMs });
+    if (/^(root|own)-[0-9a-f]{16}\.partial-/.test(name)) await removeTree(dir);
+    else if (/^root-[0-9a-f]{16}\.owners$/.test(name)) {
+      // It is renamed into place just before its root.
+      if (!present.has(name.slice(0, -".owners".length))) await rm(dir, { force: true });
+    } else if (/^root-[0-9a-f]{16}$/.test(name) && !inUse.has(dir)) {
+      const isOfLayers = present.has(path.basename(ownersFileOf(dir)));
+      if (layersToo && isOfLayers) await removeRoot(dir);
+      else unneeded.push({ dir, usedMs: (await stat(dir)).mtimeMs });
+    }
   }
-  roots.sort((a, b) => b.usedMs - a.usedMs);
-  for (const { dir } of roots.slice(rootsKept)) await rm(dir, { recursive: true, force: true });
+  unneeded.sort((a, b) => b.usedMs - a.usedMs);
+  for (const { dir } of unneeded.slice(rootsKept)) await removeRoot(dir);
+}
+
+/** Out of its place first: what is there is whole. */
+async function removeRoot(dir: string): Promise<void> {
+  const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
+  await rename(dir, partial);
+  await Promise.all([removeTree(partial), rm(ownersFileOf(dir), { force: true })]);
 }

@@ -6,7 +6,7 @@ import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
 import { fingerprint, hostFilesOf, requireSameFiles } from "./fingerprint.ts";
 import type { GvisorMachine } from "./machine.ts";
-import type { HostRoot } from "./root.ts";
+import type { MachineRoot } from "./root.ts";
 import type { RunscCommands } from "./runsc.ts";
 import { requireIntact, sealFiles } from "./seal.ts";
 
@@ -20,7 +20,7 @@ export type Facts = Omit<SnapshotRequirements, "hostFiles">;
 interface Details {
   readonly version: 1;
   readonly requirements: SnapshotRequirements;
-  readonly root: HostRoot;
+  readonly root: MachineRoot;
 }
 
 /**
@@ -85,7 +85,7 @@ async function syncFolder(dir: string): Promise<void> {
 }
 
 /** The root that a snapshot's machine had, and that its restored ones must have too. @throws snapshot_incompatible */
-export async function readRoot(snapshot: Snapshot): Promise<HostRoot> {
+export async function readRoot(snapshot: Snapshot): Promise<MachineRoot> {
   const file = path.join(snapshot.dir, "mitos.json");
   let details: Details;
   try {

@@ -2,7 +2,7 @@ import { createHash } from "node:crypto";
 import { resourceBounds } from "@mitos/protocol";
 import type { MachineResources } from "../../driver.ts";
 import { type Cgroups, ociResources } from "./cgroup.ts";
-import { agentPath, type HostRoot } from "./root.ts";
+import { agentPath, type MachineRoot } from "./root.ts";
 
 /**
  * What an ordinary container's root may do, and two more for the agent itself: sys_admin for host name and mounts, sys_resource for the limits
@@ -39,7 +39,7 @@ const env = [
 ];
 
 export interface ContainerShape {
-  readonly root: HostRoot;
+  readonly root: MachineRoot;
   readonly resources: MachineResources;
 }
 

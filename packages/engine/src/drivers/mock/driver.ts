@@ -1,7 +1,7 @@
 import { mkdir, rename, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
-import type { Driver, Machine, MachineExit, MachineMetering, MachineSpec, Snapshot, SnapshotRequirements } from "../../driver.ts";
+import type { Driver, Machine, MachineExit, MachineMetering, RestoreSpec, Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { MockAgent } from "./agent.ts";
 
 /** What a mock machine claims to use: the life cycle can be metered, nothing else. */
@@ -20,7 +20,7 @@ const requirements: SnapshotRequirements = {
 export function openMockDriver(): Driver {
   const machines = new Map<string, MockMachine>();
 
-  function start(spec: MachineSpec): Machine {
+  function start(spec: RestoreSpec): Machine {
     const machine = new MockMachine(spec.machineId);
     machines.set(spec.machineId, machine);
     void machine.exited.then(() => machines.delete(spec.machineId));
@@ -31,6 +31,7 @@ export function openMockDriver(): Driver {
     name: "mock",
     isolation: "mock",
     boot: async (spec) => start(spec),
+    ownersOf: async () => [],
     async snapshot(machine, dir, { leaveRunning }) {
       const temporary = `${dir}.part`;
       await mkdir(temporary, { recursive: true, mode: 0o700 });
@@ -54,6 +55,7 @@ export function openMockDriver(): Driver {
     async sweep(keep) {
       await Promise.all([...machines.values()].filter(({ machineId }) => !keep.has(machineId)).map((machine) => machine.end("swept")));
     },
+    collectRoots: async () => {},
     async close() {
       await Promise.all([...machines.values()].map((machine) => machine.end("the server ended")));
     },

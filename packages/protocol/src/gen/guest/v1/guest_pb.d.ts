@@ -227,6 +227,21 @@ export declare type Adopt = Message<"guest.v1.Adopt"> & {
    * @generated from field: uint32 forks_used = 16;
    */
   forksUsed: number;
+
+  /**
+   * What programs, terminals and kernels use when a call names none. Empty = as before; the machine starts with root and /workspace.
+   * A user is `name`, `uid`, `name:group` or `uid:gid`.
+   *
+   * @generated from field: string default_user = 17;
+   */
+  defaultUser: string;
+
+  /**
+   * Absolute. Where it does not exist, `/` is taken.
+   *
+   * @generated from field: string default_cwd = 18;
+   */
+  defaultCwd: string;
 };
 
 /**
@@ -419,14 +434,14 @@ export declare type ProcessStart = Message<"guest.v1.ProcessStart"> & {
   env: EnvVar[];
 
   /**
-   * Empty = /workspace.
+   * Empty = that of the template, from ADOPT.
    *
    * @generated from field: string cwd = 4;
    */
   cwd: string;
 
   /**
-   * Name or number of a user in the sandbox's /etc/passwd; empty = the template's (root unless it says otherwise).
+   * Name or number of a user in the sandbox's /etc/passwd, with or without `:group`; empty = that of the template, from ADOPT.
    *
    * @generated from field: string user = 5;
    */
@@ -1258,6 +1273,69 @@ export declare type ReadLinkReply = Message<"guest.v1.ReadLinkReply"> & {
 export declare const ReadLinkReplySchema: GenMessage<ReadLinkReply>;
 
 /**
+ * @generated from message guest.v1.OwnerEntry
+ */
+export declare type OwnerEntry = Message<"guest.v1.OwnerEntry"> & {
+  /**
+   * Absolute.
+   *
+   * @generated from field: string path = 1;
+   */
+  path: string;
+
+  /**
+   * @generated from field: uint32 uid = 2;
+   */
+  uid: number;
+
+  /**
+   * @generated from field: uint32 gid = 3;
+   */
+  gid: number;
+
+  /**
+   * The lowest twelve bits; of no meaning for a symbolic link.
+   *
+   * @generated from field: uint32 mode = 4;
+   */
+  mode: number;
+};
+
+/**
+ * Describes the message guest.v1.OwnerEntry.
+ * Use `create(OwnerEntrySchema)` to create a new message.
+ */
+export declare const OwnerEntrySchema: GenMessage<OwnerEntry>;
+
+/**
+ * @generated from message guest.v1.SetOwnersRequest
+ */
+export declare type SetOwnersRequest = Message<"guest.v1.SetOwnersRequest"> & {
+  /**
+   * @generated from field: repeated guest.v1.OwnerEntry owners = 1;
+   */
+  owners: OwnerEntry[];
+};
+
+/**
+ * Describes the message guest.v1.SetOwnersRequest.
+ * Use `create(SetOwnersRequestSchema)` to create a new message.
+ */
+export declare const SetOwnersRequestSchema: GenMessage<SetOwnersRequest>;
+
+/**
+ * @generated from message guest.v1.ChangesRequest
+ */
+export declare type ChangesRequest = Message<"guest.v1.ChangesRequest"> & {
+};
+
+/**
+ * Describes the message guest.v1.ChangesRequest.
+ * Use `create(ChangesRequestSchema)` to create a new message.
+ */
+export declare const ChangesRequestSchema: GenMessage<ChangesRequest>;
+
+/**
  * @generated from message guest.v1.TunnelOpen
  */
 export declare type TunnelOpen = Message<"guest.v1.TunnelOpen"> & {
@@ -1645,6 +1723,27 @@ export declare const Agent: GenService<{
     methodKind: "client_streaming";
     input: typeof UploadRequestSchema;
     output: typeof UploadResultSchema;
+  },
+  /**
+   * Gives files of the root their owners and modes, which a host without privilege could not. `Changes` does not take that for a change.
+   * A path that does not exist, or leads through a symbolic link, is passed over.
+   *
+   * @generated from rpc guest.v1.Agent.SetOwners
+   */
+  setOwners: {
+    methodKind: "client_streaming";
+    input: typeof SetOwnersRequestSchema;
+    output: typeof EmptySchema;
+  },
+  /**
+   * What programs have changed in the root file system since it was made (docs/link.md), as a tar in chunks; the last one has `eof`.
+   *
+   * @generated from rpc guest.v1.Agent.Changes
+   */
+  changes: {
+    methodKind: "server_streaming";
+    input: typeof ChangesRequestSchema;
+    output: typeof ChunkSchema;
   },
   /**
    * Dials 127.0.0.1:port. The first reply message is TunnelOpened; then messages both ways are raw bytes, END is a half-close.

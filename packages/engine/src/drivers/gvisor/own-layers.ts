@@ -1,0 +1,76 @@
+import { createHash } from "node:crypto";
+import { readFile } from "node:fs/promises";
+import type { Guest } from "./find.ts";
+import { agentPath, ownEtcFiles } from "./root.ts";
+
+/** One entry of a layer of ours. Names are relative, short and ours alone. */
+type Entry =
+  | { readonly kind: "folder"; readonly name: string; readonly mode: number }
+  | { readonly kind: "file"; readonly name: string; readonly mode: number; readonly content: Uint8Array }
+  | { readonly kind: "link"; readonly name: string; readonly target: string };
+
+/** What every root of layers has of ours, as two layers of their own, so that the program that unpacks and merges layers is the only one that writes a root. */
+export interface OwnLayer {
+  /** Names its content. */
+  readonly hash: string;
+  readonly tar: Uint8Array;
+}
+
+/** Below all others: folders that programs expect. An image that has them keeps its own. */
+export function lowerLayer(): OwnLayer {
+  return layerOf([
+    folder("etc"),
+    folder("opt"),
+    { kind: "folder", name: "root", mode: 0o700 },
+    folder("var"),
+    { kind: "folder", name: "var/tmp", mode: 0o1777 },
+    folder("workspace"),
+  ]);
+}
+
+/** Above all others, whatever the image has at these places: the agent, what it writes anew for each machine, and where file systems are mounted. */
+export async function upperLayer(guest: Guest): Promise<OwnLayer> {
+  return layerOf([
+    folder("dev"),
+    folder("proc"),
+    folder("run"),
+    folder("sys"),
+    { kind: "folder", name: "tmp", mode: 0o1777 },
+    folder("opt/mitos"),
+    folder("opt/mitos/bin"),
+    { kind: "file", name: agentPath.slice(1), mode: 0o755, content: await readFile(guest.path) },
+    ...ownEtcFiles.map(({ name, content }) => ({ kind: "file", name, mode: 0o644, content: Buffer.from(content) }) as const),
+    { kind: "link", name: "etc/mtab", target: "/proc/self/mounts" },
+  ]);
+}
+
+function folder(name: string): Entry {
+  return { kind: "folder", name, mode: 0o755 };
+}
+
+function layerOf(entries: readonly Entry[]): OwnLayer {
+  const tar = Buffer.concat([...entries.flatMap(tarEntry), Buffer.alloc(2 * blockBytes)]);
+  return { hash: createHash("sha256").update(tar).digest("hex"), tar };
+}
+
+const blockBytes = 512;
+
+/** A ustar header and the content, padded to whole blocks. */
+function tarEntry(entry: Entry): Uint8Array[] {
+  const header = Buffer.alloc(blockBytes);
+  const content = entry.kind === "file" ? entry.content : Buffer.alloc(0);
+  const octal = (value: number, at: number, bytes: number) => header.write(value.toString(8).padStart(bytes - 1, "0"), at, "latin1");
+  header.write(entry.kind === "folder" ? `${entry.name}/` : entry.name, 0, 100, "latin1");
+  octal(entry.kind === "link" ? 0o777 : entry.mode, 100, 8);
+  octal(0, 108, 8);
+  octal(0, 116, 8);
+  octal(content.byteLength, 124, 12);
+  octal(0, 136, 12);
+  header.write({ folder: "5", file: "0", link: "2" }[entry.kind], 156, "latin1");
+  if (entry.kind === "link") header.write(entry.target, 157, 100, "latin1");
+  header.write("ustar\x0000", 257, "latin1");
+  header.fill(" ", 148, 156);
+  const sum = header.reduce((total, byte) => total + byte, 0);
+  header.write(`${sum.toString(8).padStart(6, "0")}\0 `, 148, "latin1");
+  return [header, content, Buffer.alloc((blockBytes - (content.byteLength % blockBytes)) % blockBytes)];
+}

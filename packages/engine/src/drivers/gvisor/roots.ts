@@ -1,0 +1,182 @@
+import { spawn } from "node:child_process";
+import { createHash, randomBytes } from "node:crypto";
+import { createReadStream } from "node:fs";
+import { mkdir, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { MitosError } from "@mitos/protocol";
+import type { OwnerEntry, RootSource } from "../../driver.ts";
+import type { Layer } from "../../layers/layer.ts";
+import { removeTree } from "../../remove-tree.ts";
+import { diskFull } from "../../storage-error.ts";
+import type { Guest } from "./find.ts";
+import { lowerLayer, type OwnLayer, upperLayer } from "./own-layers.ts";
+import { type MachineRoot, openHostRoot, ownersFileOf, removeOldRoots } from "./root.ts";
+
+export interface RootUse extends Disposable {
+  readonly root: MachineRoot;
+}
+
+/**
+ * The roots of this data directory. The host's one is made when it is opened; one of layers when it is first asked for: folders of its own, and in
+ * them hard links to the layers' files. No machine writes to a root, so any number of them, and of their snapshots, have it at once.
+ */
+export class Roots {
+  readonly host: MachineRoot;
+  readonly #dir: string;
+  readonly #guest: Guest;
+  readonly #opening = new Map<string, Promise<MachineRoot>>();
+  /** By folder: how many are just becoming machines of it. */
+  readonly #uses = new Map<string, number>();
+  #ownLayers: Promise<{ readonly lower: string; readonly upper: string }> | undefined;
+
+  private constructor(dir: string, guest: Guest, host: MachineRoot) {
+    this.#dir = dir;
+    this.#guest = guest;
+    this.host = host;
+  }
+
+  static async open(dir: string, guest: Guest, node: string | undefined): Promise<Roots> {
+    return new Roots(dir, guest, await openHostRoot(dir, guest, node));
+  }
+
+  /** A root to start a machine with; it stays until this is disposed of. @throws quota_exceeded when the disk is full */
+  async use(source: RootSource): Promise<RootUse> {
+    if (source.kind === "host") return { root: this.host, [Symbol.dispose]: () => {} };
+    const dir = this.#dirOf(source.layers);
+    this.#uses.set(dir, (this.#uses.get(dir) ?? 0) + 1);
+    const giveBack = () => {
+      const left = (this.#uses.get(dir) ?? 1) - 1;
+      if (left > 0) this.#uses.set(dir, left);
+      else this.#uses.delete(dir);
+    };
+    try {
+      return { root: await this.#openOnce(dir, source.layers), [Symbol.dispose]: giveBack };
+    } catch (error) {
+      giveBack();
+      throw error;
+    }
+  }
+
+  /** What could not be set on the host. */
+  async ownersOf(source: RootSource): Promise<readonly OwnerEntry[]> {
+    if (source.kind === "host") return [];
+    using use = await this.use(source);
+    const owners: OwnerEntry[] = [];
+    for await (const line of createInterface({ input: createReadStream(ownersFileOf(use.root.dir)) }))
+      owners.push(JSON.parse(line) as OwnerEntry);
+    return owners;
+  }
+
+  /**
+   * @param keep - folders of machines and snapshots
+   * @param sources - of templates. Given: every other root of layers goes. Absent, as when a server starts and does not know them: only the oldest
+   */
+  async removeUnused(keep: ReadonlySet<string>, sources?: readonly RootSource[]): Promise<void> {
+    const dirs = new Set([...keep, this.host.dir, ...this.#uses.keys()]);
+    for (const source of sources ?? []) if (source.kind === "layers") dirs.add(this.#dirOf(source.layers));
+    await removeOldRoots(this.#dir, dirs, { layersToo: sources !== undefined });
+  }
+
+  #openOnce(dir: string, layers: readonly Layer[]): Promise<MachineRoot> {
+    const opening = this.#opening.get(dir) ?? this.#open(dir, layers).finally(() => this.#opening.delete(dir));
+    this.#opening.set(dir, opening);
+    return opening;
+  }
+
+  #dirOf(layers: readonly Layer[]): string {
+    const hash = createHash("sha256").update(`layers\0${this.#guest.hash}`);
+    for (const { id } of layers) hash.update(`\0${id}`);
+    return path.join(this.#dir, `root-${hash.digest("hex").slice(0, 16)}`);
+  }
+
+  async #open(dir: string, layers: readonly Layer[]): Promise<MachineRoot> {
+    if (await stat(dir).catch(() => undefined)) {
+      const now = new Date();
+      await utimes(dir, now, now);
+    } else {
+      const { lower, upper } = await this.#openOwnLayers();
+      await this.#merge(dir, [lower, ...layers.map((layer) => layer.dir), upper]);
+    }
+    return { dir, binds: [] };
+  }
+
+  /** A root that exists is whole, its list of owners too: both are made beside their places and renamed, the list first. */
+  async #merge(dir: string, layers: readonly string[]): Promise<void> {
+    const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
+    try {
+      await mkdir(partial, { mode: 0o755 });
+      await this.#tool(["merge", "--into", partial, ...layers.flatMap((layer) => ["--layer", layer])]);
+      await writeFile(ownersFileOf(partial), "", { flag: "a" }); // the tool writes none where none is missing
+      await rename(ownersFileOf(partial), ownersFileOf(dir));
+      await rename(partial, dir);
+    } catch (error) {
+      await Promise.all([removeTree(partial), rm(ownersFileOf(partial), { force: true })]);
+      throw error;
+    }
+  }
+
+  async #openOwnLayers(): Promise<{ readonly lower: string; readonly upper: string }> {
+    this.#ownLayers ??= (async () => {
+      const [lower, upper] = [lowerLayer(), await upperLayer(this.#guest)];
+      return { lower: await this.#unpack(lower), upper: await this.#unpack(upper) };
+    })();
+    try {
+      return await this.#ownLayers;
+    } catch (error) {
+      this.#ownLayers = undefined;
+      throw error;
+    }
+  }
+
+  async #unpack({ hash, tar }: OwnLayer): Promise<string> {
+    const dir = path.join(this.#dir, `own-${hash.slice(0, 16)}`);
+    if (await stat(dir).catch(() => undefined)) return dir;
+    const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
+    try {
+      await mkdir(partial, { mode: 0o755 });
+      await this.#tool(["unpack", "--into", partial], tar);
+      await rename(partial, dir);
+      return dir;
+    } catch (error) {
+      await removeTree(partial);
+      throw error;
+    }
+  }
+
+  /** Runs `mitos-layers`, which lies beside the agent. */
+  async #tool(args: readonly string[], input: Uint8Array = new Uint8Array()): Promise<void> {
+    const child = spawn(path.join(path.dirname(this.#guest.path), "mitos-layers"), args, {
+      stdio: ["pipe", "ignore", "pipe"],
+      env: {},
+      cwd: "/",
+    });
+    let errors = "";
+    child.stderr.on("data", (chunk: Buffer) => {
+      errors = (errors + chunk.toString("utf8")).slice(-errorBytesMax);
+    });
+    const ended = new Promise<number | null>((resolve, reject) => {
+      child.on("error", reject);
+      child.on("close", resolve);
+    });
+    child.stdin.on("error", () => {}); // its exit says more
+    child.stdin.end(input);
+    const code = await ended;
+    if (code === 0) return;
+    const { reason = "internal", entry = "", detail = errors.trim() } = lastJson(errors);
+    if (reason === "disk_full") throw diskFull(this.#dir, new Error(detail));
+    throw new MitosError("internal", {
+      cause: `a root could not be put together: ${[entry, detail || `exit code ${code}`].filter(Boolean).join(": ")}`,
+    });
+  }
+}
+
+const errorBytesMax = 16 * 1024;
+
+function lastJson(text: string): { reason?: string; entry?: string; detail?: string } {
+  try {
+    return JSON.parse(text.trim().split("\n").at(-1) ?? "");
+  } catch {
+    return {};
+  }
+}
