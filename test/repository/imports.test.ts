@@ -65,13 +65,25 @@ it("dependencies between packages point one way", () => {
 it("the SDK takes only the dependency-free entry of protocol, and has no runtime dependency; adapters load their framework, and shims what is Node's, when it is asked for", () => {
   const sdk = path.join(root, "packages/sdk/src");
   const integrations = path.join(sdk, "integrations/");
-  // Loaded under Node alone: inside a sandbox, and when a file of this machine is named. Everything else is loaded by browsers as well.
-  const underNode = ["guest.ts", "daytona/local-files.ts"];
+  // Loaded under Node alone: inside a sandbox, and when files of this machine are named. Everything else is loaded by browsers as well.
+  const underNode = ["guest.ts", "daytona/local-files.ts", "build/index.ts", "build/context.ts"];
   const offences = sources(sdk).flatMap((file) =>
     importsOf(file)
       .filter(({ specifier }) => !specifier.startsWith(".") && specifier !== "@mitos/protocol" && !file.endsWith(".test.ts"))
       .filter(({ atOnce }) => atOnce || !file.startsWith(integrations))
       .filter(({ specifier, atOnce }) => !specifier.startsWith("node:") || (atOnce && !underNode.includes(path.relative(sdk, file))))
+      .map(({ line, specifier }) => `${path.relative(root, file)}:${line} imports ${specifier}`),
+  );
+  expect(offences).toEqual([]);
+});
+
+it("what browsers load of the SDK loads nothing of its subpath for Node", () => {
+  const sdk = path.join(root, "packages/sdk/src");
+  const build = path.join(sdk, "build/");
+  const offences = sources(sdk).flatMap((file) =>
+    importsOf(file)
+      .filter(({ specifier }) => specifier.startsWith(".") && !file.startsWith(build))
+      .filter(({ specifier }) => path.resolve(path.dirname(file), specifier).startsWith(build))
       .map(({ line, specifier }) => `${path.relative(root, file)}:${line} imports ${specifier}`),
   );
   expect(offences).toEqual([]);

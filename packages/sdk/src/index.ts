@@ -1,4 +1,5 @@
 export type { KeyJson, NewKeyJson } from "@mitos/protocol";
+export type { BuildEvent, BuildProgress, ServerBuildStep } from "./builds.ts";
 export { type Connection, DEFAULT_BASE_URL, resolveConnection, toBaseUrl, validSandboxId } from "./config.ts";
 export { ConnectClient, type Message } from "./connect.ts";
 export type { CodeContext, ContextOptions, ContextRef } from "./contexts.ts";
@@ -30,6 +31,7 @@ export {
   type WriteOptions,
 } from "./files.ts";
 export { HttpClient, type RequestBody, type RequestOptions } from "./http.ts";
+export type { DiskUsage, ImageInfo, NameMeaning, PushedImage } from "./images.ts";
 export { defaultPoolName } from "./pool-name.ts";
 export {
   BackgroundProcess,
@@ -52,5 +54,26 @@ export {
   type TerminateOptions,
 } from "./sandbox.ts";
 export { type CreateTemplateOptions, type ForkTemplateOptions, type ListOptions, SandboxServer } from "./server.ts";
-export { type BuildStep, Template, type TemplateObject, type TemplateSpec } from "./template.ts";
-export type { Health, Isolation, Network, Preview, Resources, SandboxTree, ServerSandbox, TemplateInfo, Workload } from "./types.ts";
+export {
+  type BuildStep,
+  type DockerfileOptions,
+  type ReadyHttpOptions,
+  type ReadyOptions,
+  Template,
+  type TemplateObject,
+  type TemplateSpec,
+  type WarmCode,
+} from "./template.ts";
+export type {
+  Health,
+  Isolation,
+  Network,
+  Preview,
+  ReadyCheck,
+  Resources,
+  SandboxTree,
+  ServerSandbox,
+  TemplateInfo,
+  TemplateSource,
+  Workload,
+} from "./types.ts";

@@ -1,8 +1,19 @@
 import { newSandboxId } from "@mitos/protocol";
+import { type BuildEvent, type BuildProgress, postWithEvents, readEvents, type ServerBuildStep, stepToWire } from "./builds.ts";
 import { type Connection, newIdempotencyKey, requireSandboxId } from "./config.ts";
 import { AgentRunError, isObject } from "./errors.ts";
-import { HttpClient } from "./http.ts";
+import { HttpClient, type RequestBody } from "./http.ts";
+import {
+  type DiskUsage,
+  diskUsageFromWire,
+  type ImageInfo,
+  imageFromWire,
+  meaningFromWire,
+  type NameMeaning,
+  type PushedImage,
+} from "./images.ts";
 import { Sandbox } from "./sandbox.ts";
+import type { WarmCode } from "./template.ts";
 import {
   type Health,
   type Network,
@@ -18,7 +29,19 @@ import {
 } from "./types.ts";
 
 /** What a template consists of. The same definition again costs nothing. */
-export interface CreateTemplateOptions {
+export interface CreateTemplateOptions extends BuildProgress {
+  /**
+   * What its files are: an image of a registry (`python:3.12-slim`), another template, or `python`, `node` or `base`. Default: what the id
+   * says where it is an image reference, else the host's files.
+   */
+  image?: string | undefined;
+  /** In order, on top of the image. Contexts of copy steps are there already: `buildTemplate` of `@mitos/sdk/build` sees to that. */
+  steps?: readonly ServerBuildStep[] | undefined;
+  warm?: WarmCode | undefined;
+  /** Runs every step again, whatever is stored. */
+  noCache?: boolean | undefined;
+  /** Asks the registry again what the image's tag means. */
+  pull?: boolean | undefined;
   /** Default: 5. */
   initWaitSeconds?: number | undefined;
   network?: Network | undefined;
@@ -26,7 +49,6 @@ export interface CreateTemplateOptions {
   resources?: Resources | undefined;
   /** Default: a new one, so that a request that arrives twice is one request. */
   idempotencyKey?: string | undefined;
-  signal?: AbortSignal | undefined;
 }
 
 /** What a new sandbox is given over its template. */
@@ -79,18 +101,28 @@ export class SandboxServer {
     return (Array.isArray(rows) ? rows : []).filter(isObject).map(templateFromWire);
   }
 
-  /** Builds it, or builds it anew. Resolves when sandboxes can be made from it. */
+  /**
+   * Builds it, or builds it anew. Resolves when sandboxes can be made from it.
+   *
+   * @throws not_found for an image that does not exist, build_failed with the step, forbidden, canceled
+   */
   async createTemplate(id: string, options: CreateTemplateOptions = {}): Promise<TemplateInfo> {
-    const { initWaitSeconds = 5, network, workload, resources, idempotencyKey = newIdempotencyKey(), signal } = options;
+    const { initWaitSeconds = 5, image, steps = [], warm, noCache, pull, network, workload, resources } = options;
+    const { idempotencyKey = newIdempotencyKey(), onEvent, signal } = options;
     const body = {
       id,
       init_wait_seconds: initWaitSeconds,
+      ...(image ? { image } : {}),
+      ...(steps.length > 0 ? { build_steps: steps.map(stepToWire) } : {}),
+      ...(warm ? { warm: warmToWire(warm) } : {}),
+      ...(noCache ? { no_cache: true } : {}),
+      ...(pull ? { pull: true } : {}),
       ...(network ? { network: networkToWire(network) } : {}),
       ...(workload ? { workload: workloadToWire(workload) } : {}),
       ...(resources ? { resources: resourcesToWire(resources) } : {}),
     };
-    const answer = await this.#http.post("/v1/templates", body, { "Idempotency-Key": idempotencyKey }, signal);
-    return templateFromWire(answer as Record<string, unknown>);
+    const headers = { "Idempotency-Key": idempotencyKey };
+    return templateFromWire(await postWithEvents(this.#http, "/v1/templates", body, "template", { onEvent, signal }, headers));
   }
 
   /** The same, but a template that exists, or that somebody else is just building, is fine. */
@@ -101,6 +133,80 @@ export class SandboxServer {
       if (error instanceof AgentRunError && error.status === 409) return { id, ready: true, createdAt: "", creationTimeMs: 0 };
       throw error;
     }
+  }
+
+  /** What happened while it was last built. With `follow`, what goes on happening until that is over. @throws not_found */
+  templateEvents(id: string, { follow = false, signal }: { follow?: boolean; signal?: AbortSignal } = {}): AsyncIterable<BuildEvent> {
+    return readEvents(this.#http, `/v1/templates/${encodeURIComponent(id)}/events?follow=${follow}`, signal);
+  }
+
+  /** Sandboxes that were made from it run on. @throws not_found; conflict while it is built */
+  async deleteTemplate(id: string): Promise<void> {
+    await this.#http.del(`/v1/templates/${encodeURIComponent(id)}`);
+  }
+
+  /**
+   * Makes an image of a template's files and puts it into a registry, with the server's own credentials for it.
+   *
+   * @param reference - with the registry, as in `registry.example/team/tool:1`
+   * @throws not_found, unauthorized, unavailable
+   */
+  async pushTemplate(id: string, reference: string, progress: BuildProgress = {}): Promise<PushedImage> {
+    const path = `/v1/templates/${encodeURIComponent(id)}/push`;
+    const answer = await postWithEvents(this.#http, path, { reference }, undefined, progress);
+    return { reference: String(answer.reference ?? reference), digest: String(answer.digest ?? "") };
+  }
+
+  /**
+   * Has the server download and unpack an image ahead of its first use.
+   *
+   * @param options - `pull`: ask the registry again what the tag means. Default: an image that is there is taken as it is
+   * @throws not_found, unauthorized, unavailable
+   */
+  async pullImage(reference: string, { pull, ...progress }: BuildProgress & { pull?: boolean | undefined } = {}): Promise<ImageInfo> {
+    const body = { reference, ...(pull ? { pull } : {}) };
+    return imageFromWire(await postWithEvents(this.#http, "/v1/images", body, "image", progress));
+  }
+
+  /** The images whose layers are on the server. */
+  async listImages(): Promise<ImageInfo[]> {
+    const rows = await this.#http.get("/v1/images");
+    return (Array.isArray(rows) ? rows : []).filter(isObject).map(imageFromWire);
+  }
+
+  /** Which thing a name would mean to `create`, and as the image of a template. */
+  async meaningOf(name: string): Promise<NameMeaning> {
+    return meaningFromWire((await this.#http.get(`/v1/names/${encodeURIComponent(name)}`)) as Record<string, unknown>);
+  }
+
+  /** What templates and their caches take of the server's disk. */
+  async diskUsage(): Promise<DiskUsage> {
+    return diskUsageFromWire((await this.#http.get("/v1/usage/disk")) as Record<string, unknown>);
+  }
+
+  /**
+   * Removes layers and caches that nothing uses.
+   *
+   * @param options - `olderThanSeconds`: since they were last used. Default: 0, all of them
+   * @returns how many bytes that were
+   */
+  async prune({ olderThanSeconds = 0 }: { olderThanSeconds?: number } = {}): Promise<number> {
+    const answer = await this.#http.post("/v1/prune", { older_than_seconds: olderThanSeconds });
+    return isObject(answer) ? Number(answer.removed_bytes ?? 0) : 0;
+  }
+
+  /** Whether the files of a copy step are there. @param digest - `sha256:` and 64 hexadecimal digits, of the uncompressed tar */
+  async hasContext(digest: string, signal?: AbortSignal): Promise<boolean> {
+    const response = await this.#http.fetch("HEAD", `/v1/contexts/${digest}`, undefined, { signal });
+    if (response.ok) return true;
+    // The answer to HEAD has no body that could tell more.
+    if (response.status === 404) return false;
+    throw AgentRunError.fromResponse(response.status, "", undefined, response.headers.get("Retry-After"));
+  }
+
+  /** Sends the files of a copy step. @throws invalid_input when the digest is another */
+  async putContext(digest: string, tar: RequestBody, signal?: AbortSignal): Promise<void> {
+    await this.#http.put(`/v1/contexts/${digest}`, tar, { headers: { "Content-Type": "application/x-tar" }, signal });
   }
 
   /** A new sandbox from a template. @throws not_found when there is no such template */
@@ -155,6 +261,10 @@ export class SandboxServer {
 }
 
 const pagesMax = 10_000;
+
+function warmToWire({ language = "python", code, timeoutSeconds }: WarmCode): Record<string, unknown> {
+  return { language, code, ...(timeoutSeconds === undefined ? {} : { timeout_seconds: timeoutSeconds }) };
+}
 
 /** A standalone server answers a list, a hosted one an object with the list in it. */
 function rowsOf(answer: unknown): Record<string, unknown>[] {

@@ -1,4 +1,5 @@
 import type { PreviewJson, ResourcesJson, SandboxDetailJson, TemplateJson, Unchecked } from "@mitos/protocol";
+import { isObject } from "./errors.ts";
 
 /** What a sandbox may reach and be reached by. Default: nothing. */
 export interface Network {
@@ -20,11 +21,44 @@ export interface Resources {
   processesMax?: number | undefined;
 }
 
+/** When a template's program is ready to be saved: a port answers a GET request, a port is listened on, or a line for the shell ends with 0. */
+export type ReadyCheck = {
+  /** Default: 120. */
+  timeoutSeconds?: number;
+} & (
+  | {
+      kind?: "http";
+      port: number;
+      /** Default: `/`. */
+      path?: string;
+      /** The status. Default: 200. */
+      expect?: number;
+    }
+  | { kind: "port"; port: number }
+  | { kind: "command"; command: string }
+);
+
 /** A program that is started while the template is built, so that every sandbox wakes with it running. */
 export interface Workload {
-  command: readonly string[];
+  /** May be left out with `entrypoint`. */
+  command?: readonly string[];
+  /** What the image itself says (its ENTRYPOINT and CMD), in place of a command. */
+  entrypoint?: boolean;
   env?: Readonly<Record<string, string>>;
-  ready?: { port: number; path?: string; expect?: number; timeoutSeconds?: number };
+  ready?: ReadyCheck;
+}
+
+/** What a template's files are made of. */
+export interface TemplateSource {
+  /** `host`: the host's own files. `image`: those of an image. `build`: those of an image, or of another template, and of build steps. */
+  kind: "host" | "image" | "build";
+  /** The image in full, as in `docker.io/library/python:3.12-slim`; empty for the host's files. */
+  reference: string;
+  /** Of the image's manifest; null for the host's files. */
+  digest: string | null;
+  layers: number;
+  /** Of all its files, also of those that it shares with other templates. 0 for the host's. */
+  rootBytes: number;
 }
 
 /** A template as the server lists it. (`Template` describes one that is to be built.) */
@@ -33,6 +67,12 @@ export interface TemplateInfo {
   ready: boolean;
   createdAt: string;
   creationTimeMs: number;
+  /** What it is made of. Undefined where an older server does not tell. */
+  source?: TemplateSource | undefined;
+  /** Of its saved machine. */
+  snapshotBytes?: number | undefined;
+  /** What the user should know, such as that the name was not known and the host's files were taken. */
+  warnings?: readonly string[] | undefined;
 }
 
 /** What stands between programs and the host. `mock` runs nothing. */
@@ -97,21 +137,36 @@ export function resourcesToWire({ vcpuCount, memSizeMiB, processesMax }: Resourc
   };
 }
 
-export function workloadToWire({ command, env, ready }: Workload): Record<string, unknown> {
+export function workloadToWire({ command, entrypoint, env, ready }: Workload): Record<string, unknown> {
   const { timeoutSeconds, ...rest } = ready ?? {};
   return {
-    command,
+    ...(command ? { command } : {}),
+    ...(entrypoint ? { entrypoint: true } : {}),
     ...(env ? { env } : {}),
     ...(ready ? { ready: { ...rest, ...(timeoutSeconds === undefined ? {} : { timeout_seconds: timeoutSeconds }) } } : {}),
   };
 }
 
 export function templateFromWire(row: Unchecked<TemplateJson>): TemplateInfo {
+  const { source, snapshot_bytes: snapshotBytes, warnings } = row as Readonly<Record<string, unknown>>;
   return {
     id: String(row.id ?? ""),
     ready: row.ready === true,
     createdAt: String(row.created_at ?? ""),
     creationTimeMs: Number(row.creation_time_ms ?? 0),
+    ...(isObject(source) ? { source: templateSourceFromWire(source) } : {}),
+    ...(snapshotBytes === undefined ? {} : { snapshotBytes: Number(snapshotBytes) }),
+    ...(Array.isArray(warnings) ? { warnings: warnings.map(String) } : {}),
+  };
+}
+
+function templateSourceFromWire({ kind, reference, digest, layers, root_bytes: rootBytes }: Record<string, unknown>): TemplateSource {
+  return {
+    kind: kind === "image" || kind === "build" ? kind : "host",
+    reference: String(reference ?? ""),
+    digest: typeof digest === "string" ? digest : null,
+    layers: Number(layers ?? 0),
+    rootBytes: Number(rootBytes ?? 0),
   };
 }
 

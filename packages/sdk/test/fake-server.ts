@@ -26,7 +26,11 @@ export async function startFakeServer(respond: Respond): Promise<FakeServer> {
   const connections = new Map<unknown, number>();
   const server = createServer(async (incoming, response) => {
     const parts: Buffer[] = [];
-    for await (const part of incoming) parts.push(part as Buffer);
+    try {
+      for await (const part of incoming) parts.push(part as Buffer);
+    } catch {
+      return; // the client went away before it had asked for anything
+    }
     const body = Buffer.concat(parts);
     if (!connections.has(incoming.socket)) connections.set(incoming.socket, connections.size);
     const request: SeenRequest = {
