@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::call::{Call, Gone, Status, decode};
 use super::files::{self, Place, step};
+use super::identity;
 use super::kernel::{self, Handle, LANGUAGES, Language, language};
 use crate::proto::guest::v1 as pb;
 
@@ -193,7 +194,7 @@ impl Context {
     }
 
     fn describe(&self, id: &str) -> pb::Context {
-        let cwd = self.cwd.as_ref().map_or_else(kernel::default_directory, |place| place.shown.clone());
+        let cwd = self.cwd.as_ref().map_or_else(identity::default_directory, |place| place.shown.clone());
         pb::Context { id: id.to_owned(), language: self.language.name.to_owned(), cwd, is_default: self.is_default }
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::call::{Call, Status};
-use super::{archive, contexts, files, kernel, process, proctable, tunnel, vitals, watch};
+use super::{archive, changes, contexts, files, kernel, process, proctable, tunnel, vitals, watch};
 
 /// Serves one call to its end. Every handler gets the first message and the rest of the call, and returns the status of the END.
 pub async fn dispatch(method: &str, first: Bytes, call: Call) -> Result<(), Status> {
@@ -34,6 +34,8 @@ pub async fn dispatch(method: &str, first: Bytes, call: Call) -> Result<(), Stat
         "Watch" => watch::watch(first, call).await,
         "Archive" => archive::archive(first, call).await,
         "Upload" => archive::upload(first, call).await,
+        "SetOwners" => changes::set_owners(first, call).await,
+        "Changes" => changes::changes(first, call).await,
         "Tunnel" => tunnel::tunnel(first, call).await,
         _ => Err(Status::new("unimplemented", format!("the agent has no method {method:?}"))),
     }

@@ -249,8 +249,7 @@ impl Place {
         let absolute = if path.starts_with('/') { path.to_string() } else { format!("/workspace/{path}") };
         let trimmed = absolute.trim_end_matches('/');
         let shown = if trimmed.is_empty() { "/" } else { trimmed }.to_string();
-        let in_workspace = shown == "/workspace" || shown.starts_with("/workspace/");
-        let real = if in_workspace { paths::own(&shown) } else { PathBuf::from(&shown) };
+        let real = paths::real(&shown);
         Ok(Self { shown, real })
     }
 

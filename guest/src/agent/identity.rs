@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::limits;
 use super::paths::{self, test_root};
+use super::user::User;
 use crate::proto::guest::v1 as pb;
 
 /// Everything that ADOPT sets, as it is now.
@@ -33,6 +34,30 @@ struct Environment {
     base: BTreeMap<String, String>,
     configured: BTreeMap<String, String>,
     secrets: BTreeMap<String, String>,
+}
+
+/// What is used where a call says nothing. In the memory of this process, so snapshots and children have it.
+#[derive(Clone)]
+struct Defaults {
+    user: String,
+    directory: String,
+}
+
+fn defaults() -> MutexGuard<'static, Defaults> {
+    static DEFAULTS: OnceLock<Mutex<Defaults>> = OnceLock::new();
+    let at_start = || Mutex::new(Defaults { user: "root".into(), directory: paths::WORKSPACE.into() });
+    DEFAULTS.get_or_init(at_start).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whom programs run as when nobody is named, as `user::find` takes it.
+pub fn default_user() -> String {
+    defaults().user.clone()
+}
+
+/// Where programs run when no directory is named.
+pub fn default_directory() -> String {
+    let directory = defaults().directory.clone();
+    if paths::real(&directory).is_dir() { directory } else { "/".into() }
 }
 
 fn environment_state() -> MutexGuard<'static, Environment> {
@@ -64,10 +89,15 @@ pub fn generation() -> u64 {
     current().borrow().generation
 }
 
-/// What a process starts with: base, over it the configured environment, over it the secrets.
-pub fn environment() -> BTreeMap<String, String> {
+/// What a process starts with: base with the home and name of its user, over it the configured environment, over it the secrets.
+pub fn environment(user: Option<&User>) -> BTreeMap<String, String> {
     let state = environment_state();
     let mut environment = state.base.clone();
+    if let Some(user) = user {
+        for (key, value) in [("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name)] {
+            environment.insert(key.into(), value.clone());
+        }
+    }
     environment.extend(state.configured.clone());
     environment.extend(state.secrets.clone());
     environment
@@ -82,6 +112,8 @@ pub fn set_base_environment(base: BTreeMap<String, String>) {
 
 const ENTROPY_BYTES: usize = 32;
 const HOST_NAME_BYTES_MAX: usize = 64;
+const USER_BYTES_MAX: usize = 256;
+const PATH_BYTES_MAX: usize = 4096;
 /// Smaller differences are how long ADOPT was on its way.
 const CLOCK_DRIFT_MAX_NANOS: i128 = 500_000_000;
 
@@ -118,6 +150,15 @@ fn renew(request: pb::Adopt) -> Result<Renewed, String> {
         state.configured.extend(request.env);
         state.secrets.extend(request.secrets);
     }
+    {
+        let mut defaults = defaults();
+        if !request.default_user.is_empty() {
+            defaults.user = request.default_user;
+        }
+        if !request.default_cwd.is_empty() {
+            defaults.directory = request.default_cwd;
+        }
+    }
     write_atomically("/run/sandbox/fork-generation", &format!("{}\n", request.generation), 0o644)?;
     current().send_replace(Identity {
         sandbox_id: request.sandbox_id,
@@ -151,6 +192,13 @@ fn check(request: &pb::Adopt) -> Result<(), String> {
     let id = request.machine_id.as_bytes();
     if id.len() != 32 || !id.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return Err("the machine id must be 32 lower-case hexadecimal characters".into());
+    }
+    if request.default_user.len() > USER_BYTES_MAX || request.default_user.contains('\0') {
+        return Err("the default user cannot be one".into());
+    }
+    let directory = &request.default_cwd;
+    if !directory.is_empty() && (!directory.starts_with('/') || directory.len() > PATH_BYTES_MAX || directory.contains('\0')) {
+        return Err("the default working directory must be an absolute path".into());
     }
     let bad_variable = |(key, value): (&String, &String)| key.is_empty() || key.contains(['=', '\0']) || value.contains('\0');
     if request.env.iter().any(bad_variable) || request.secrets.iter().any(bad_variable) {
@@ -258,6 +306,8 @@ mod tests {
         assert!(check(&pb::Adopt { machine_id: "0123456789ABCDEF0123456789ABCDEF".into(), ..adopt(1) }).is_err());
         assert!(check(&pb::Adopt { env: [("A=B".into(), String::new())].into(), ..adopt(1) }).is_err());
         assert!(check(&pb::Adopt { secrets: [("A".into(), "\0".into())].into(), ..adopt(1) }).is_err());
+        assert!(check(&pb::Adopt { default_user: "a\0".into(), ..adopt(1) }).is_err());
+        assert!(check(&pb::Adopt { default_cwd: "app".into(), ..adopt(1) }).is_err());
     }
 
     #[test]

@@ -28,14 +28,13 @@ use super::files::Place;
 use super::identity::{self, Identity};
 use super::reaper::ExitStatus;
 use super::spawn::{self, Program};
-use super::{paths, user, utf8};
+use super::{paths, process, user, utf8};
 use crate::proto::guest::v1 as pb;
 use crate::proto::guest::v1::run_code_input::Msg as Input;
 use crate::proto::sandbox::v1::run_code_response::Msg as Output;
 use crate::proto::sandbox::v1::{RunCodeResponse, RunError, RunResult};
 
 const FOLDER: &str = "/run/mitos/kernels";
-const WORKING_DIRECTORY: &str = "/workspace";
 const CHUNK_BYTES_MAX: usize = 32 * 1024;
 const EVENT_BYTES_MAX: usize = 96 * 1024 * 1024;
 /// What fits into one message of the link.
@@ -65,6 +64,8 @@ const EXIT_AFTER_EVENTS: Duration = Duration::from_millis(500);
 pub(super) struct Language {
     pub name: &'static str,
     interpreters: &'static [&'static str],
+    /// Which of them will do, for people.
+    needs: &'static str,
     arguments: &'static [&'static str],
     file: &'static str,
     source: &'static str,
@@ -87,6 +88,7 @@ pub(super) static LANGUAGES: [Language; 3] = [
     Language {
         name: "python",
         interpreters: &["python3", "python"],
+        needs: "Python 3.8 or newer",
         arguments: &["-u"],
         file: "python_kernel.py",
         source: include_str!("../../kernels/python_kernel.py"),
@@ -96,6 +98,7 @@ pub(super) static LANGUAGES: [Language; 3] = [
     Language {
         name: "javascript",
         interpreters: &["node"],
+        needs: "Node.js 18 or newer",
         // A terminated callback leaves its async id behind, and with the checks Node would abort over that.
         arguments: &["--no-force-async-hooks-checks"],
         file: "javascript_kernel.mjs",
@@ -106,6 +109,7 @@ pub(super) static LANGUAGES: [Language; 3] = [
     Language {
         name: "bash",
         interpreters: &["bash"],
+        needs: "bash 5 or newer",
         arguments: &["--noprofile", "--norc"],
         file: "bash_kernel.sh",
         source: include_str!("../../kernels/bash_kernel.sh"),
@@ -754,11 +758,6 @@ impl Held {
 
 // ---------------------------------------------------------------- the kernel's process
 
-/// Where a kernel starts that nobody has said otherwise of.
-pub(super) fn default_directory() -> String {
-    if paths::own(WORKING_DIRECTORY).is_dir() { WORKING_DIRECTORY.into() } else { "/".into() }
-}
-
 #[derive(Serialize)]
 struct Execute<'a> {
     op: &'static str,
@@ -887,6 +886,7 @@ struct Kernel {
     searched: usize,
     held: Held,
     generation: u64,
+    user: Option<user::User>,
     environment: BTreeMap<String, String>,
 }
 
@@ -894,10 +894,12 @@ impl Kernel {
     /// Starts an interpreter and waits until it takes cells. The error is a sentence for the user.
     async fn start(language: &'static Language, cwd: Option<&Place>) -> Result<Self, String> {
         let generation = identity::generation();
-        let environment = identity::environment();
+        let user = process::user_of("").map_err(|problem| format!("the {} kernel cannot be started: {problem}", language.name))?;
+        let environment = identity::environment(user.as_ref());
         let path_variable = environment.get("PATH").map_or("", String::as_str);
         let interpreter = language.interpreters.iter().find_map(|name| find_program(name, path_variable)).ok_or_else(|| {
-            format!("the {} kernel needs {}, which is not on the PATH of this sandbox", language.name, language.interpreters.join(" or "))
+            let names = language.interpreters.join(" or ");
+            format!("the {} kernel needs {}: {names} is not on the PATH of this sandbox", language.name, language.needs)
         })?;
         let cannot = |error: io::Error| format!("the {} kernel cannot be started: {error}", language.name);
         let program = install(language).map_err(cannot)?;
@@ -913,16 +915,13 @@ impl Kernel {
         argv.push(program);
         let cwd = match cwd {
             Some(place) => place.real.to_string_lossy().into_owned(),
-            None if default_directory() == WORKING_DIRECTORY => paths::own(WORKING_DIRECTORY).to_string_lossy().into_owned(),
-            None => default_directory(),
+            None => process::default_directory(),
         };
-        // SAFETY: cannot fail. Only root can become somebody else; a test may run as an ordinary user.
-        let is_root = unsafe { libc::geteuid() == 0 };
-        let user = if is_root { Some(user::find("")?) } else { None };
         let env = environment.clone();
+        let program_user = user.clone();
         // Loading a program can wait for a slow file system; the link must not.
         let started = tokio::task::spawn_blocking(move || {
-            spawn::spawn(Program { argv: &argv, env: &env, cwd: &cwd, user: user.as_ref(), fds, terminal: None })
+            spawn::spawn(Program { argv: &argv, env: &env, cwd: &cwd, user: program_user.as_ref(), fds, terminal: None })
         });
         let started = started.await.map_err(|_| "the start was abandoned".to_owned())??;
         let mut kernel = Self {
@@ -938,6 +937,7 @@ impl Kernel {
             searched: 0,
             held: Held::default(),
             generation,
+            user,
             environment,
         };
         match kernel.wait_until_ready().await {
@@ -949,7 +949,7 @@ impl Kernel {
                     stderr[0].iter().copied().rev().take(START_STDERR_BYTES_MAX).collect::<Vec<_>>().into_iter().rev().collect();
                 let said = String::from_utf8_lossy(&said).trim().to_owned();
                 let said = if said.is_empty() { String::new() } else { format!(": {said}") };
-                Err(format!("the {} kernel {how}{said}", language.name))
+                Err(format!("the {} kernel {how}; it needs {}{said}", language.name, language.needs))
             }
         }
     }
@@ -1068,7 +1068,7 @@ impl Kernel {
             return;
         }
         self.generation = generation;
-        let now = identity::environment();
+        let now = identity::environment(self.user.as_ref());
         let before = std::mem::replace(&mut self.environment, now.clone());
         let changed = |(key, value): &(&String, &String)| before.get(*key) != Some(*value);
         let env = now.iter().filter(changed).map(|(key, value)| (key.as_str(), value.as_str())).collect();

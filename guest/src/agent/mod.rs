@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod call;
+mod changes;
 mod channel;
 mod contexts;
 mod dispatch;
@@ -34,6 +35,7 @@ use std::process::ExitCode;
 /// Runs until the machine ends.
 pub fn main() -> ExitCode {
     init::run();
+    changes::remember_lower_device();
     // One thread suffices: the work is done by the kernel and by programs. What could block has threads of its own.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

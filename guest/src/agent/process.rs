@@ -20,12 +20,12 @@ use super::call::{Call, Gone, Status, decode};
 use super::reaper::ExitStatus;
 use super::ring::{self, CHUNK_BYTES_MAX, Next, Reader, Ring};
 use super::spawn::{self, Program};
-use super::{identity, proctable, pty, user};
+use super::{identity, paths, proctable, pty, user};
 use crate::proto::guest::v1 as pb;
 use crate::proto::guest::v1::exec_input::Msg as Input;
 use crate::proto::guest::v1::exec_output::Msg as Output;
 
-const CWD_DEFAULT: &str = "/workspace";
+const SHELL: &str = "/bin/sh";
 const EXIT_CODE_TIMED_OUT: i32 = 124;
 const OUTPUT_GRACE: Duration = Duration::from_millis(200);
 const ENDED_KEPT_MAX: usize = 256;
@@ -126,9 +126,14 @@ impl Process {
         if running >= RUNNING_MAX {
             return Err(format!("{RUNNING_MAX} processes are running already"));
         }
-        let user = if may_change_user() { Some(user::find(default_user(&request.user))?) } else { None };
+        let user = user_of(&request.user)?;
         let environment = environment(request, user.as_ref(), traceparent);
-        let cwd = if request.cwd.is_empty() { super::paths::own(CWD_DEFAULT).to_string_lossy().into_owned() } else { request.cwd.clone() };
+        let cwd = if request.cwd.is_empty() { default_directory() } else { request.cwd.clone() };
+        if !request.shell_command.is_empty() && !std::path::Path::new(SHELL).exists() {
+            return Err(format!(
+                "there is no {SHELL} in this sandbox to run a shell command with: give the program and its arguments instead"
+            ));
+        }
         let wiring =
             Wiring::new(request, user.as_ref().map(|user| user.uid)).map_err(|error| format!("cannot set up its descriptors: {error}"))?;
         let Wiring { theirs, terminal, stdin, stdout, stderr } = wiring;
@@ -402,26 +407,22 @@ fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// Only root can become somebody else; a test may run as an ordinary user.
-fn may_change_user() -> bool {
+/// Whom a program runs as; empty = the sandbox's default. None: as we do, in a test that is not root and so can become nobody else.
+pub fn user_of(asked: &str) -> Result<Option<user::User>, String> {
     // SAFETY: cannot fail.
-    unsafe { libc::geteuid() == 0 }
+    if unsafe { libc::geteuid() } != 0 {
+        return Ok(None);
+    }
+    if asked.is_empty() { user::find(&identity::default_user()) } else { user::find(asked) }.map(Some)
 }
 
-/// The template's user when the request names none.
-fn default_user(asked: &str) -> &str {
-    if asked.is_empty() { "root" } else { asked }
+/// Where a program starts that nobody has said otherwise of.
+pub fn default_directory() -> String {
+    paths::real(&identity::default_directory()).to_string_lossy().into_owned()
 }
 
 fn environment(request: &pb::ProcessStart, user: Option<&user::User>, traceparent: &str) -> BTreeMap<String, String> {
-    let mut environment = identity::environment();
-    if let Some(user) = user
-        && user.uid != 0
-    {
-        for (key, value) in [("HOME", &user.home), ("USER", &user.name), ("LOGNAME", &user.name)] {
-            environment.insert(key.into(), value.clone());
-        }
-    }
+    let mut environment = identity::environment(user);
     if let Some(options) = &request.pty {
         let term = if options.term.is_empty() { pty::TERM_DEFAULT } else { &options.term };
         environment.insert("TERM".into(), term.into());
@@ -622,7 +623,7 @@ pub async fn exec(first: Bytes, call: Call) -> Result<(), Status> {
 async fn exec_start(request: pb::ProcessStart, call: Call) -> Result<(), Status> {
     let argv = match (request.argv.is_empty(), request.shell_command.is_empty()) {
         (false, true) => request.argv.clone(),
-        (true, false) => vec!["/bin/sh".into(), "-c".into(), request.shell_command.clone()],
+        (true, false) => vec![SHELL.into(), "-c".into(), request.shell_command.clone()],
         _ => return Err(Status::invalid("exactly one of argv and shell_command must be given")),
     };
     match Process::start(&request, argv, &call.traceparent).await {

@@ -16,7 +16,8 @@ pub struct User {
     pub groups: Vec<u32>,
 }
 
-/// Finds a user by name or number. A number that no line has is taken as it is, with the group of the same number.
+/// Finds a user as image configurations name one: `name`, `uid`, `name:group` or `uid:gid`. A number that no line has is taken as it is, with
+/// group 0 in the absence of another, as other runtimes do. A group that is named leaves the user without further ones.
 pub fn find(name_or_number: &str) -> Result<User, String> {
     let passwd = read(Path::new("/etc/passwd"));
     let group = read(Path::new("/etc/group"));
@@ -34,27 +35,54 @@ fn read(path: &Path) -> String {
 }
 
 fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
+    let (wanted, wanted_group) = match wanted.split_once(':') {
+        Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
+        None => (wanted, None),
+    };
     let wanted = if wanted.is_empty() { "root" } else { wanted };
-    let number = wanted.parse::<u32>().ok().filter(|uid| *uid != u32::MAX);
+    let number = number(wanted);
     let entries = || passwd.lines().filter_map(parse_passwd_line);
     let mut user = match entries().find(|user| user.name == wanted).or_else(|| entries().find(|user| Some(user.uid) == number)) {
         Some(user) => user,
         None => match (wanted, number) {
             ("root", _) | (_, Some(0)) => User { name: "root".into(), uid: 0, gid: 0, home: "/root".into(), groups: vec![] },
-            (_, Some(uid)) => User { name: wanted.into(), uid, gid: uid, home: "/".into(), groups: vec![] },
+            (_, Some(uid)) => User { name: wanted.into(), uid, gid: 0, home: "/".into(), groups: vec![] },
             _ => return Err(format!("there is no user {wanted:?} in the sandbox's /etc/passwd")),
         },
     };
+    if let Some(wanted) = wanted_group {
+        let named = group_lines(group).find(|line| line.name == wanted).map(|line| line.gid);
+        user.gid =
+            named.or_else(|| self::number(wanted)).ok_or_else(|| format!("there is no group {wanted:?} in the sandbox's /etc/group"))?;
+        user.groups = vec![user.gid];
+        return Ok(user);
+    }
     user.groups = vec![user.gid];
-    for line in group.lines() {
-        let mut fields = line.split(':');
-        let (Some(_), Some(_), Some(gid), Some(members)) = (fields.next(), fields.next(), fields.next(), fields.next()) else { continue };
-        let Ok(gid) = gid.parse::<u32>() else { continue };
-        if members.split(',').any(|member| member.trim() == user.name) && !user.groups.contains(&gid) && user.groups.len() < GROUPS_MAX {
-            user.groups.push(gid);
+    for line in group_lines(group) {
+        let is_member = line.members.split(',').any(|member| member.trim() == user.name);
+        if is_member && !user.groups.contains(&line.gid) && user.groups.len() < GROUPS_MAX {
+            user.groups.push(line.gid);
         }
     }
     Ok(user)
+}
+
+fn number(text: &str) -> Option<u32> {
+    text.parse().ok().filter(|id| *id != u32::MAX)
+}
+
+struct GroupLine<'a> {
+    name: &'a str,
+    gid: u32,
+    members: &'a str,
+}
+
+fn group_lines(group: &str) -> impl Iterator<Item = GroupLine<'_>> {
+    group.lines().filter_map(|line| {
+        let mut fields = line.split(':');
+        let (name, _, gid, members) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        Some(GroupLine { name, gid: gid.parse().ok()?, members })
+    })
 }
 
 fn parse_passwd_line(line: &str) -> Option<User> {
@@ -85,9 +113,20 @@ mod tests {
 
     #[test]
     fn a_number_without_a_line_is_used_as_it_is_and_an_unknown_name_is_refused() {
-        assert_eq!(find_in("4242", PASSWD, GROUP).map(|user| (user.uid, user.gid)), Ok((4242, 4242)));
+        assert_eq!(find_in("4242", PASSWD, GROUP).map(|user| (user.uid, user.gid, user.groups)), Ok((4242, 0, vec![0])));
         assert!(find_in("nobody-here", PASSWD, GROUP).is_err());
         assert!(find_in("-1", PASSWD, GROUP).is_err());
         assert!(find_in("4294967295", PASSWD, GROUP).is_err());
+    }
+
+    #[test]
+    fn a_group_that_is_named_is_the_only_one() {
+        let ids = |wanted| find_in(wanted, PASSWD, GROUP).map(|user| (user.uid, user.gid, user.groups));
+        assert_eq!(ids("ann:staff"), Ok((1000, 50, vec![50])));
+        assert_eq!(ids("ann:27"), Ok((1000, 27, vec![27])));
+        assert_eq!(ids("4242:4343"), Ok((4242, 4343, vec![4343])));
+        assert_eq!(ids("ann:"), Ok((1000, 1001, vec![1001, 27, 50])));
+        assert_eq!(ids(":staff"), Ok((0, 50, vec![50])));
+        assert!(find_in("ann:nogroup", PASSWD, GROUP).is_err());
     }
 }

@@ -1,6 +1,3 @@
-import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
-import type { Guest } from "./find.ts";
 import { agentPath, ownEtcFiles } from "./root.ts";
 
 /** One entry of a layer of ours. Names are relative, short and ours alone. */
@@ -9,48 +6,45 @@ type Entry =
   | { readonly kind: "file"; readonly name: string; readonly mode: number; readonly content: Uint8Array }
   | { readonly kind: "link"; readonly name: string; readonly target: string };
 
-/** What every root of layers has of ours, as two layers of their own, so that the program that unpacks and merges layers is the only one that writes a root. */
-export interface OwnLayer {
-  /** Names its content. */
-  readonly hash: string;
-  readonly tar: Uint8Array;
-}
-
-/** Below all others: folders that programs expect. An image that has them keeps its own. */
-export function lowerLayer(): OwnLayer {
-  return layerOf([
-    folder("etc"),
-    folder("opt"),
-    { kind: "folder", name: "root", mode: 0o700 },
-    folder("var"),
-    { kind: "folder", name: "var/tmp", mode: 0o1777 },
-    folder("workspace"),
-  ]);
-}
-
-/** Above all others, whatever the image has at these places: the agent, what it writes anew for each machine, and where file systems are mounted. */
-export async function upperLayer(guest: Guest): Promise<OwnLayer> {
-  return layerOf([
-    folder("dev"),
-    folder("proc"),
-    folder("run"),
-    folder("sys"),
-    { kind: "folder", name: "tmp", mode: 0o1777 },
-    folder("opt/mitos"),
-    folder("opt/mitos/bin"),
-    { kind: "file", name: agentPath.slice(1), mode: 0o755, content: await readFile(guest.path) },
-    ...ownEtcFiles.map(({ name, content }) => ({ kind: "file", name, mode: 0o644, content: Buffer.from(content) }) as const),
-    { kind: "link", name: "etc/mtab", target: "/proc/self/mounts" },
-  ]);
+/**
+ * What every root of layers has of ours, as two layers (tars) of their own, so that the program that unpacks and merges layers is the only one that
+ * writes into a root, whatever an image has put at these places.
+ *
+ * @param agent - the program
+ */
+export function ownLayers(agent: Uint8Array): { readonly lower: Uint8Array; readonly upper: Uint8Array } {
+  return {
+    // Below all others: folders that programs expect. An image that has them keeps its own.
+    lower: tarOf([
+      folder("etc"),
+      folder("opt"),
+      { kind: "folder", name: "root", mode: 0o700 },
+      folder("var"),
+      { kind: "folder", name: "var/tmp", mode: 0o1777 },
+      folder("workspace"),
+    ]),
+    // Above all others: the agent, what it writes anew for each machine, and where file systems are mounted.
+    upper: tarOf([
+      folder("dev"),
+      folder("proc"),
+      folder("run"),
+      folder("sys"),
+      { kind: "folder", name: "tmp", mode: 0o1777 },
+      folder("opt/mitos"),
+      folder("opt/mitos/bin"),
+      { kind: "file", name: agentPath.slice(1), mode: 0o755, content: agent },
+      ...ownEtcFiles.map(({ name, content }) => ({ kind: "file", name, mode: 0o644, content: Buffer.from(content) }) as const),
+      { kind: "link", name: "etc/mtab", target: "/proc/self/mounts" },
+    ]),
+  };
 }
 
 function folder(name: string): Entry {
   return { kind: "folder", name, mode: 0o755 };
 }
 
-function layerOf(entries: readonly Entry[]): OwnLayer {
-  const tar = Buffer.concat([...entries.flatMap(tarEntry), Buffer.alloc(2 * blockBytes)]);
-  return { hash: createHash("sha256").update(tar).digest("hex"), tar };
+function tarOf(entries: readonly Entry[]): Uint8Array {
+  return Buffer.concat([...entries.flatMap(tarEntry), Buffer.alloc(2 * blockBytes)]);
 }
 
 const blockBytes = 512;

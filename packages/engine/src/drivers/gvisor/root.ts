@@ -170,7 +170,8 @@ export function ownersFileOf(rootDir: string): string {
 
 /**
  * Removes what a killed server has left half-made, and the oldest roots that nothing needs any more.
- * @param layersToo - every root of layers that nothing needs, however new: unlike the host's it can be made again
+ * @param inUse - and being made
+ * @param layersToo - every root of layers that nothing needs, however new: unlike the host's it can be made again. While the server runs
  */
 export async function removeOldRoots(stateDir: string, inUse: ReadonlySet<string>, { layersToo = false } = {}): Promise<void> {
   const names = await readdir(stateDir);
@@ -178,7 +179,9 @@ export async function removeOldRoots(stateDir: string, inUse: ReadonlySet<string
   const unneeded: { dir: string; usedMs: number }[] = [];
   for (const name of names) {
     const dir = path.join(stateDir, name);
-    if (/^(root|own)-[0-9a-f]{16}\.partial-/.test(name)) await removeTree(dir);
+    const isBeingMade = layersToo && inUse.has(dir.replace(/\.partial-.*/, ""));
+    if (/^(root|own)-[0-9a-f]{16}\.partial-/.test(name) && !isBeingMade) await removeTree(dir);
+    else if (/^own-[0-9a-f]{16}$/.test(name) && !inUse.has(dir)) await removeTree(dir);
     else if (/^root-[0-9a-f]{16}\.owners$/.test(name)) {
       // It is renamed into place just before its root.
       if (!present.has(name.slice(0, -".owners".length))) await rm(dir, { force: true });

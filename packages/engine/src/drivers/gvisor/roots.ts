@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
+import { mkdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { createInterface } from "node:readline";
 import { MitosError } from "@mitos/protocol";
@@ -10,7 +10,7 @@ import type { Layer } from "../../layers/layer.ts";
 import { removeTree } from "../../remove-tree.ts";
 import { diskFull } from "../../storage-error.ts";
 import type { Guest } from "./find.ts";
-import { lowerLayer, type OwnLayer, upperLayer } from "./own-layers.ts";
+import { ownLayers } from "./own-layers.ts";
 import { type MachineRoot, openHostRoot, ownersFileOf, removeOldRoots } from "./root.ts";
 
 export interface RootUse extends Disposable {
@@ -28,12 +28,16 @@ export class Roots {
   readonly #opening = new Map<string, Promise<MachineRoot>>();
   /** By folder: how many are just becoming machines of it. */
   readonly #uses = new Map<string, number>();
+  /** What all roots of layers have in common, as far as it decides their content. */
+  readonly #common: string;
   #ownLayers: Promise<{ readonly lower: string; readonly upper: string }> | undefined;
 
   private constructor(dir: string, guest: Guest, host: MachineRoot) {
     this.#dir = dir;
     this.#guest = guest;
     this.host = host;
+    const { lower, upper } = ownLayers(Buffer.from(guest.hash));
+    this.#common = createHash("sha256").update(lower).update(upper).digest("hex");
   }
 
   static async open(dir: string, guest: Guest, node: string | undefined): Promise<Roots> {
@@ -73,7 +77,7 @@ export class Roots {
    * @param sources - of templates. Given: every other root of layers goes. Absent, as when a server starts and does not know them: only the oldest
    */
   async removeUnused(keep: ReadonlySet<string>, sources?: readonly RootSource[]): Promise<void> {
-    const dirs = new Set([...keep, this.host.dir, ...this.#uses.keys()]);
+    const dirs = new Set([...keep, this.host.dir, this.#ownDir, ...this.#uses.keys()]);
     for (const source of sources ?? []) if (source.kind === "layers") dirs.add(this.#dirOf(source.layers));
     await removeOldRoots(this.#dir, dirs, { layersToo: sources !== undefined });
   }
@@ -85,7 +89,7 @@ export class Roots {
   }
 
   #dirOf(layers: readonly Layer[]): string {
-    const hash = createHash("sha256").update(`layers\0${this.#guest.hash}`);
+    const hash = createHash("sha256").update(this.#common);
     for (const { id } of layers) hash.update(`\0${id}`);
     return path.join(this.#dir, `root-${hash.digest("hex").slice(0, 16)}`);
   }
@@ -117,10 +121,7 @@ export class Roots {
   }
 
   async #openOwnLayers(): Promise<{ readonly lower: string; readonly upper: string }> {
-    this.#ownLayers ??= (async () => {
-      const [lower, upper] = [lowerLayer(), await upperLayer(this.#guest)];
-      return { lower: await this.#unpack(lower), upper: await this.#unpack(upper) };
-    })();
+    this.#ownLayers ??= this.#unpackOwnLayers();
     try {
       return await this.#ownLayers;
     } catch (error) {
@@ -129,19 +130,27 @@ export class Roots {
     }
   }
 
-  async #unpack({ hash, tar }: OwnLayer): Promise<string> {
-    const dir = path.join(this.#dir, `own-${hash.slice(0, 16)}`);
-    if (await stat(dir).catch(() => undefined)) return dir;
+  async #unpackOwnLayers(): Promise<{ readonly lower: string; readonly upper: string }> {
+    const dir = this.#ownDir;
+    const dirs = { lower: path.join(dir, "lower"), upper: path.join(dir, "upper") };
+    if (await stat(dir).catch(() => undefined)) return dirs;
     const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
+    const { lower, upper } = ownLayers(await readFile(this.#guest.path));
     try {
-      await mkdir(partial, { mode: 0o755 });
-      await this.#tool(["unpack", "--into", partial], tar);
+      for (const [name, tar] of [["lower", lower] as const, ["upper", upper] as const]) {
+        await mkdir(path.join(partial, name), { recursive: true });
+        await this.#tool(["unpack", "--into", path.join(partial, name)], tar);
+      }
       await rename(partial, dir);
-      return dir;
+      return dirs;
     } catch (error) {
       await removeTree(partial);
       throw error;
     }
+  }
+
+  get #ownDir(): string {
+    return path.join(this.#dir, `own-${this.#common.slice(0, 16)}`);
   }
 
   /** Runs `mitos-layers`, which lies beside the agent. */

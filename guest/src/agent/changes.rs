@@ -1,0 +1,576 @@
+//! What programs have changed in the root file system (docs/link.md): `SetOwners` and `Changes`.
+//!
+//! A root made of layers lies below the memory of its sandbox: what nobody has written is read from the host, and everything else (new, written,
+//! renamed, another owner or mode) from memory. Under gVisor the two have different device numbers, which tells them apart without reading
+//! or remembering a single file. Folders always have that of the whole, so each is told with what it is now.
+//!
+//! Programs may run meanwhile and swap a directory for a symbolic link, so this walks by directory handles and never follows a link.
+
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::hash::{DefaultHasher, Hasher};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::vec;
+
+use bytes::Bytes;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmodat, fstat, fstatat};
+use nix::unistd::{Gid, Uid, fchownat};
+use tar::{Builder, EntryType, Header};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::call::{Call, Status, decode};
+use super::files::{reply, status, step};
+use crate::proto::guest::v1 as pb;
+use crate::proto::sandbox::v1 as sandbox;
+
+/// Fits into one frame of the link.
+const CHUNK_BYTES: usize = 60_000;
+/// Each level holds a descriptor and the names that are still to come.
+const DEPTH_MAX: usize = 1024;
+const ENTRIES_PER_FOLDER_MAX: usize = 1 << 20;
+const XATTR_BYTES_MAX: usize = 1 << 20;
+/// Of a tar's header; what is longer goes into a record before it.
+const NAME_BYTES_MAX: usize = 100;
+const OWNERS_MAX: usize = 1 << 22;
+const OPEN_FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+
+/// Ours, made anew for each machine, or no files at all.
+const NOT_TOLD: [&str; 11] =
+    ["opt/mitos", "etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/machine-id", "etc/mtab", "run", "tmp", "proc", "sys", "dev"];
+
+/// The device number of files that come from below, as it was before any program could run. Kept in the memory of this process, as the numbers
+/// are kept in a saved machine.
+static LOWER_DEVICE: OnceLock<u64> = OnceLock::new();
+
+/// Once, before any program can run.
+pub fn remember_lower_device() {
+    if let Ok(own) = std::fs::metadata("/proc/self/exe") {
+        let _ = LOWER_DEVICE.set(own.dev());
+    }
+}
+
+// ---------------------------------------------------------------- owners
+
+/// A file as `SetOwners` has left it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    /// Set by every change of owner, mode or name, and by writes, but not by those through a mapping.
+    changed: (i64, i64),
+    bytes: i64,
+    owner: (u32, u32),
+    mode: u32,
+    /// Of the content of a regular file.
+    hash: u64,
+}
+
+impl Stamp {
+    fn of(found: &FileStat, hash: u64) -> Self {
+        Self {
+            device: found.st_dev,
+            inode: found.st_ino,
+            changed: (found.st_ctime, found.st_ctime_nsec),
+            bytes: found.st_size,
+            owner: (found.st_uid, found.st_gid),
+            mode: found.st_mode,
+            hash,
+        }
+    }
+
+    /// Reads no file that is known to have changed.
+    fn still_holds(&self, folder: &File, name: &OsStr, found: &FileStat) -> bool {
+        *self == Self::of(found, self.hash) && hash(folder, name, found).is_ok_and(|hash| hash == self.hash)
+    }
+}
+
+/// By path, relative to the root.
+fn owned() -> MutexGuard<'static, HashMap<PathBuf, Stamp>> {
+    static OWNED: OnceLock<Mutex<HashMap<PathBuf, Stamp>>> = OnceLock::new();
+    OWNED.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub async fn set_owners(first: Bytes, mut call: Call) -> Result<(), Status> {
+    let mut message = Some(first);
+    while let Some(bytes) = message {
+        let request: pb::SetOwnersRequest = decode(bytes)?;
+        step(move || {
+            for entry in &request.owners {
+                set_owner(Path::new("/"), entry)?;
+            }
+            Ok(())
+        })
+        .await?;
+        message = call.receive().await?;
+    }
+    reply(&call, &pb::Empty {}).await
+}
+
+fn set_owner(root: &Path, entry: &pb::OwnerEntry) -> Result<(), Status> {
+    let path = relative(&entry.path)?;
+    if owned().len() >= OWNERS_MAX {
+        return Err(Status::new("resource_exhausted", format!("at most {OWNERS_MAX} files can be given owners")));
+    }
+    match own(root, &path, entry) {
+        Ok(stamp) => {
+            owned().insert(path, stamp);
+            Ok(())
+        }
+        // Not there, or reached through a link: nothing of the root.
+        Err(nix::Error::ENOENT | nix::Error::ENOTDIR | nix::Error::ELOOP) => Ok(()),
+        Err(error) => Err(status(&entry.path, &error.into())),
+    }
+}
+
+fn relative(path: &str) -> Result<PathBuf, Status> {
+    let refused = || Status::invalid(format!("{path:?} is not the absolute path of a file of the root"));
+    let relative = Path::new(path.strip_prefix('/').ok_or_else(refused)?);
+    let plain = |part: Component<'_>| matches!(part, Component::Normal(name) if !name.as_bytes().contains(&0));
+    if !relative.components().all(plain) {
+        return Err(refused());
+    }
+    Ok(relative.components().collect())
+}
+
+fn own(root: &Path, path: &Path, entry: &pb::OwnerEntry) -> nix::Result<Stamp> {
+    let mut folder = open_root(root).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    // The root itself, which nothing but its own handle leads to.
+    let name = path.file_name().unwrap_or(OsStr::new("."));
+    for part in path.parent().into_iter().flat_map(Path::components) {
+        folder = File::from(openat(&folder, part.as_os_str(), OPEN_FOLDER, Mode::empty())?);
+    }
+    fchownat(&folder, name, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let found = fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if kind(&found) == SFlag::S_IFLNK {
+        return Ok(Stamp::of(&found, 0));
+    }
+    // After the owner: a change of that takes the set-user-id bit away. It is no link, and nothing that could make one of it runs yet.
+    fchmodat(&folder, name, Mode::from_bits_truncate(entry.mode & 0o7777), FchmodatFlags::FollowSymlink)?;
+    let found = fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    let hash = hash(&folder, name, &found).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    Ok(Stamp::of(&found, hash))
+}
+
+/// 0 for what is not a regular file.
+fn hash(folder: &File, name: &OsStr, found: &FileStat) -> io::Result<u64> {
+    if kind(found) != SFlag::S_IFREG {
+        return Ok(0);
+    }
+    let mut file = open_file(folder, name)?;
+    let mut hasher = DefaultHasher::new();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(hasher.finish()),
+            count => hasher.write(&buffer[..count]),
+        }
+    }
+}
+
+fn open_file(folder: &File, name: &OsStr) -> io::Result<File> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    Ok(File::from(openat(folder, name, flags, Mode::empty())?))
+}
+
+fn open_root(root: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC).open(root)
+}
+
+fn kind(found: &FileStat) -> SFlag {
+    SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits())
+}
+
+// ---------------------------------------------------------------- changes
+
+pub async fn changes(first: Bytes, call: Call) -> Result<(), Status> {
+    static ONE: Semaphore = Semaphore::const_new(1);
+    let _: pb::ChangesRequest = decode(first)?;
+    let permit = ONE.acquire().await.map_err(|_| Status::new("internal", "the agent is ending"))?;
+    let (sender, mut chunks) = mpsc::channel(4);
+    let task = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        let lower = lower_device(Path::new("/"))?;
+        Walk::new(Path::new("/"), &|found| found.st_dev == lower, Chunks { sender })?.run()
+    });
+    // Leaving early drops `chunks`, which ends the helper at its next write.
+    while let Some(data) = chunks.recv().await {
+        call.send(&sandbox::Chunk { data, eof: false }).await?;
+    }
+    task.await.map_err(|error| Status::new("internal", format!("changes: {error}")))??;
+    reply(&call, &sandbox::Chunk { data: Bytes::new(), eof: true }).await
+}
+
+/// The device number of unchanged files, if it says what it must: a new file has another.
+fn lower_device(root: &Path) -> Result<u64, Status> {
+    let probe = root.join(format!(".mitos-{}", std::process::id()));
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe).and_then(|file| file.metadata());
+    let _ = std::fs::remove_file(&probe);
+    let upper = made.map_err(|error| status("/", &error))?.dev();
+    match LOWER_DEVICE.get() {
+        Some(lower) if *lower != upper => Ok(*lower),
+        _ => Err(Status::new("failed_precondition", "the root of this sandbox does not tell changed files from others")),
+    }
+}
+
+struct Chunks {
+    sender: mpsc::Sender<Bytes>,
+}
+
+impl Write for Chunks {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let data = &data[..data.len().min(CHUNK_BYTES)];
+        self.sender.blocking_send(Bytes::copy_from_slice(data)).map_err(|_| ErrorKind::BrokenPipe)?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A folder that is being walked.
+struct Level {
+    folder: File,
+    names: vec::IntoIter<OsString>,
+}
+
+struct Walk<'a, W: Write> {
+    /// Whether a file that is not a folder is as the layers have it.
+    is_lower: &'a dyn Fn(&FileStat) -> bool,
+    out: Builder<BufWriter<W>>,
+    levels: Vec<Level>,
+    /// Of the innermost level, relative to the root.
+    path: PathBuf,
+    device: u64,
+    /// Where a changed file with several names was told first.
+    told: HashMap<(u64, u64), PathBuf>,
+}
+
+impl<'a, W: Write> Walk<'a, W> {
+    fn new(root: &Path, is_lower: &'a dyn Fn(&FileStat) -> bool, out: W) -> Result<Self, Status> {
+        let failed = |error: io::Error| status("/", &error);
+        let folder = open_root(root).map_err(failed)?;
+        let device = folder.metadata().map_err(failed)?.dev();
+        let names = names_in(&folder).map_err(failed)?;
+        Ok(Self {
+            is_lower,
+            out: Builder::new(BufWriter::with_capacity(CHUNK_BYTES, out)),
+            levels: vec![Level { folder, names }],
+            path: PathBuf::new(),
+            device,
+            told: HashMap::new(),
+        })
+    }
+
+    fn run(mut self) -> Result<(), Status> {
+        while let Some(level) = self.levels.last_mut() {
+            let Some(name) = level.names.next() else {
+                self.levels.pop();
+                self.path.pop();
+                continue;
+            };
+            let path = self.path.join(&name);
+            if NOT_TOLD.iter().any(|own| path == Path::new(own)) {
+                continue;
+            }
+            match self.entry(&name, &path) {
+                // Gone, or another kind of thing, since the folder was read.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => {}
+                other => other.map_err(|error| match error.kind() {
+                    ErrorKind::QuotaExceeded => Status::new("resource_exhausted", format!("/{}: {error}", path.display())),
+                    _ => status(&format!("/{}", path.display()), &error),
+                })?,
+            }
+        }
+        self.out.into_inner().and_then(|mut out| out.flush()).map_err(|error| status("/", &error))
+    }
+
+    /// Nothing of an entry is written before it is certain that all of it can be.
+    fn entry(&mut self, name: &OsStr, path: &Path) -> io::Result<()> {
+        let Some(Level { folder, .. }) = self.levels.last() else { return Ok(()) };
+        let found = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        match kind(&found) {
+            SFlag::S_IFDIR => {
+                let folder = File::from(openat(folder, name, OPEN_FOLDER, Mode::empty())?);
+                let found = fstat(&folder)?;
+                if found.st_dev != self.device {
+                    return Ok(()); // another file system is mounted there
+                }
+                if self.levels.len() >= DEPTH_MAX {
+                    return Err(io::Error::new(ErrorKind::QuotaExceeded, format!("it lies deeper than {DEPTH_MAX} folders")));
+                }
+                let names = names_in(&folder)?;
+                let mut records = Records::default();
+                records.xattrs(&folder)?;
+                self.write(EntryType::Directory, path, &found, None, records, io::empty())?;
+                self.levels.push(Level { folder, names });
+                self.path = path.to_owned();
+                Ok(())
+            }
+            SFlag::S_IFREG if self.is_same(folder, name, path, &found) => {
+                self.write(EntryType::Regular, path, &found, None, Records::same(), io::empty())
+            }
+            SFlag::S_IFLNK => {
+                let target = readlinkat(folder, name)?;
+                let records = if self.is_same(folder, name, path, &found) { Records::same() } else { Records::default() };
+                self.write(EntryType::Symlink, path, &found, Some(Path::new(&target)), records, io::empty())
+            }
+            SFlag::S_IFREG => {
+                let file = open_file(folder, name)?;
+                let found = fstat(&file)?;
+                if kind(&found) != SFlag::S_IFREG {
+                    return Ok(());
+                }
+                self.file(path, file, &found)
+            }
+            // Sockets, pipes and devices have no content to keep.
+            _ => Ok(()),
+        }
+    }
+
+    fn file(&mut self, path: &Path, file: File, found: &FileStat) -> io::Result<()> {
+        let identity = (found.st_dev, found.st_ino);
+        if found.st_nlink > 1 {
+            if let Some(first) = self.told.get(&identity).cloned() {
+                return self.write(EntryType::Link, path, found, Some(&first), Records::default(), io::empty());
+            }
+            self.told.insert(identity, path.to_owned());
+        }
+        let mut records = Records::default();
+        records.xattrs(&file)?;
+        self.write(EntryType::Regular, path, found, None, records, file)
+    }
+
+    fn is_same(&self, folder: &File, name: &OsStr, path: &Path, found: &FileStat) -> bool {
+        let stamp = || owned().get(path).copied();
+        (self.is_lower)(found) || stamp().is_some_and(|stamp| stamp.still_holds(folder, name, found))
+    }
+
+    fn write(
+        &mut self,
+        kind: EntryType,
+        path: &Path,
+        found: &FileStat,
+        target: Option<&Path>,
+        mut records: Records,
+        content: impl Read,
+    ) -> io::Result<()> {
+        let bytes = if kind == EntryType::Regular && !records.same { u64::try_from(found.st_size).unwrap_or(0) } else { 0 };
+        let mut header = Header::new_ustar();
+        header.set_entry_type(kind);
+        header.set_mode(found.st_mode & 0o7777);
+        header.set_uid(u64::from(found.st_uid));
+        header.set_gid(u64::from(found.st_gid));
+        header.set_mtime(u64::try_from(found.st_mtime).unwrap_or(0));
+        header.set_size(bytes);
+        let mut name = path.as_os_str().as_bytes().to_vec();
+        if kind == EntryType::Directory {
+            name.push(b'/');
+        }
+        if let Some(target) = target.map(|target| target.as_os_str().as_bytes()) {
+            put(&mut header.as_old_mut().linkname, target, "linkpath", &mut records);
+        }
+        put(&mut header.as_old_mut().name, &name, "path", &mut records);
+        header.set_cksum();
+        self.out.append_pax_extensions(records.pairs.iter().map(|(key, value)| (key.as_str(), value.as_slice())))?;
+        // A file that grows or shrinks meanwhile must not shift what follows it.
+        self.out.append(&header, content.chain(io::repeat(0)).take(bytes))
+    }
+}
+
+/// Into the header as far as there is room, and into a record when there is not enough.
+fn put(field: &mut [u8; NAME_BYTES_MAX], text: &[u8], key: &str, records: &mut Records) {
+    let length = text.len().min(field.len());
+    field[..length].copy_from_slice(&text[..length]);
+    if text.len() > field.len() {
+        records.pairs.push((key.into(), text.to_vec()));
+    }
+}
+
+/// Of a pax header.
+#[derive(Default)]
+struct Records {
+    pairs: Vec<(String, Vec<u8>)>,
+    same: bool,
+}
+
+impl Records {
+    fn same() -> Self {
+        Self { pairs: vec![("MITOS.same".into(), b"1".to_vec())], same: true }
+    }
+
+    /// Those that an image can carry.
+    fn xattrs(&mut self, file: &File) -> io::Result<()> {
+        let names = match read_sized(|buffer, size| {
+            // SAFETY: writes at most `size` bytes.
+            unsafe { libc::flistxattr(file.as_raw_fd(), buffer.cast(), size) }
+        }) {
+            // Some file systems have none.
+            Err(error) if error.raw_os_error() == Some(libc::ENOTSUP) => return Ok(()),
+            names => names?,
+        };
+        for name in names.split(|byte| *byte == 0).filter(|name| name.starts_with(b"user.") || *name == b"security.capability") {
+            let (Ok(key), Ok(text)) = (CString::new(name), std::str::from_utf8(name)) else { continue };
+            let value = read_sized(|buffer, size| {
+                // SAFETY: reads a C string, writes at most `size` bytes.
+                unsafe { libc::fgetxattr(file.as_raw_fd(), key.as_ptr(), buffer.cast(), size) }
+            });
+            match value {
+                Ok(value) => self.pairs.push((format!("SCHILY.xattr.{text}"), value)),
+                // Removed since they were listed.
+                Err(error) if error.raw_os_error() == Some(libc::ENODATA) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a call that first tells a size has to say; it may have grown in between.
+fn read_sized(call: impl Fn(*mut libc::c_void, usize) -> isize) -> io::Result<Vec<u8>> {
+    loop {
+        let size = usize::try_from(call(std::ptr::null_mut(), 0)).map_err(|_| io::Error::last_os_error())?;
+        if size > XATTR_BYTES_MAX {
+            return Err(io::Error::new(
+                ErrorKind::QuotaExceeded,
+                format!("its extended attributes have more than {XATTR_BYTES_MAX} bytes"),
+            ));
+        }
+        let mut buffer = vec![0_u8; size];
+        if size == 0 {
+            return Ok(buffer);
+        }
+        match usize::try_from(call(buffer.as_mut_ptr().cast(), size)) {
+            Ok(length) => {
+                buffer.truncate(length);
+                return Ok(buffer);
+            }
+            Err(_) if io::Error::last_os_error().raw_os_error() == Some(libc::ERANGE) => {}
+            Err(_) => return Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// In the order of their bytes, so that equal folders are told equally.
+fn names_in(folder: &File) -> io::Result<vec::IntoIter<OsString>> {
+    let mut names = Vec::new();
+    // By handle: the path may lead elsewhere by now.
+    for entry in std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))? {
+        if names.len() >= ENTRIES_PER_FOLDER_MAX {
+            return Err(io::Error::new(ErrorKind::QuotaExceeded, format!("it has more than {ENTRIES_PER_FOLDER_MAX} entries")));
+        }
+        names.push(entry?.file_name().into_vec());
+    }
+    names.sort_unstable();
+    Ok(names.into_iter().map(OsString::from_vec).collect::<Vec<_>>().into_iter())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::tests::Folder;
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn told(root: &Path, is_lower: &dyn Fn(&FileStat) -> bool) -> Vec<(String, EntryType, String)> {
+        let mut bytes = Vec::new();
+        Walk::new(root, is_lower, &mut bytes).unwrap().run().unwrap();
+        let mut archive = tar::Archive::new(&bytes[..]);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let mut content = String::new();
+            entry.read_to_string(&mut content).unwrap();
+            (entry.path().unwrap().to_string_lossy().into_owned(), entry.header().entry_type(), content)
+        });
+        entries.collect()
+    }
+
+    #[test]
+    fn a_tree_is_told_in_order_with_what_has_changed_and_without_what_is_ours() {
+        let root = Folder::new();
+        for name in ["b", "b/c", "a", "etc", "proc", "tmp", "opt", "opt/mitos", "opt/other"] {
+            std::fs::create_dir(root.0.join(name)).unwrap();
+        }
+        for name in ["b/new", "b/c/old", "etc/hosts", "etc/passwd", "proc/x", "tmp/x", "opt/mitos/x", "z"] {
+            std::fs::write(root.0.join(name), name).unwrap();
+        }
+        symlink("/etc", root.0.join("b/link")).unwrap();
+        let old = std::fs::metadata(root.0.join("b/c/old")).unwrap().ino();
+        let directory = |name: &str| (name.to_owned(), EntryType::Directory, String::new());
+        let file = |name: &str, content: &str| (name.to_owned(), EntryType::Regular, content.to_owned());
+        let expected = [
+            directory("a/"),
+            directory("b/"),
+            directory("b/c/"),
+            file("b/c/old", ""),
+            ("b/link".to_owned(), EntryType::Symlink, String::new()),
+            file("b/new", "b/new"),
+            directory("etc/"),
+            file("etc/passwd", "etc/passwd"),
+            directory("opt/"),
+            directory("opt/other/"),
+            file("z", "z"),
+        ];
+        assert_eq!(told(&root.0, &|found| found.st_ino == old), expected);
+    }
+
+    #[test]
+    fn what_vanishes_or_turns_into_something_else_while_the_tree_is_read_is_left_out() {
+        let root = Folder::new();
+        for name in ["1", "2", "3", "4"] {
+            std::fs::write(root.0.join(name), "x").unwrap();
+        }
+        std::fs::create_dir(root.0.join("5")).unwrap();
+        let path = root.0.clone();
+        let meddle = move |_: &FileStat| {
+            let _ = std::fs::remove_file(path.join("2"));
+            let _ = std::fs::remove_file(path.join("3")).and_then(|()| symlink("/etc/passwd", path.join("3")));
+            let _ = std::fs::remove_dir(path.join("5")).and_then(|()| symlink("/etc", path.join("5")));
+            false
+        };
+        let names: Vec<_> = told(&root.0, &meddle).into_iter().map(|(name, kind, _)| (name, kind)).collect();
+        let expected = [("1", EntryType::Regular), ("3", EntryType::Symlink), ("4", EntryType::Regular), ("5", EntryType::Symlink)];
+        assert_eq!(names, expected.map(|(name, kind)| (name.to_owned(), kind)));
+    }
+
+    #[test]
+    fn a_folder_that_lies_too_deep_is_refused_by_name() {
+        let root = Folder::new();
+        let mut folder = open_root(&root.0).unwrap();
+        for _ in 0..=DEPTH_MAX {
+            nix::sys::stat::mkdirat(&folder, "d", Mode::S_IRWXU).unwrap();
+            folder = File::from(openat(&folder, "d", OPEN_FOLDER, Mode::empty()).unwrap());
+        }
+        let refused = Walk::new(&root.0, &|_| false, io::sink()).unwrap().run().unwrap_err();
+        assert_eq!(refused.code, "resource_exhausted");
+    }
+
+    #[test]
+    fn owners_are_set_below_the_root_only_and_links_are_not_followed() {
+        let root = Folder::new();
+        std::fs::create_dir(root.0.join("folder")).unwrap();
+        std::fs::write(root.0.join("folder/file"), "x").unwrap();
+        symlink("folder", root.0.join("link")).unwrap();
+        // Ours already, so that this also runs as an ordinary user.
+        let own = std::fs::metadata(&root.0).unwrap();
+        let entry = |path: &str| pb::OwnerEntry { path: path.into(), uid: own.uid(), gid: own.gid(), mode: 0o4711 };
+        let mode = |name: &str| std::fs::metadata(root.0.join(name)).unwrap().permissions().mode() & 0o7777;
+        let before = mode("folder/file");
+        for passed_over in ["/link/file", "/nowhere", "/folder/file/below"] {
+            assert_eq!(set_owner(&root.0, &entry(passed_over)), Ok(()));
+            assert_eq!(mode("folder/file"), before);
+        }
+        for refused in ["folder/file", "", "/folder/../folder/file", "/folder/\0"] {
+            assert_eq!(set_owner(&root.0, &entry(refused)).unwrap_err().code, "invalid_argument", "{refused:?}");
+        }
+        assert_eq!(set_owner(&root.0, &entry("/folder/file")), Ok(()));
+        assert_eq!(set_owner(&root.0, &entry("/")), Ok(()));
+        assert_eq!((mode("folder/file"), mode("")), (0o4711, 0o4711));
+    }
+}
