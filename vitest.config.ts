@@ -15,7 +15,11 @@ export default defineConfig({
       },
       {
         extends: true,
-        test: { name: "engine", include: ["test/{cli,conformance,docs,e2e,engine,gvisor,mcp,sdk,server}/**/*.test.ts"], ...oneFileAtATime },
+        test: {
+          name: "engine",
+          include: ["test/{cli,conformance,docs,e2e,engine,gvisor,images,mcp,sdk,server}/**/*.test.ts"],
+          ...oneFileAtATime,
+        },
       },
       {
         // What kills, fills and floods, the published clients, frameworks and other runtimes: beside the project above in `npm test`.

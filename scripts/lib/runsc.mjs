@@ -1,6 +1,6 @@
 // Finds runsc, or unpacks the distribution's package into .cache/runsc.
 import path from "node:path";
-import { unpackDistributionPackage } from "./distribution-package.mjs";
+import { unpackDistributionPackages } from "./distribution-package.mjs";
 import { answers, cache, capture, SetupError } from "./run.mjs";
 
 /** The first release with the checkpoint flags that the driver needs (--exclude-committed-zero-pages, --compression). */
@@ -12,7 +12,7 @@ const unpacked = path.join(folder, "usr/bin/runsc");
 export function ensureRunsc() {
   const found = findRunsc();
   if (found) return `${found.where}, ${version(found.path)}`;
-  unpackDistributionPackage("runsc", { folder, suites: suitesWithRunsc, remedy: installYourself });
+  unpackDistributionPackages(["runsc"], { folder, suites: suitesWithRunsc, remedy: installYourself });
   if (!isUsable(unpacked)) {
     throw new SetupError(`the distribution's runsc (${version(unpacked) || "unknown"}) is older than ${oldestVersion}`, installYourself);
   }

@@ -3,7 +3,9 @@
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
+import { ensureBaseImage } from "./base-image.mjs";
 import { ensureChromium } from "./chromium.mjs";
+import { ensureImageTools } from "./image-tools.mjs";
 import { answers, cache, capture, pinnedNode, root, SetupError, step } from "./run.mjs";
 import { ensureRunsc } from "./runsc.mjs";
 
@@ -19,7 +21,10 @@ export async function setup({ development = false } = {}) {
   await step("npm packages", () => installPackages(development));
   await step("guest agent", buildGuest);
   await step("runsc (gVisor)", ensureRunsc);
-  if (development) await step("Chromium", ensureChromium);
+  if (!development) return;
+  await step("Chromium", ensureChromium);
+  await step("registry and image tools", ensureImageTools);
+  await step("base image of the tests", ensureBaseImage);
 }
 
 function installPackages(development) {

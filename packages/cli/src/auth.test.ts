@@ -5,7 +5,7 @@ import os from "node:os";
 import path from "node:path";
 import { openKeys } from "@mitos/engine";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { duration } from "./commands/auth.ts";
+import { duration } from "./context.ts";
 import { bin, type Ended, firstLine, start } from "./testing.ts";
 
 const dir = mkdtempSync(path.join(os.tmpdir(), "mitos-cli-auth-"));
@@ -152,9 +152,9 @@ describe("auth", { timeout }, () => {
     });
   });
 
-  it("durations are Go's", () => {
-    expect(["0", "90s", "1h30m", "720h"].map(duration)).toEqual([0, 90, 5400, 2_592_000]);
-    for (const wrong of ["", "1", "1d", "-1h", "1h 30m", "h"]) expect(() => duration(wrong), wrong).toThrow(/--ttl/);
+  it("durations are Go's, and days", () => {
+    expect(["0", "90s", "1h30m", "720h", "7d"].map(duration("--ttl"))).toEqual([0, 90, 5400, 2_592_000, 604_800]);
+    for (const wrong of ["", "1", "1w", "-1h", "1h 30m", "h"]) expect(() => duration("--ttl")(wrong), wrong).toThrow(/--ttl/);
   });
 
   it("logout forgets the key", async () => {

@@ -94,10 +94,42 @@ export function wholeNumber(flag: string, min: number, max = Number.MAX_SAFE_INT
   };
 }
 
+/** For sizes such as 512MiB, 1.5GiB, or a number of bytes. */
+export function byteCount(flag: string): (text: string) => number {
+  return (text) => {
+    const [, count, unit = ""] = /^(\d+(?:\.\d+)?)(B|KiB|MiB|GiB|TiB)?$/.exec(text) ?? [];
+    const bytes = Math.round(Number(count) * 1024 ** Math.max(0, ["B", "KiB", "MiB", "GiB", "TiB"].indexOf(unit)));
+    if (Number.isSafeInteger(bytes)) return bytes;
+    throw new UsageError(`${flag} ${text} is not valid`, "Give a size such as 512MiB or 20GiB.");
+  };
+}
+
 /** For `--env NAME=value`, which may be given several times. */
 export function environmentEntry(text: string, sofar: Readonly<Record<string, string>> = {}): Record<string, string> {
+  return namedValue("--env", text, sofar);
+}
+
+export function buildArgument(text: string, sofar: Readonly<Record<string, string>> = {}): Record<string, string> {
+  return namedValue("--build-arg", text, sofar);
+}
+
+function namedValue(flag: string, text: string, sofar: Readonly<Record<string, string>>): Record<string, string> {
   const match = /^([A-Za-z_][A-Za-z0-9_]*)=([\s\S]*)$/.exec(text);
   if (!match)
-    throw new UsageError("--env needs a name and a value", "Give NAME=value; a name has letters, digits and `_`, and no digit first.");
+    throw new UsageError(`${flag} needs a name and a value`, "Give NAME=value; a name has letters, digits and `_`, and no digit first.");
   return { ...sofar, [match[1]!]: match[2]! };
+}
+
+const unitSeconds: Readonly<Record<string, number>> = { d: 86_400, h: 3600, m: 60, s: 1 };
+
+/** Go's durations and days, in whole seconds. */
+export function duration(flag: string): (text: string) => number {
+  return (text) => {
+    if (text === "0") return 0;
+    const parts = [...text.matchAll(/(\d+)([dhms])/g)];
+    if (parts.length === 0 || parts.map(([part]) => part).join("") !== text) {
+      throw new UsageError(`${flag} ${text} is not valid`, "Give days, hours, minutes and seconds, such as 7d, 720h or 1h30m, or 0.");
+    }
+    return parts.reduce((sum, [, count, unit]) => sum + Number(count) * unitSeconds[unit!]!, 0);
+  };
 }

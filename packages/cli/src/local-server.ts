@@ -1,6 +1,6 @@
 import os from "node:os";
 import path from "node:path";
-import type { Log } from "@mitos/engine";
+import type { ImageOptions, Log } from "@mitos/engine";
 import type { ServerOptions } from "@mitos/server";
 import { version } from "./commands/version.ts";
 import { CommandError, exitCodes } from "./exit.ts";
@@ -27,6 +27,7 @@ export interface Address {
 /** Everything of a server that its user may choose. */
 export interface LocalServerOptions extends Omit<ServerOptions, "engine" | "host" | "port" | "log" | "version"> {
   readonly logLevel?: LogLevel | undefined;
+  readonly images?: ImageOptions | undefined;
   /** Traces, also without the variables that ask for them. */
   readonly otel?: boolean | undefined;
 }
@@ -36,13 +37,13 @@ export async function startLocalServer(
   address: Address,
   dataDir: string,
   engineName: EngineName,
-  { logLevel = "warn", otel = false, ...options }: LocalServerOptions = {},
+  { logLevel = "warn", images, otel = false, ...options }: LocalServerOptions = {},
 ): Promise<LocalServer> {
   const { openEngine } = await import("@mitos/engine");
   const { startServer, startTelemetry, wantsTelemetry } = await import("@mitos/server");
   const log = createLog(logLevel);
   const telemetry = otel || wantsTelemetry(process.env) ? await startTelemetry({ version: version() }) : undefined;
-  const engine = await openEngine({ dataDir, engine: engineName, log });
+  const engine = await openEngine({ dataDir, images, engine: engineName, log });
   let firstKey: string | undefined;
   const start = async () => {
     const isNeeded = options.auth && needsFirstKey(engine.keys, dataDir);

@@ -51,8 +51,18 @@ const verbs: readonly Verb[] = [
   },
   {
     name: "template",
-    description: "list and delete templates",
+    description: "build, list, push, pull and delete templates",
     load: async () => (await import("./commands/template.ts")).templateCommand(),
+  },
+  {
+    name: "du",
+    description: "show what templates and caches take of the server's disk",
+    load: async () => (await import("./commands/du.ts")).duCommand(),
+  },
+  {
+    name: "prune",
+    description: "remove what no template uses from the server's disk",
+    load: async () => (await import("./commands/prune.ts")).pruneCommand(),
   },
   {
     name: "auth",

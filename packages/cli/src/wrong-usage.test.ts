@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import type { Command } from "commander";
@@ -50,7 +50,14 @@ async function refused(args: readonly string[]): Promise<number> {
 const operandsOf = ({ registeredArguments }: Command): string[] =>
   registeredArguments.map((argument) => {
     if (argument.argChoices) return argument.argChoices[0]!;
-    const samples: Record<string, string> = { port: "80", pid: "7", source: "nope:a", target: path.join(dir, "target"), command: "true" };
+    const samples: Record<string, string> = {
+      port: "80",
+      pid: "7",
+      source: "nope:a",
+      target: path.join(dir, "target"),
+      command: "true",
+      reference: "registry.invalid/tool:1",
+    };
     return samples[argument.name()] ?? "nope";
   });
 const mandatoryOf = ({ options }: Command): string[] => options.flatMap(({ mandatory, long }) => (mandatory ? [long!, "x"] : []));
@@ -97,9 +104,15 @@ describe("every command", () => {
       "--max-streams-per-sandbox": "x",
       "--max-exec-timeout-seconds": "x",
       "--preview-ttl-seconds": "0",
+      "--registry": "https://registry.example",
+      "--mirror": "docker.io",
+      "--insecure-registry": "registry.example/team",
+      "--image-cache": "20GB",
       "--engine": "bogus",
       "--log-level": "loud",
       "--addr": "nowhere",
+      "--older-than": "long ago",
+      "--build-arg": "=x",
     };
     const tried = new Set<string>();
     for (const { words, command } of commands) {
@@ -109,12 +122,24 @@ describe("every command", () => {
       }
     }
     expect([...tried].sort()).toEqual(Object.keys(wrong).sort());
+    for (const mirror of [
+      "=mirror.example",
+      "docker.io=",
+      "docker.io=http://mirror.example",
+      "docker.io=a.example=b.example",
+      "alone=a.example",
+    ])
+      expect(await refused(["serve", "--mirror", mirror])).toBe(2);
     for (const port of ["0", "65536", "http"]) expect(await refused(["sandbox", "preview", "sb", port])).toBe(2);
     expect(await refused(["logs", "sb", "one"])).toBe(2);
     expect(await refused(["completion", "tcsh"])).toBe(2);
     expect(await refused(["run", "--keep", "--rm", "true"])).toBe(2);
     expect(await refused(["cp", "a", "b"])).toBe(2);
     expect(await refused(["cp", "sb-1:a", "sb-2:b"])).toBe(2);
+    expect(await refused(["template", "build", "--name", "x"])).toBe(2);
+    expect(await refused(["template", "build", "--name", "x", "--dockerfile", "a", "--spec", "b"])).toBe(2);
+    expect(await refused(["template", "build", "--name", "x", "--spec", "b", "--build-arg", "A=1"])).toBe(2);
+    expect(await refused(["prune"])).toBe(2);
   });
 
   it.each([
@@ -137,10 +162,18 @@ describe("every command", () => {
   });
 });
 
+const dockerfile = path.join(dir, "Dockerfile");
+writeFileSync(dockerfile, "FROM base\n");
+/** What commands need beside what they call mandatory. */
+const needed: Record<string, readonly string[]> = { "template build": ["--dockerfile", dockerfile], prune: ["--yes"] };
+
 /** Those that talk to a server, with arguments that are right. */
 const remote = commands
   .filter(({ words }) => !/^(quickstart|serve|shell|doctor|completion|version|auth logout)$/.test(words.join(" ")))
-  .map(({ words, command }) => ({ words, args: [...words, ...mandatoryOf(command), ...operandsOf(command)] }));
+  .map(({ words, command }) => {
+    const more = needed[words.join(" ")] ?? [];
+    return { words, args: [...words, ...mandatoryOf(command), ...more, ...operandsOf(command)] };
+  });
 
 describe("every command that talks to a server", () => {
   it("says so when none answers, and how to start one, with exit code 1", async () => {

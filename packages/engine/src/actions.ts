@@ -101,8 +101,8 @@ export type BuildEvent = { readonly atMs: number } & (
   | {
       readonly kind: "layer";
       readonly digest: Digest;
-      /** `shared`: it was here already. */
-      readonly state: "waiting" | "downloading" | "unpacking" | "done" | "shared";
+      /** `shared`: it was here already, or at the registry that it is pushed to. */
+      readonly state: "waiting" | "downloading" | "unpacking" | "uploading" | "done" | "shared";
       readonly doneBytes: number;
       /** Compressed. */
       readonly totalBytes: number;

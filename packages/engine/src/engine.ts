@@ -1,3 +1,4 @@
+import type { DatabaseSync } from "node:sqlite";
 import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { Attributes } from "@opentelemetry/api";
 import type {
@@ -21,8 +22,8 @@ import type {
   TemplateRequest,
 } from "./actions.ts";
 import { Admission } from "./admission.ts";
-import { BuildLogs } from "./builds/events.ts";
 import { pullImage } from "./builds/base.ts";
+import { BuildLogs } from "./builds/events.ts";
 import { pushTemplate } from "./builds/push.ts";
 import { type Clock, systemClock } from "./clock.ts";
 import { type Core, Counters, startsAtOnce, ungatedSelfForks } from "./core.ts";
@@ -34,8 +35,10 @@ import { type EgressNetwork, hostNetwork } from "./egress/network.ts";
 import { Ends } from "./ends.ts";
 import { fork } from "./fork.ts";
 import type { ConnectGuest } from "./guest.ts";
-import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
+import { ImageStore } from "./images/store.ts";
 import type { Digest } from "./layers/layer.ts";
+import { LayerStore } from "./layers/store.ts";
+import { Deadlines, endSandbox, setTimeoutOf, terminate } from "./lifecycle.ts";
 import { connectGuest } from "./link-guest.ts";
 import { Meters } from "./metering.ts";
 import { Semaphore } from "./mutex.ts";
@@ -90,7 +93,7 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
   let driver: Driver | undefined;
   try {
     driver = await parts.pickDriver();
-    const { layers, images } = parts.stores ?? (await openStores());
+    const { layers, images } = parts.stores ?? (await openStores(options, db, clock));
     const core: Core = {
       driver: traceDriver(driver),
       connectGuest: traceGuests(parts.connectGuest ?? connectGuest),
@@ -132,8 +135,9 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
   }
 }
 
-async function openStores(): Promise<{ layers: Layers; images: Images }> {
-  throw new Error("not merged yet");
+async function openStores({ dataDir, log, images }: EngineOptions, db: DatabaseSync, clock: Clock): Promise<EngineParts["stores"] & {}> {
+  const layers = await LayerStore.open({ dataDir, log });
+  return { layers, images: await ImageStore.open({ ...images, dataDir, db, layers, log, clock }) };
 }
 
 /** What of the database the engine itself has no hand in. */

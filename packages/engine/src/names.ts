@@ -23,7 +23,8 @@ export async function meaningBeside(core: Core, name: string, signal?: AbortSign
 export function nothingOfThatName(name: string): MitosError {
   return new MitosError("not_found", {
     cause: `${name} is no template of this server and no image`,
-    remediation: "Write an image with its tag (python:3.12-slim), name a template that exists, or use python, node or base: the host's own files.",
+    remediation:
+      "Write an image with its tag (python:3.12-slim), name a template that exists, or use python, node or base: the host's own files.",
   });
 }
 

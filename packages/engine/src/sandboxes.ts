@@ -6,9 +6,9 @@ import type { EgressUsage } from "./egress/gate.ts";
 import type { Guest } from "./guest.ts";
 import { Mutex } from "./mutex.ts";
 import type { SharedSnapshot } from "./snapshots.ts";
-import type { Layers } from "./stores.ts";
 import { type Action, describeEnd, nextStates, requireAlive, requireState } from "./states.ts";
 import type { SandboxRecord, SandboxStore } from "./store/sandboxes.ts";
+import type { Layers } from "./stores.ts";
 
 /** How long it is known that a sandbox existed, and why it is no more. */
 const tombstoneLifetimeMs = 24 * 60 * 60 * 1000;

@@ -95,7 +95,11 @@ export async function useTemplate(core: Core, id: TemplateId): Promise<TemplateU
 export function requireBuilt(core: Core, id: TemplateId): Built {
   const { built } = requireTemplate(core, id);
   if (built) return built;
-  throw new MitosError("conflict", { cause: `template ${id} is being built`, remediation: "Wait until the build is done.", retryAfterMs: 1000 });
+  throw new MitosError("conflict", {
+    cause: `template ${id} is being built`,
+    remediation: "Wait until the build is done.",
+    retryAfterMs: 1000,
+  });
 }
 
 function requireTemplate(core: Core, id: TemplateId): TemplateEntry {

@@ -6,11 +6,13 @@ import path from "node:path";
 import { MitosError, type SandboxId, toSandboxId, toTemplateId } from "@mitos/protocol";
 import type { CreateRequest, Engine, Log, TemplateRequest } from "./actions.ts";
 import { Admission } from "./admission.ts";
+import { MemoryImages, MemoryLayers, type Program, programmed } from "./builds/testing.ts";
 import type { Clock } from "./clock.ts";
 import type { Driver, Machine, MachineExit, MachineSpec, RestoreSpec } from "./driver.ts";
 import { openMockDriver } from "./drivers/mock/driver.ts";
 import { openEngineWith } from "./engine.ts";
-import type { SandboxEgress } from "./guest.ts";
+import type { Adoption, SandboxEgress } from "./guest.ts";
+import { connectGuest } from "./link-guest.ts";
 import { fastRootOf } from "./snapshots.ts";
 
 export const quiet: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
@@ -59,16 +61,20 @@ export class FaultyDriver implements Driver {
   readonly #real = openMockDriver();
   readonly machines = new Map<string, Machine>();
   readonly specs: RestoreSpec[] = [];
+  readonly booted: MachineSpec[] = [];
   restores = 0;
   boots = 0;
   /** Called before each step; a throw is its failure, a wait its duration. */
   onRestore: (count: number) => void | Promise<void> = () => {};
+  onBoot: (spec: MachineSpec) => void | Promise<void> = () => {};
   onSnapshot: (machine: Machine) => void | Promise<void> = () => {};
   onCheck: () => void = () => {};
   swept: ReadonlySet<string>[] = [];
 
   async boot(spec: MachineSpec): Promise<Machine> {
     this.boots += 1;
+    this.booted.push(spec);
+    await this.onBoot(spec);
     return this.#account(await this.#real.boot(spec));
   }
 
@@ -121,7 +127,13 @@ export class Bench implements AsyncDisposable {
   readonly dataDir: string;
   readonly clock = new ManualClock();
   readonly driver = new FaultyDriver();
+  readonly layers = new MemoryLayers();
+  readonly images = new MemoryImages(this.layers);
   availableBytes = 64 * 1024 ** 3;
+  /** What programs of builds do, and what was told to their machines. */
+  program: Program = () => 0;
+  readonly seen = { adoptions: [] as Adoption[], commands: [] as string[] };
+  cacheBytesMax: number | undefined;
   engine!: Engine;
 
   private constructor(dataDir: string) {
@@ -137,9 +149,16 @@ export class Bench implements AsyncDisposable {
 
   /** The next server on the same data directory, whose earlier server must have been closed. */
   async reopen(): Promise<Engine> {
+    this.layers.forgetUses();
     this.engine = await openEngineWith(
-      { dataDir: this.dataDir, engine: "auto", log: quiet },
-      { pickDriver: async () => this.driver, clock: this.clock, admission: new Admission(() => this.availableBytes) },
+      { dataDir: this.dataDir, engine: "auto", log: quiet, images: { cacheBytesMax: this.cacheBytesMax } },
+      {
+        pickDriver: async () => this.driver,
+        connectGuest: programmed(connectGuest, (start, say, signal) => this.program(start, say, signal), this.seen),
+        clock: this.clock,
+        admission: new Admission(() => this.availableBytes),
+        stores: this,
+      },
     );
     return this.engine;
   }

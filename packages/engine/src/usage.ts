@@ -52,14 +52,18 @@ export class Collector {
 
   async #collectOverflow(): Promise<void> {
     const { layers, images, log } = this.#core();
-    const unusedBytes = (await layers.usage()).reduce((sum, { bytes, inUse }) => sum + (inUse ? 0 : bytes), 0);
+    const usage = await layers.usage();
+    const usedBytes = usage.reduce((sum, { bytes, inUse }) => sum + (inUse ? bytes : 0), 0);
+    const unusedBytes = usage.reduce((sum, { bytes }) => sum + bytes, 0) - usedBytes;
     const cachedBytes = await images.cacheBytes();
     const total = unusedBytes + cachedBytes;
     // Each gives of what it has: the two do not know each other's ages.
     const share = total > this.cacheBytesMax ? this.cacheBytesMax / total : null;
     const removedBytes = await this.#collect({
       olderThanMs: anyAgeMs,
-      ...(share === null ? {} : { layerBytesMax: Math.floor(unusedBytes * share), imageBytesMax: Math.floor(cachedBytes * share) }),
+      ...(share === null
+        ? {}
+        : { layerBytesMax: usedBytes + Math.floor(unusedBytes * share), imageBytesMax: Math.floor(cachedBytes * share) }),
     });
     if (removedBytes > 0) log.info({ removedBytes }, "removed what was not needed any more");
   }

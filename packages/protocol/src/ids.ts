@@ -37,11 +37,33 @@ export function isId(value: unknown): value is string {
   return typeof value === "string" && idPattern.test(value);
 }
 
+const hostPattern = new RegExp(`^${host}$`);
+
+/** The parts of a reference, as they are written. */
+export interface ImageReferenceParts {
+  readonly host: string | undefined;
+  readonly path: string;
+  readonly tag: string | undefined;
+  readonly digest: string | undefined;
+}
+
+/** Of a reference, or of a path alone (`python`, `team/tool`); undefined for anything else. */
+export function splitImageReference(text: string): ImageReferenceParts | undefined {
+  if (text.length > imageReferenceLengthMax) return undefined;
+  const { host: registry, path, tag, digest } = referencePattern.exec(text)?.groups ?? {};
+  return path === undefined || path === reservedPath ? undefined : { host: registry, path, tag, digest };
+}
+
+/** What can stand as host in a reference. */
+export function isRegistryHost(text: string): boolean {
+  return hostPattern.test(text);
+}
+
 /** A template's id that names an image of a registry, rather than one that this server knows by name. */
 export function isImageReference(value: unknown): value is string {
-  if (typeof value !== "string" || value.length > imageReferenceLengthMax) return false;
-  const { host: registry, path, tag, digest } = referencePattern.exec(value)?.groups ?? {};
-  return path !== undefined && path !== reservedPath && (registry ?? tag ?? digest) !== undefined;
+  if (typeof value !== "string") return false;
+  const parts = splitImageReference(value);
+  return parts !== undefined && (parts.host ?? parts.tag ?? parts.digest) !== undefined;
 }
 
 export function isTemplateId(value: unknown): value is string {

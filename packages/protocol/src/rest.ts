@@ -69,8 +69,8 @@ export type BuildEventJson = { at_ms: number } & (
   | {
       kind: "layer";
       digest: string;
-      /** `shared`: it was here already. */
-      state: "waiting" | "downloading" | "unpacking" | "done" | "shared";
+      /** `shared`: it was here already, or at the registry that it is pushed to. */
+      state: "waiting" | "downloading" | "unpacking" | "uploading" | "done" | "shared";
       done_bytes: number;
       /** Compressed. */
       total_bytes: number;

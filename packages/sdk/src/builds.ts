@@ -75,7 +75,7 @@ export async function postWithEvents(
       const event = eventFromWire(row);
       if (!event) continue;
       onEvent(event);
-      if (event.kind === "failed") throw failureOf(event, row);
+      if (event.kind === "failed") throw failureOf(toObject(row.error));
       if (event.kind === "done") return toObject(inStream ? row[inStream] : row);
     }
   } catch (error) {
@@ -93,6 +93,7 @@ export async function* readEvents(
   const response = await http.getStream(path, { headers: { Accept: ndjson }, signal });
   try {
     for await (const row of readNdjson(response)) {
+      if (row.kind === undefined && isObject(row.error)) throw failureOf(row.error);
       const event = eventFromWire(row);
       if (event) yield event;
     }
@@ -133,27 +134,27 @@ export function eventFromWire(row: Readonly<Record<string, unknown>>): BuildEven
       const time = isObject(row.template) ? row.template.creation_time_ms : row.creation_time_ms;
       return { atMs, kind: "done", creationTimeMs: time === undefined ? undefined : Number(time) };
     }
-    case "failed": {
-      const error = toObject(row.error);
-      const part = (member: string) => String(error[member] ?? "");
-      return {
-        atMs,
-        kind: "failed",
-        code: part("code") || "internal",
-        message: part("message") || "the server failed",
-        cause: part("cause"),
-        remediation: part("remediation"),
-      };
-    }
+    case "failed":
+      return { atMs, kind: "failed", ...partsOf(toObject(row.error)) };
     default:
       return undefined;
   }
 }
 
-function failureOf({ code, message, cause, remediation }: Extract<BuildEvent, { kind: "failed" }>, row: Record<string, unknown>) {
-  const { context } = toObject(row.error);
+function failureOf(error: Record<string, unknown>): AgentRunError {
+  const { code, message, cause, remediation } = partsOf(error);
   const status = Object.hasOwn(catalogue, code) ? catalogue[code as ErrorCode].status : undefined;
-  return errorForCode(message, { code, cause, remediation, context: toObject(context), status });
+  return errorForCode(message, { code, cause, remediation, context: toObject(error.context), status });
+}
+
+function partsOf(error: Record<string, unknown>) {
+  const part = (member: string) => String(error[member] ?? "");
+  return {
+    code: part("code") || "internal",
+    message: part("message") || catalogue.internal.message,
+    cause: part("cause"),
+    remediation: part("remediation"),
+  };
 }
 
 function brokenOff(path: string): AgentRunError {

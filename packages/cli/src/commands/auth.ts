@@ -1,9 +1,8 @@
 import path from "node:path";
 import type { KeyJson } from "@mitos/sdk";
 import { Command } from "commander";
-import { connectionOf, positiveInteger } from "../context.ts";
+import { connectionOf, duration, positiveInteger } from "../context.ts";
 import { removeCredentials, saveCredentials } from "../credentials.ts";
-import { UsageError } from "../exit.ts";
 import { dataDirKeys, type KeyStore, type NewKey, serverKeys } from "../key-store.ts";
 import { isJson, type OutputOptions, outputFlags, print, printJson, printTable } from "../output.ts";
 
@@ -76,7 +75,7 @@ function createCommand(): Command {
     .option("--org <organisation>", "whose sandboxes are theirs (default: that of the key in use)")
     .option("--owner <owner>", "likewise, within the organisation")
     .option("--scopes <list>", "of read, execute, lifecycle, admin", commaSeparated, ["read", "execute", "lifecycle"])
-    .option("--ttl <duration>", "how long it is valid, such as 720h or 1h30m; 0: until it is revoked", duration, 0)
+    .option("--ttl <duration>", "how long it is valid, such as 720h or 1h30m; 0: until it is revoked", duration("--ttl"), 0)
     .option("--max-sandboxes <n>", "sandboxes of its owner that have not ended (default: 1000)", positiveInteger("--max-sandboxes"))
     .option("--max-memory-mib <n>", "sum of their memory limits (default: 524288)", positiveInteger("--max-memory-mib"))
     .option("--max-streams <n>", "streams open at once with the key (default: 256)", positiveInteger("--max-streams"))
@@ -151,16 +150,4 @@ function commaSeparated(text: string): string[] {
     .split(",")
     .map((word) => word.trim())
     .filter((word) => word !== "");
-}
-
-const unitSeconds: Readonly<Record<string, number>> = { h: 3600, m: 60, s: 1 };
-
-/** Go's durations, in whole seconds. */
-export function duration(text: string): number {
-  if (text === "0") return 0;
-  const parts = [...text.matchAll(/(\d+)([hms])/g)];
-  if (parts.length === 0 || parts.map(([part]) => part).join("") !== text) {
-    throw new UsageError(`--ttl ${text} is not valid`, "Give hours, minutes and seconds, such as 720h or 1h30m, or 0.");
-  }
-  return parts.reduce((sum, [, count, unit]) => sum + Number(count) * unitSeconds[unit!]!, 0);
 }

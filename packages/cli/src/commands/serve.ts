@@ -1,8 +1,9 @@
 import { once } from "node:events";
 import { isIP } from "node:net";
 import path from "node:path";
+import type { ImageOptions } from "@mitos/engine";
 import { Command, Option } from "commander";
-import { wholeNumber } from "../context.ts";
+import { byteCount, wholeNumber } from "../context.ts";
 import { UsageError } from "../exit.ts";
 import { type Address, defaultDataDir, type EngineName, engines, type LogLevel, logLevels, startLocalServer } from "../local-server.ts";
 import { print } from "../output.ts";
@@ -21,6 +22,10 @@ interface ServeOptions {
   previewDomain?: string;
   previewTtlSeconds?: number;
   previews: boolean;
+  registry?: string | undefined;
+  mirror?: readonly string[] | undefined;
+  insecureRegistry?: readonly string[] | undefined;
+  imageCache?: number | undefined;
   logLevel: LogLevel;
   otel?: boolean;
 }
@@ -49,6 +54,17 @@ export function serveCommand(): Command {
     )
     .option("--preview-ttl-seconds <n>", "how long the URL of a preview is valid (default: 3600)", wholeNumber("--preview-ttl-seconds", 1))
     .option("--no-previews", "answer 501 to whoever asks for a preview")
+    .option(
+      "--registry <host>",
+      "registry of images that name none; asked for short names such as python too (default: docker.io, which is not asked for those)",
+    )
+    .option("--mirror <registry=host>", "where images of a registry are asked for first; may be given several times", oneMore)
+    .option("--insecure-registry <host>", "registry that speaks plain HTTP; may be given several times", oneMore)
+    .option(
+      "--image-cache <size>",
+      "what images that nothing uses may take of the disk before the oldest are removed (default: 20GiB)",
+      byteCount("--image-cache"),
+    )
     .addOption(new Option("--log-level <level>", "what is logged, as JSON lines on standard error").choices(logLevels).default("warn"))
     .option(
       "--otel",
@@ -57,11 +73,13 @@ export function serveCommand(): Command {
     .action(serve);
 }
 
-async function serve({ addr, dataDir, engine, ephemeral, auth = false, ...settings }: ServeOptions): Promise<void> {
+async function serve(all: ServeOptions): Promise<void> {
+  const { addr, dataDir, engine, ephemeral, auth = false, registry, mirror, insecureRegistry, imageCache, ...settings } = all;
   const address = parseAddress(addr, auth);
+  const images = await imageOptions({ registry, mirror, insecureRegistry, imageCache });
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
-  const options = { auth, ...settings, previewSecret: previewSecret() };
+  const options = { auth, images, ...settings, previewSecret: previewSecret() };
   const server = await withProgress("starting the engine", startLocalServer(address, dir, engine, options));
   print(
     [
@@ -108,4 +126,32 @@ function parseAddress(addr: string, auth: boolean): Address {
 function isLoopback(host: string): boolean {
   if (isIP(host) === 4) return host.startsWith("127.");
   return host === "::1" || host === "localhost";
+}
+
+function oneMore(text: string, sofar: readonly string[] = []): string[] {
+  return [...sofar, text];
+}
+
+/** @throws UsageError */
+async function imageOptions(flags: Pick<ServeOptions, "registry" | "mirror" | "insecureRegistry" | "imageCache">): Promise<ImageOptions> {
+  const { isRegistryHost } = await import("@mitos/protocol");
+  const hostOf = (flag: string, value: string, host: string) => {
+    if (isRegistryHost(host)) return host;
+    throw new UsageError(
+      `${flag} ${value} is not valid`,
+      `Give ${flag === "--mirror" ? "registry=host, both" : "a host"} without scheme or path, such as registry.example or localhost:5000.`,
+    );
+  };
+  const mirrors: Record<string, string[]> = {};
+  for (const value of flags.mirror ?? []) {
+    const [registry = "", host = ""] = value.split(/=(.*)/s);
+    const of = hostOf("--mirror", value, registry);
+    mirrors[of] = [...(mirrors[of] ?? []), hostOf("--mirror", value, host)];
+  }
+  return {
+    registry: flags.registry === undefined ? undefined : hostOf("--registry", flags.registry, flags.registry),
+    mirrors,
+    insecureRegistries: (flags.insecureRegistry ?? []).map((host) => hostOf("--insecure-registry", host, host)),
+    cacheBytesMax: flags.imageCache,
+  };
 }

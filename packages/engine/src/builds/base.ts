@@ -92,7 +92,12 @@ function templateRoot(core: Core, id: TemplateId): TemplateRoot {
 
 /** By the name of its repository: images of Node bring Python along for their build tools. */
 function languageOf(reference: string): Language {
-  const repository = reference.split("@")[0]?.replace(/:[\w.-]+$/, "").split("/").at(-1) ?? "";
+  const repository =
+    reference
+      .split("@")[0]
+      ?.replace(/:[\w.-]+$/, "")
+      .split("/")
+      .at(-1) ?? "";
   return /^node(js)?\b/.test(repository) ? "javascript" : "python";
 }
 

@@ -176,7 +176,8 @@ async function runWarmCode({ runtime }: Guest, { language, code, timeoutSeconds 
     if (msg.case !== "error") continue;
     const { name, value, traceback } = msg.value;
     throw new MitosError("build_failed", {
-      cause: `the code that warms the ${language} kernel failed with ${name}: ${value}\n${traceback.join("\n").slice(-tailCharacters)}`.trimEnd(),
+      cause:
+        `the code that warms the ${language} kernel failed with ${name}: ${value}\n${traceback.join("\n").slice(-tailCharacters)}`.trimEnd(),
       remediation: "Correct the code, or install what it imports in a step before it.",
       context: { step_kind: "warm" },
     });

@@ -19,7 +19,9 @@ export function baseKey(base: ChainBase): Digest {
 }
 
 export function stepKey(previous: Digest, step: BuildStep): Digest {
-  const hash = createHash("sha256").update(Buffer.from(previous.slice("sha256:".length), "hex")).update("\0");
+  const hash = createHash("sha256")
+    .update(Buffer.from(previous.slice("sha256:".length), "hex"))
+    .update("\0");
   return `sha256:${hash.update(fingerprint(step).join("\0")).digest("hex")}`;
 }
 

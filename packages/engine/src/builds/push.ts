@@ -20,7 +20,8 @@ export async function pushTemplate(
   reference: string,
   { signal, onEvent }: { signal?: AbortSignal | undefined; onEvent?: ((event: BuildEvent) => void) | undefined } = {},
 ): Promise<{ readonly reference: string; readonly digest: Digest }> {
-  if (!isImageReference(reference)) throw new MitosError("invalid_input", { cause: "an image goes to a reference such as registry.example/team/tool:1" });
+  if (!isImageReference(reference))
+    throw new MitosError("invalid_input", { cause: "an image goes to a reference such as registry.example/team/tool:1" });
   const { record } = requireBuilt(core, id);
   const { layers, config } = record.root;
   if (layers === null) {

@@ -17,18 +17,13 @@ export function checkTemplateRequest({ image, steps = [], warm, workload }: Temp
 }
 
 function checkStep(step: BuildStep): void {
-  switch (step.kind) {
-    case "run":
-      return checkCommand(step.command);
-    case "env":
-      return checkEnv({ [step.name]: step.value });
-    case "workdir":
-      return checkPath(step.path);
-    case "user":
-      return checkUser(step.user);
-    case "copy":
-      checkPath(step.dest, "dest");
-      if (!digestPattern.test(step.context)) throw invalid("context is no digest");
+  if (step.kind === "run") checkCommand(step.command);
+  else if (step.kind === "env") checkEnv({ [step.name]: step.value });
+  else if (step.kind === "workdir") checkPath(step.path);
+  else if (step.kind === "user") checkUser(step.user);
+  else {
+    checkPath(step.dest, "dest");
+    if (!digestPattern.test(step.context)) throw invalid("context is no digest");
   }
 }
 
@@ -46,15 +41,16 @@ function checkWorkload({ command, env, ready }: Workload): void {
 
 function checkReady(ready: ReadyCheck): void {
   checkSeconds(ready.timeoutSeconds);
-  if (ready.kind === "command") return checkCommand(ready.command);
-  checkPort(ready.port);
+  if (ready.kind === "command") checkCommand(ready.command);
+  else checkPort(ready.port);
   // It goes into a line of HTTP as it is.
   if (ready.kind === "http" && !/^\/[\x21-\x7e]*$/.test(ready.path)) throw invalid("path must begin with / and hold no spaces");
 }
 
 function checkCommand(command: string): void {
   if (command === "") throw invalid("the command is empty");
-  if (textBytes(command, "the command") > limits.commandBytesMax) throw invalid(`the command is longer than ${limits.commandBytesMax} bytes`);
+  if (textBytes(command, "the command") > limits.commandBytesMax)
+    throw invalid(`the command is longer than ${limits.commandBytesMax} bytes`);
 }
 
 function checkSeconds(seconds: number): void {

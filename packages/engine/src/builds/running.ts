@@ -68,7 +68,8 @@ export class RunningBuild<Result> {
     } finally {
       signal?.removeEventListener("abort", leave);
       this.#waiting -= 1;
-      if (this.#waiting === 0) this.abort(new MitosError("canceled", { cause: `nobody waits for the build of ${this.request.id} any more` }));
+      if (this.#waiting === 0)
+        this.abort(new MitosError("canceled", { cause: `nobody waits for the build of ${this.request.id} any more` }));
       deaf();
     }
   }

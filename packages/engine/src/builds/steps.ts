@@ -39,12 +39,7 @@ export interface StepOptions {
  *
  * @throws build_failed with the step; invalid_input for a copy step whose context is not there
  */
-export async function runSteps(
-  core: Core,
-  request: TemplateRequest,
-  base: Chained,
-  options: StepOptions,
-): Promise<RootState> {
+export async function runSteps(core: Core, request: TemplateRequest, base: Chained, options: StepOptions): Promise<RootState> {
   const steps = request.steps ?? [];
   await requireContexts(core, steps, base.key, options.noCache);
   let state = base;
@@ -262,7 +257,7 @@ export function labelOf(step: BuildStep): string {
 function atStep(error: unknown, step: BuildStep, index: number, count: number): MitosError {
   const ours = asMitosError(error, "it failed");
   // What is not the step's fault keeps its code, so that it is known whether to try again.
-  if (ours.code !== "build_failed") return ours;
+  if (ours.code !== "build_failed" && ours.code !== "internal") return ours;
   const { cause = "it failed", context, ...rest } = ours.detail;
   return new MitosError("build_failed", {
     ...rest,

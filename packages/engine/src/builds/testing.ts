@@ -3,7 +3,7 @@
 import { createHash } from "node:crypto";
 import { MitosError } from "@mitos/protocol";
 import type { BuildEvent, ImageSummary, ProcessEvent, ProcessStart, Runtime } from "../actions.ts";
-import type { ConnectGuest, Guest } from "../guest.ts";
+import type { Adoption, ConnectGuest, Guest } from "../guest.ts";
 import type { Image, ImageConfig } from "../images/image.ts";
 import type { Digest, Layer, LayerUse } from "../layers/layer.ts";
 import type { Images, Layers } from "../stores.ts";
@@ -37,10 +37,10 @@ export class MemoryLayers implements Layers {
     return this.add(Buffer.concat(await Array.fromAsync(changes)).toString());
   }
 
-  /** A folder that is there already, which is every one below `/usr`, makes an empty layer. */
+  /** Nothing copied to a folder that is there already, which is every one below `/usr`, makes an empty layer. */
   async addCopy(tar: AsyncIterable<Uint8Array>, _base: readonly Layer[], { dest }: { dest: string }): Promise<Layer> {
     const content = Buffer.concat(await Array.fromAsync(tar)).toString();
-    return this.add(dest.startsWith("/usr/") ? "" : `${dest} ${digestOf(content)}`);
+    return this.add(dest.startsWith("/usr/") && /^\0*$/.test(content) ? "" : `${dest} ${digestOf(content)}`);
   }
 
   use(ids: readonly Digest[]): LayerUse {
@@ -58,6 +58,11 @@ export class MemoryLayers implements Layers {
         held = false;
       },
     };
+  }
+
+  /** Who used them has ended. */
+  forgetUses(): void {
+    this.#uses.clear();
   }
 
   async usage() {
@@ -163,7 +168,7 @@ export class MemoryImages implements Images {
     return [...this.#contexts.values()].reduce((sum, { byteLength }) => sum + byteLength, 0);
   }
 
-  async collect({ olderThanMs, bytesMax }: { olderThanMs: number; bytesMax?: number }): Promise<number> {
+  async collect({ olderThanMs, bytesMax }: Parameters<Images["collect"]>[0]): Promise<number> {
     if (olderThanMs > 0 && bytesMax === undefined) return 0;
     const bytes = await this.cacheBytes();
     this.#contexts.clear();
@@ -175,7 +180,7 @@ export class MemoryImages implements Images {
 export type Program = (start: ProcessStart, say: (text: string) => void, signal: AbortSignal) => number | Promise<number>;
 
 /** Guests over the mock agent whose programs are these functions; a changed file is the text of the command. */
-export function programmed(real: ConnectGuest, program: Program, seen: { adoptions: object[]; commands: string[] }): ConnectGuest {
+export function programmed(real: ConnectGuest, program: Program, seen: { adoptions: Adoption[]; commands: string[] }): ConnectGuest {
   return (machine, hooks) => {
     const guest = real(machine, hooks);
     let changed = "";
@@ -221,5 +226,7 @@ export function programmed(real: ConnectGuest, program: Program, seen: { adoptio
 }
 
 export function kinds(events: readonly BuildEvent[]): string[] {
-  return events.map((event) => (event.kind === "step" ? `step ${event.index} ${event.state}` : event.kind === "phase" ? event.phase : event.kind));
+  return events.map((event) =>
+    event.kind === "step" ? `step ${event.index} ${event.state}` : event.kind === "phase" ? event.phase : event.kind,
+  );
 }

@@ -21,6 +21,7 @@ const migrations: readonly string[] = [
      key TEXT PRIMARY KEY, layer TEXT, bytes INTEGER NOT NULL, created_at_ms INTEGER NOT NULL, last_used_at_ms INTEGER NOT NULL,
      template TEXT NOT NULL
    ) STRICT;`,
+  `CREATE TABLE images (reference TEXT PRIMARY KEY, record TEXT NOT NULL) STRICT;`,
 ];
 
 /**

@@ -69,5 +69,7 @@ export class TemplateStore {
 
 /** Earlier versions knew one kind of ready check, and did not say it. */
 function withKind(workload: Workload): Workload {
-  return workload.ready && !("kind" in workload.ready) ? { ...workload, ready: { kind: "http", ...(workload.ready as object) } as never } : workload;
+  return workload.ready && !("kind" in workload.ready)
+    ? { ...workload, ready: { kind: "http", ...(workload.ready as object) } as never }
+    : workload;
 }

@@ -133,14 +133,18 @@ export class Context {
 /** Exactly as long as it was when it was found, or an error: the digest and what is sent must be of one content. */
 async function* contentOf(place: string, relative: string, size: number): AsyncGenerator<Uint8Array, void, undefined> {
   // Not followed if it has become a link meanwhile.
-  await using file = await open(place, constants.O_RDONLY | constants.O_NOFOLLOW).catch((error: Error) => {
+  const file = await open(place, constants.O_RDONLY | constants.O_NOFOLLOW).catch((error: Error) => {
     throw unreadable(relative, error.message);
   });
   let left = size;
-  for await (const chunk of file.createReadStream({ autoClose: false, highWaterMark: 256 * 1024 }) as AsyncIterable<Uint8Array>) {
-    left -= chunk.length;
-    if (left < 0) break;
-    yield chunk;
+  try {
+    for await (const chunk of file.createReadStream({ autoClose: false, highWaterMark: 256 * 1024 }) as AsyncIterable<Uint8Array>) {
+      left -= chunk.length;
+      if (left < 0) break;
+      yield chunk;
+    }
+  } finally {
+    await file.close();
   }
   if (left !== 0) throw unreadable(relative, "it changed while it was read");
 }

@@ -1,3 +1,4 @@
+import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -227,5 +228,168 @@ describe("templates", () => {
     expect((await send(at, "DELETE", "/v1/templates/app", undefined, eve)).status).toBe(404);
     expect((await post(at, "/v1/templates", { id: "app" }, eve)).status).toBe(403);
     expect((await send(at, "DELETE", "/v1/templates/app", undefined, at.admin)).status).toBe(200);
+  });
+});
+
+describe("what is made of images and steps", () => {
+  const run = (command: string) => ({ type: "run", run: command });
+  const image = "python:3.12";
+  let carol: Record<string, string>;
+  let eve: Record<string, string>;
+  beforeEach(() => {
+    // Of the same organisation as alice, and of another one.
+    carol = bearer(makeKey(at, { owner: "carol" }));
+    eve = bearer(makeKey(at, { owner: "eve", organisation: "other" }));
+  });
+  const names = async (headers: Record<string, string>) =>
+    (await get(at, "/v1/templates", headers)).json.map(({ id }: { id: string }) => id);
+
+  it.each<[string, object]>([
+    ["steps", { image, build_steps: [run("x")] }],
+    ["code that ran before it was saved", { image, warm: { language: "python", code: "import secret" } }],
+    ["the image's own program", { image, workload: { entrypoint: true } }],
+    ["another template", { image: "base-of-hers" }],
+  ])("a template with %s is its organisation's", async (_title, definition) => {
+    await post(at, "/v1/templates", { id: "base-of-hers", image, build_steps: [run("x")] }, alice);
+    expect((await post(at, "/v1/templates", { id: "app", ...definition }, alice)).status).toBe(200);
+    expect(await names(carol)).toContain("app");
+    expect(await names(eve)).toEqual(["python"]);
+    const ask = async (template: string) => comparable(await post(at, "/v1/fork", { id: "e-1", template }, eve), template);
+    expect((await ask("app")).status).toBe(404);
+    expect(await ask("app")).toEqual(await ask("none"));
+    expect((await post(at, "/v1/fork", { id: "c-1", template: "app" }, carol)).status).toBe(200);
+    const usage = async (headers: Record<string, string>) => (await get(at, "/v1/usage/disk", headers)).json;
+    expect((await usage(carol)).templates.map(({ id }: { id: string }) => id)).toContain("app");
+    expect(await usage(eve)).toEqual({ templates: [expect.objectContaining({ id: "python" })] });
+    expect((await usage(at.admin)).totals).toMatchObject({ caches: { bytes: 7 } });
+  });
+
+  it("a template that is an image and nothing else is everybody's", async () => {
+    for (const [id, from] of [
+      [image, undefined],
+      ["node", "node"],
+      ["web", "nginx:1"],
+    ])
+      await post(at, "/v1/templates", { id, image: from }, alice);
+    expect(await names(eve)).toEqual(["python", image, "node", "web"]);
+    expect((await post(at, "/v1/fork", { id: "e-1", template: "web" }, eve)).status).toBe(200);
+  });
+
+  it("no template is made of one that its maker does not see, nor is it said what that name means", async () => {
+    await post(at, "/v1/templates", { id: "hers", image, build_steps: [run("x")] }, alice);
+    const made = at.engine.builds.length;
+    expect(await post(at, "/v1/templates", { id: "mine", image: "hers" }, eve)).toMatchObject({
+      status: 404,
+      json: { error: { code: "not_found", cause: "the name hers means nothing here" } },
+    });
+    expect(at.engine.builds).toHaveLength(made);
+    expect((await get(at, "/v1/names/hers", eve)).json).toEqual({ name: "hers", means: "nothing", reference: "" });
+    expect((await get(at, "/v1/names/hers", carol)).json).toMatchObject({ means: "template" });
+    expect((await post(at, "/v1/templates", { id: "mine", image: "hers" }, carol)).status).toBe(200);
+  });
+
+  it("a template of another owner is not replaced by something private, not even for a moment", async () => {
+    await post(at, "/v1/templates", { id: "web", image }, alice);
+    const made = at.engine.builds.length;
+    for (const other of [bob, eve]) {
+      expect((await post(at, "/v1/templates", { id: "web", image, build_steps: [run("gated")] }, other)).status).toBe(403);
+      expect((await post(at, "/v1/templates", { id: "web", image }, other)).status).toBe(200);
+    }
+    expect(at.engine.builds).toHaveLength(made + 2);
+    expect(await names(eve)).toContain("web");
+  });
+
+  it("a public template is not given away to others while a private one is about to take its place", async () => {
+    await post(at, "/v1/templates", { id: "web", image }, alice);
+    const change = post(at, "/v1/templates", { id: "web", image, build_steps: [run("gated")] }, alice);
+    await expect.poll(() => at.engine.events.get("web")?.length).toBe(2);
+    expect((await post(at, "/v1/fork", { id: "e-1", template: "web" }, eve)).status).toBe(404);
+    expect((await post(at, "/v1/fork", { id: "c-1", template: "web" }, carol)).status).toBe(200);
+    at.engine.buildGate.resolve();
+    expect((await change).status).toBe(200);
+    expect((await post(at, "/v1/fork", { id: "e-1", template: "web" }, eve)).status).toBe(404);
+  });
+
+  it("events of a build are for those who see what comes of it, also when it fails", async () => {
+    const steps = { image, build_steps: [run("fail")] };
+    const status = async (id: string, headers: Record<string, string>) => (await get(at, `/v1/templates/${id}/events`, headers)).status;
+    await post(at, "/v1/templates", { id: "bad", ...steps }, alice);
+    expect([await status("bad", carol), await status("bad", at.admin)]).toEqual([200, 200]);
+    const foreign = await get(at, "/v1/templates/bad/events", eve);
+    expect(comparable(foreign, "bad")).toEqual(comparable(await get(at, "/v1/templates/none/events", eve), "none"));
+    expect(foreign.status).toBe(404);
+    // What everybody may use can still be changed in private.
+    await post(at, "/v1/templates", { id: "web", image }, alice);
+    expect(await status("web", eve)).toBe(200);
+    await post(at, "/v1/templates", { id: "web", ...steps }, alice);
+    expect([await status("web", eve), await status("web", carol)]).toEqual([404, 200]);
+    // A request that comes to nothing changes nothing about it.
+    await post(at, "/v1/templates", { id: "bad", image: "nowhere" }, eve);
+    expect([await status("bad", eve), await status("bad", carol)]).toEqual([404, 200]);
+  });
+
+  it("the owner of a template stays, whoever changes it", async () => {
+    await post(at, "/v1/templates", { id: "app", image, build_steps: [run("x")] }, alice);
+    await post(at, "/v1/templates", { id: "app", image, build_steps: [run("y")] }, at.admin);
+    expect(at.engine.templates.get("app")?.owner).toEqual({ owner: "alice", organisation: "acme" });
+    expect(await names(carol)).toContain("app");
+  });
+
+  it("builds of one owner are so many at a time, those of the same name one, and what is there takes no place", async () => {
+    const there = { id: "there", image, workload: { command: ["serve"] }, build_steps: [run("x")] };
+    await post(at, "/v1/templates", there, alice);
+    const build = (id: string, headers = alice) => post(at, "/v1/templates", { id, image, build_steps: [run("gated")] }, headers);
+    const builds = Array.from({ length: limits.buildsPerOwnerMax }, (_, n) => build(`t-${n}`));
+    await expect.poll(() => at.engine.builds.filter(({ request }) => request.id.startsWith("t-")).length).toBe(limits.buildsPerOwnerMax);
+    const again = build("t-0");
+    const context = { op: "create_template", dimension: "builds", limit: limits.buildsPerOwnerMax };
+    const refused = await build("t-more");
+    expect(refused).toMatchObject({ status: 429, headers: { "retry-after": "5" }, json: { error: { code: "quota_exceeded", context } } });
+    const early = await post(at, "/v1/templates", { id: "t-more", image }, { ...alice, Accept: "application/x-ndjson" });
+    expect(early.status).toBe(429);
+    expect((await post(at, "/v1/images", { reference: image }, alice)).status).toBe(429);
+    for (const definition of [there, { id: "python" }]) expect((await post(at, "/v1/templates", definition, alice)).status).toBe(200);
+    for (const change of [{ no_cache: true }, { pull: true }, { image: "python:3.13" }])
+      expect((await post(at, "/v1/templates", { ...there, ...change }, alice)).status).toBe(429);
+    expect((await post(at, "/v1/templates", { id: "b-1", image }, bob)).status).toBe(200);
+    at.engine.buildGate.resolve();
+    expect((await Promise.all([...builds, again])).map(({ status }) => status)).toEqual(Array(limits.buildsPerOwnerMax + 1).fill(200));
+    expect((await build("t-more")).status).toBe(200);
+  });
+
+  describe("the files of a build", () => {
+    const tar = Buffer.alloc(1024, 7);
+    const digest = `sha256:${createHash("sha256").update(tar).digest("hex")}`;
+    const path = `/v1/contexts/${digest}`;
+    const build = (headers: Record<string, string>) => {
+      const copy = { type: "copy", source: "a", dest: "/a", context: digest };
+      return post(at, "/v1/templates", { id: "app", image, build_steps: [copy] }, headers);
+    };
+    const isKnown = async (headers: Record<string, string>) => (await send(at, "HEAD", path, undefined, headers)).status === 200;
+
+    it("are known to who has sent them, and to others only once they have sent the same", async () => {
+      expect((await send(at, "PUT", path, tar, alice)).status).toBe(200);
+      expect([await isKnown(alice), await isKnown(bob), await isKnown(eve), await isKnown(at.admin)]).toEqual([true, false, false, true]);
+      expect((await build(eve)).json.error).toMatchObject({ code: "not_found", context: { step: 0, digest } });
+      expect((await send(at, "PUT", path, tar, eve)).status).toBe(200);
+      expect([await isKnown(eve), await isKnown(bob)]).toEqual([true, false]);
+      expect((await build(eve)).status).toBe(200);
+    });
+
+    it("are not had by their digest alone, also where the engine has them and reads no more", async () => {
+      await send(at, "PUT", path, tar, alice);
+      for (const wrong of ["", "x", tar.subarray(1)]) {
+        const answer = await send(at, "PUT", path, wrong, eve);
+        expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
+        expect(await isKnown(eve)).toBe(false);
+      }
+    });
+
+    it("that the engine has removed have to be sent again", async () => {
+      await send(at, "PUT", path, tar, alice);
+      at.engine.contexts.clear();
+      expect(await isKnown(alice)).toBe(false);
+      expect((await build(alice)).status).toBe(404);
+    });
   });
 });

@@ -171,6 +171,24 @@ describe("bad input on the Connect routes", () => {
 
 const jsonRoutes: readonly (readonly [method: string, target: string, body: object])[] = [
   ["POST", "/v1/templates", { id: "t", env: { A: "1" }, resources: { memory_mib: 128 } }],
+  [
+    "POST",
+    "/v1/templates",
+    {
+      id: "b",
+      image: "python:3.12",
+      build_steps: [
+        { type: "run", run: "x" },
+        { type: "env", env_name: "A", env_value: "1" },
+        { type: "copy", source: "a", dest: "/b", context: `sha256:${"0a".repeat(32)}` },
+      ],
+      warm: { language: "python", code: "1" },
+      workload: { entrypoint: true, ready: { kind: "port", port: 80 } },
+    },
+  ],
+  ["POST", "/v1/templates/python/push", { reference: "registry.example/team/tool:1" }],
+  ["POST", "/v1/images", { reference: "python:3.12", pull: true }],
+  ["POST", "/v1/prune", { older_than_seconds: 60 }],
   ["POST", "/v1/fork", { template: "python", id: "sb-2", env: { A: "1" }, timeout: 60 }],
   ["POST", "/v1/sandboxes/sb-1/fork", { count: 1 }],
   ["POST", "/v1/set_timeout", { sandbox: "sb-1", timeout: 60 }],
@@ -189,11 +207,16 @@ const jsonRoutes: readonly (readonly [method: string, target: string, body: obje
   ["POST", "/v1/sandboxes/sb-1/processes/42/resize", { cols: 80, rows: 24 }],
 ];
 
+const jsonHeaders = (): Record<string, string> => ({
+  "Content-Type": "application/json",
+  ...(dice.below(3) === 0 ? { Accept: "application/x-ndjson" } : {}),
+});
+
 describe("bad input on the JSON routes", () => {
   it("in bodies is answered properly (fuzz smoke)", async () => {
     await fuzz(() => {
       const [method, target, body] = dice.pick(jsonRoutes);
-      return { method, target, headers: { "Content-Type": "application/json" }, body: dice.mutate(Buffer.from(JSON.stringify(body))) };
+      return { method, target, headers: jsonHeaders(), body: dice.mutate(Buffer.from(JSON.stringify(body))) };
     });
   });
 
@@ -221,7 +244,7 @@ describe("bad input on the JSON routes", () => {
       return {
         method,
         target,
-        headers: { "Content-Type": dice.pick(["application/json", "text/plain", "x"]) },
+        headers: { ...jsonHeaders(), "Content-Type": dice.pick(["application/json", "text/plain", "x"]) },
         body: Buffer.from(JSON.stringify(changed)),
       };
     });
@@ -237,6 +260,10 @@ describe("bad input in the head of a request", () => {
     "/v1/sandboxes/sb-1",
     "/v1/sandboxes?state=running&metadata=a",
     "/v1/templates",
+    "/v1/templates/registry.example%2Fteam%2Ftool%3A1/events?follow=true",
+    "/v1/names/team%2Ftool%3A1",
+    `/v1/contexts/sha256:${"0a".repeat(32)}`,
+    "/v1/usage/disk",
     "/v1/preview/p8080-sb-1/a?token=x.y",
     "/v1/sandboxes/sb-1/ports/8080/a",
     "/sandbox.v1.Sandbox/Stat",

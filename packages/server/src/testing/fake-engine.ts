@@ -482,12 +482,15 @@ export class FakeEngine {
     }
   }
 
-  async *buildEvents(id: string, { follow }: { follow: boolean }): AsyncGenerator<BuildEvent> {
+  async *buildEvents(id: string, { follow }: { follow: boolean }, signal?: AbortSignal): AsyncGenerator<BuildEvent> {
     const events = this.events.get(id);
     if (!events) throw new MitosError("not_found", { cause: `no build of ${id}` });
-    for (let at = 0; at < events.length; at += 1) {
+    for (let at = 0; ; at += 1) {
+      while (follow && at === events.length && !["done", "failed"].includes(events[at - 1]?.kind ?? "") && !signal?.aborted) {
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      if (at === events.length) return;
       yield events[at]!;
-      if (follow && at === events.length - 1 && !["done", "failed"].includes(events[at]!.kind)) await this.buildGate.promise;
     }
   }
 
@@ -667,7 +670,9 @@ export class FakeEngine {
   }
   counts(): EngineCounts {
     const snapshots = { template: { count: 1, bytes: 1000 }, fork: { count: 0, bytes: 0 }, pause: { count: 0, bytes: 0 } };
-    return { snapshots, linksLost: 3, egressDenials: 4, readyStarts: { hits: 5, misses: 2 } };
+    const builds = { ok: 7, failed: 1, canceled: 0 };
+    const steps = { run: 6, cached: 8 };
+    return { snapshots, linksLost: 3, egressDenials: 4, readyStarts: { hits: 5, misses: 2 }, builds, steps };
   }
   problem: string | null = null;
   async unreadiness() {

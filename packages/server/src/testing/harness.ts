@@ -100,6 +100,41 @@ export function get(at: { url: string }, path: string, headers: Record<string, s
   return send(at, "GET", path, undefined, headers);
 }
 
+export interface LineStream {
+  status: number;
+  headers: Headers;
+  // biome-ignore lint/suspicious/noExplicitAny: tests read any shape
+  lines: AsyncGenerator<any>;
+}
+
+/** A request that asks for events, and its lines as they come. */
+export async function events(
+  at: { url: string },
+  path: string,
+  options: { body?: unknown; headers?: Record<string, string>; signal?: AbortSignal } = {},
+): Promise<LineStream> {
+  const { body, headers, signal } = options;
+  const response = await fetch(`${at.url}${path}`, {
+    method: body === undefined ? "GET" : "POST",
+    headers: { Accept: "application/x-ndjson", Connection: "close", ...headers },
+    ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    ...(signal ? { signal } : {}),
+  });
+  return {
+    status: response.status,
+    headers: response.headers,
+    lines: (async function* () {
+      let rest = "";
+      for await (const chunk of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+        const lines = (rest + chunk).split("\n");
+        rest = lines.pop() ?? "";
+        yield* lines.map((line) => JSON.parse(line));
+      }
+      if (rest) yield JSON.parse(rest);
+    })(),
+  };
+}
+
 export function envelope(message: unknown, flags = 0): Buffer {
   const payload = Buffer.from(typeof message === "string" ? message : JSON.stringify(message));
   const head = Buffer.alloc(5);
