@@ -1,11 +1,14 @@
 //! `mitos-layers`: unpacks, stacks and packs the layers of images. Started by the engine for one piece of work, confined before it reads any.
 
+mod changes;
 mod confine;
+mod copy;
 mod failure;
 mod index;
 mod input;
 mod merge;
 mod names;
+mod pack;
 mod place;
 mod tarball;
 mod tree;
@@ -19,6 +22,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Serialize;
 use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -26,10 +30,15 @@ use std::process::ExitCode;
 use writer::Limits;
 
 const USAGE: &str = "usage: mitos-layers unpack --into DIR [--bytes-max N] [--entries-max N]  < tar, tar+gzip or tar+zstd
-       mitos-layers merge --into ROOT --layer DIR [--layer DIR ...]";
+       mitos-layers changes --into DIR [--base INDEX ...]  < what an agent tells of its root
+       mitos-layers copy --into DIR --dest PATH --uid N --gid N [--base INDEX ...]  < tar of a context
+       mitos-layers merge --into ROOT --layer DIR [--layer DIR ...]
+       mitos-layers pack --layer DIR  > tar";
 
 const BYTES_MAX: u64 = 16 << 30;
 const ENTRIES_MAX: u64 = 500_000;
+/// A machine tells every file of its root, whatever layer it is of.
+const CHANGES_ENTRIES_MAX: u64 = 2_000_000;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -39,11 +48,14 @@ fn main() -> ExitCode {
     };
     let done = match arguments[0].as_str() {
         "unpack" => unpack(&options),
-        _ => merge(&options),
+        "changes" => changes(&options),
+        "copy" => copy(&options),
+        "merge" => merge(&options),
+        _ => pack(&options),
     };
     match done {
         Ok(answer) => {
-            println!("{answer}");
+            print!("{answer}");
             ExitCode::SUCCESS
         }
         Err(failure) => {
@@ -57,6 +69,10 @@ fn main() -> ExitCode {
 struct Options {
     into: PathBuf,
     layers: Vec<PathBuf>,
+    base: Vec<PathBuf>,
+    dest: String,
+    uid: Option<u32>,
+    gid: Option<u32>,
     bytes_max: Option<u64>,
     entries_max: Option<u64>,
 }
@@ -69,14 +85,26 @@ impl Options {
         for pair in rest.chunks(2) {
             let [name, value] = pair else { return None };
             match (command.as_str(), name.as_str()) {
-                ("unpack" | "merge", "--into") => options.into = value.into(),
+                ("unpack" | "changes" | "copy" | "merge", "--into") => options.into = value.into(),
                 ("unpack", "--bytes-max") => options.bytes_max = Some(value.parse().ok()?),
                 ("unpack", "--entries-max") => options.entries_max = Some(value.parse().ok()?),
-                ("merge", "--layer") => options.layers.push(value.into()),
+                ("changes" | "copy", "--base") => options.base.push(value.into()),
+                ("copy", "--dest") => options.dest = value.into(),
+                ("copy", "--uid") => options.uid = Some(value.parse().ok()?),
+                ("copy", "--gid") => options.gid = Some(value.parse().ok()?),
+                ("merge" | "pack", "--layer") => options.layers.push(value.into()),
                 _ => return None,
             }
         }
-        (!options.into.as_os_str().is_empty() && (command != "merge" || !options.layers.is_empty())).then_some(options)
+        let has_into = !options.into.as_os_str().is_empty();
+        let fits = match command.as_str() {
+            "unpack" | "changes" => has_into,
+            "copy" => has_into && options.dest.starts_with('/') && options.uid.is_some() && options.gid.is_some(),
+            "merge" => has_into && !options.layers.is_empty(),
+            "pack" => options.layers.len() == 1,
+            _ => false,
+        };
+        fits.then_some(options)
     }
 
     fn limits(&self) -> Limits {
@@ -88,7 +116,37 @@ fn unpack(options: &Options) -> Result<String> {
     let limits = options.limits();
     let dir = open_empty(&options.into)?;
     let held_by = confine(&dir, limits.bytes_max)?;
-    Ok(json(&unpack::unpack(dir, std::io::stdin(), limits, held_by)?))
+    Ok(line(&unpack::unpack(dir, std::io::stdin(), limits, held_by)?))
+}
+
+fn changes(options: &Options) -> Result<String> {
+    let limits = Limits { entries_max: CHANGES_ENTRIES_MAX, ..options.limits() };
+    // Opened here; read only when this process is confined, as they hold names of images.
+    let base = options.base.iter().map(|index| open_index(index)).collect::<Result<Vec<_>>>()?;
+    let dir = open_empty(&options.into)?;
+    let held_by = confine(&dir, limits.bytes_max)?;
+    Ok(line(&changes::changes(dir, std::io::stdin(), base, limits, held_by)?))
+}
+
+fn copy(options: &Options) -> Result<String> {
+    let limits = options.limits();
+    let destination =
+        copy::Destination { path: options.dest.clone().into_bytes(), uid: options.uid.unwrap_or(0), gid: options.gid.unwrap_or(0) };
+    let base = options.base.iter().map(|index| open_index(index)).collect::<Result<Vec<_>>>()?;
+    let dir = open_empty(&options.into)?;
+    let held_by = confine(&dir, limits.bytes_max)?;
+    Ok(line(&copy::copy(dir, std::io::stdin(), base, &destination, limits, held_by)?))
+}
+
+fn pack(options: &Options) -> Result<String> {
+    let merge::Layer { tree, index } = open_layer(&options.layers[0])?;
+    // It writes no file; what it says may go into one.
+    confine(&tree, u64::MAX)?;
+    let index = index::read(index)?;
+    let mut out = BufWriter::with_capacity(256 << 10, std::io::stdout().lock());
+    pack::pack(&index.lines, &mut place::Place::new(tree), &mut out)?;
+    out.flush().map_err(|error| Failure::system("write the tar", error))?;
+    Ok(String::new())
 }
 
 fn merge(options: &Options) -> Result<String> {
@@ -104,7 +162,7 @@ fn merge(options: &Options) -> Result<String> {
     if !owners_left {
         unlinkat(&parent, owners_name.as_path(), UnlinkatFlags::NoRemoveDir).map_err(|error| Failure::system("remove the empty owners", error))?;
     }
-    Ok(json(&merged))
+    Ok(line(&merged))
 }
 
 /// `ROOT.owners` beside the root.
@@ -128,13 +186,20 @@ fn open_empty(dir: &Path) -> Result<OwnedFd> {
 
 fn open_layer(dir: &Path) -> Result<merge::Layer> {
     let tree = open_folder(&dir.join("tree"), OFlag::O_PATH)?;
-    let index = File::open(dir.join("index")).map_err(|error| Failure::system(&format!("open the index of {}", dir.display()), error))?;
-    Ok(merge::Layer { tree, index })
+    Ok(merge::Layer { tree, index: open_index(&dir.join("index"))? })
+}
+
+fn open_index(index: &Path) -> Result<File> {
+    File::open(index).map_err(|error| Failure::system(&format!("open {}", index.display()), error))
 }
 
 fn open_folder(dir: &Path, how: OFlag) -> Result<OwnedFd> {
     open(dir, how | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
         .map_err(|error| Failure::system(&format!("open {}", dir.display()), error).at(dir.as_os_str().as_bytes()))
+}
+
+fn line(answer: &impl Serialize) -> String {
+    format!("{}\n", json(answer))
 }
 
 fn json(value: &impl Serialize) -> String {

@@ -135,6 +135,7 @@ impl Tree {
         Ok(id)
     }
 
+    /// Instead of what is there.
     pub fn add(&mut self, parent: Id, name: Bytes, kind: Kind, meta: Option<Rc<Meta>>) -> Result<Id> {
         if self.nodes.len() > self.nodes_max {
             return Err(Failure::too_large(format!("more than {} entries", self.nodes_max)));
@@ -231,8 +232,14 @@ impl Tree {
                 }
             }
         };
-        self.remove(&place.parts);
-        let Some((name, parents)) = place.parts.split_last() else { return Ok(()) };
+        self.put(&place.parts, kind, meta)
+    }
+
+    /// Instead of what is there. @param parts - without symbolic links
+    pub fn put(&mut self, parts: &[Bytes], kind: Kind, meta: Option<Rc<Meta>>) -> Result<()> {
+        let Some((name, parents)) = parts.split_last() else {
+            return Err(Failure::hostile("the root is no file"));
+        };
         let parent = self.folders(parents, |_| Ok(()))?;
         self.add(parent, name.clone(), kind, meta)?;
         Ok(())

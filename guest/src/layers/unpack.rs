@@ -10,7 +10,7 @@ use super::writer::{Limits, Writer, meta_of, parts};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
-const WHITEOUT: &[u8] = b".wh.";
+pub const WHITEOUT: &[u8] = b".wh.";
 /// Names of aufs itself, of which only the mark of an opaque folder became part of the format.
 const AUFS: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";

@@ -2,14 +2,17 @@
 
 use super::failure::{Failure, Result};
 use super::index::{Footer, Header, Kind as LineKind, Line, Meta, VERSION};
+use super::input::digest_text;
 use super::names::{self, Bytes};
+use super::pack::pack;
 use super::place::{self, Place, os};
 use super::tarball::Entry;
 use super::tree::{Id, Kind, Node, ROOT, Source, Tree};
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -178,6 +181,28 @@ impl Writer {
         self.marks.insert(names::join(path), LineKind::Opaque);
     }
 
+    /// Puts a file into a folder of the name that the file has had.
+    pub fn move_into_folder(&mut self, path: &[Bytes], name: &Bytes) -> Result<()> {
+        let moved = |error| Failure::system("move a file", error);
+        let (old_name, parents) = self.split(path)?;
+        let Some(id) = self.tree.find(path) else { return Ok(()) };
+        let (kind, meta) = (self.tree.node(id).kind.clone(), self.tree.node(id).meta.clone());
+        renameat(self.disk.folder(parents)?, os(&old_name.0), &self.dir, "moving").map_err(moved)?;
+        self.tree.remove(path);
+        let folder = self.folders(path)?;
+        renameat(&self.dir, "moving", self.disk.folder(path)?, os(&name.0)).map_err(moved)?;
+        self.tree.add(folder, name.clone(), kind, meta)?;
+        Ok(())
+    }
+
+    /// As `finish`, for a layer that was not unpacked from a tar: it gets the digest of the one that it is packed into.
+    pub fn finish_packed(mut self) -> Result<Footer> {
+        let lines = self.lines();
+        let mut digest = DigestWriter(Sha256::new());
+        pack(&lines, &mut self.disk, &mut digest)?;
+        self.finish(digest_text(digest.0))
+    }
+
     /// Writes the index. What is on disk then is also there after a crash.
     pub fn finish(self, diff_id: String) -> Result<Footer> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -202,7 +227,7 @@ impl Writer {
     }
 
     /// In the order of a walk: marks of a folder, then what is in it.
-    pub fn lines(&self) -> Vec<Line> {
+    fn lines(&self) -> Vec<Line> {
         let mut lines: Vec<Line> = self
             .marks
             .iter()
@@ -296,6 +321,19 @@ impl Writer {
         if matches!(kind, UnlinkatFlags::RemoveDir) {
             self.disk.forget();
         }
+        Ok(())
+    }
+}
+
+struct DigestWriter(Sha256);
+
+impl Write for DigestWriter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
         Ok(())
     }
 }
