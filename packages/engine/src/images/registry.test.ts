@@ -2,9 +2,13 @@ import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { describe, expect, it } from "vitest";
+import { Authenticator } from "./auth.ts";
+import { DockerConfig } from "./docker-config.ts";
+import { endpointOf } from "./endpoint.ts";
 import { type Answer, FakeRegistry, HastyClock } from "./fake-registry.ts";
+import { HttpClient } from "./http.ts";
 import { manifestBytesMax, ociConfig } from "./manifest.ts";
-import { digestOf } from "./registry.ts";
+import { digestOf, Registry } from "./registry.ts";
 
 const content = Buffer.from("content of a blob");
 const blob = { mediaType: ociConfig, digest: digestOf(content), bytes: content.length };
@@ -82,6 +86,22 @@ describe("a registry's client", () => {
     await using registry = await FakeRegistry.start(() => abort.abort());
     await expect(registry.client().manifest("team/tool", "1", abort.signal)).rejects.toMatchObject({ code: "canceled" });
     await expect(registry.client().manifest("team/tool", "1", abort.signal)).rejects.toMatchObject({ code: "canceled" });
+  });
+
+  it.each(["169.254.169.254:80", "0.0.0.0:5000", "2852039166:80"])("never connects to %s, not even in plain HTTP", async (host) => {
+    const clock = new HastyClock();
+    const http = new HttpClient(clock);
+    const client = new Registry(
+      endpointOf(host, new Set([host])),
+      http,
+      new Authenticator(http, clock, new DockerConfig("/nonexistent")),
+      clock,
+    );
+    await expect(client.manifest("latest/meta-data", "1")).rejects.toMatchObject({
+      code: "build_failed",
+      message: expect.stringContaining("no address"),
+    });
+    expect(clock.pausesMs).toEqual([]);
   });
 
   describe("that is redirected", () => {
