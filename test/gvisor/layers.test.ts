@@ -120,7 +120,7 @@ describe.runIf(probe.usable)("a root made of layers", () => {
       ]),
     );
     expect(await run(sandbox, "cat /etc/hosts /etc/hostname; stat -c '%F' /etc /opt /opt/mitos/bin/mitos-guest /proc /tmp /run")).toMatch(
-      /127\.0\.0\.1 localhost[\s\S]*\ndirectory\ndirectory\nregular file\ndirectory\ndirectory\ndirectory$/,
+      /127\.0\.0\.1 localhost[\s\S]*\ndirectory\ndirectory\nregular .*file\ndirectory\ndirectory\ndirectory$/,
     );
     expect(await run(sandbox, "stat -c '%u %a' /workspace; readlink /root")).toBe("12 770\n/workspace");
     expect(await readFile(path.join(outside, "hosts"), "utf8")).toBe("untouched");
