@@ -2,7 +2,7 @@ import { type LookupAddress, type LookupOptions, lookup } from "node:dns";
 import http, { type ClientRequest, type IncomingHttpHeaders, type IncomingMessage } from "node:http";
 import https from "node:https";
 import { pipeline } from "node:stream/promises";
-import { getCACertificates } from "node:tls";
+import { createSecureContext, getCACertificates } from "node:tls";
 import { MitosError } from "@mitos/protocol";
 import type { Clock } from "../clock.ts";
 import { isLoopback, isNeverRegistry } from "./loopback.ts";
@@ -33,13 +33,14 @@ export interface HttpResponse {
   readonly headers: IncomingHttpHeaders;
   /** @throws ConnectionLost when it ends early; the reason of the signal */
   readonly chunks: AsyncIterable<Uint8Array>;
-  /** Gives the body up, and the connection with it. */
+  /** Gives the body up; with it the connection, unless there is little to come. */
   drop(): void;
 }
 
 export const silenceMsMax = 30_000;
 /** After this an unused connection is closed. */
 const unusedMsMax = 15_000;
+const droppedBytesMax = 64 * 1024;
 
 /**
  * HTTP as registries need it: streams both ways, no redirects of its own accord, no limit on time but one on silence. Honours HTTPS_PROXY,
@@ -87,7 +88,10 @@ export class HttpClient {
       status: response.statusCode ?? 0,
       headers: response.headers,
       chunks: read(response, silence, asFailure),
-      drop: () => request.destroy(),
+      drop: () => {
+        if (request.writableFinished && isShort(method, response)) response.resume();
+        else request.destroy();
+      },
     };
   }
 
@@ -98,7 +102,8 @@ export class HttpClient {
       timeout: unusedMsMax,
       proxyEnv: process.env,
       lookup: lookUp,
-      ca: [...new Set([...getCACertificates("default"), ...getCACertificates("system")])],
+      // Made once: there are hundreds of certificates to read.
+      secureContext: createSecureContext({ ca: [...new Set([...getCACertificates("default"), ...getCACertificates("system")])] }),
     });
     return this.#secure;
   }
@@ -145,6 +150,11 @@ async function* read(response: IncomingMessage, silence: Silence, asFailure: (er
   } finally {
     silence.end();
   }
+}
+
+/** Worth reading to its end for the sake of the connection. */
+function isShort(method: HttpRequest["method"], { headers }: IncomingMessage): boolean {
+  return method === "HEAD" || Number(headers["content-length"] ?? Number.POSITIVE_INFINITY) <= droppedBytesMax;
 }
 
 function lengthOf(body: Uint8Array | Upload): number {

@@ -94,7 +94,7 @@ export class Puller {
   async #bringAll(reference: Reference, parts: readonly Part[], signal: AbortSignal, emit: (event: BuildEvent) => void): Promise<void> {
     const here = parts.filter(({ diffId }) => this.#layers.has(diffId));
     // Those that are here stay while the others come.
-    using _ = this.#layers.use(here.map(({ diffId }) => diffId));
+    using _ = this.#layers.use([...new Set(here.map(({ diffId }) => diffId))]);
     for (const { blob, diffId } of here)
       new LayerProgress(this.#clock, { digest: diffId, totalBytes: blob.bytes }, emit).enter("shared", blob.bytes);
     const missing = new Map(parts.filter((part) => !here.includes(part)).map((part) => [part.diffId, part]));
