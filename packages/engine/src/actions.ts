@@ -71,7 +71,7 @@ export interface TemplateRequest {
   readonly network: NetworkPolicy;
   readonly workload?: Workload | undefined;
   readonly resources: MachineResources;
-  /** Who may redefine it; null or absent = made without a key. Not a part of the definition. */
+  /** Who may redefine it, and in whose organisation results of steps are shared; null or absent = made without a key. Not a part of the definition. */
   readonly owner?: Owner | null | undefined;
 }
 

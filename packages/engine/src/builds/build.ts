@@ -8,6 +8,7 @@ import { SharedSnapshot } from "../snapshots.ts";
 import type { TemplateRecord, TemplateRoot } from "../store/templates.ts";
 import { commandOf, runWorkload } from "../workload.ts";
 import { askBaseKey, type Base, findBase, takeBase } from "./base.ts";
+import { keyWithin } from "./chain.ts";
 import type { Tell } from "./events.ts";
 import { type Session, withMachine } from "./machine.ts";
 import { Output, tailCharacters } from "./output.ts";
@@ -102,7 +103,8 @@ async function withSteps(
     if (hasSteps) throw stepsWithoutImage();
     return base;
   }
-  const { layers, config } = await runSteps(core, request, { layers: base.layers, config: base.config, key: base.baseKey }, options);
+  const start = { layers: base.layers, config: base.config, key: keyWithin(base.baseKey, request.owner?.organisation) };
+  const { layers, config } = await runSteps(core, request, start, options);
   const rootBytes = layers.reduce((sum, { id }) => sum + (core.layers.get(id)?.bytes ?? 0), 0);
   const source: TemplateSource = { ...base.source, kind: hasSteps ? "build" : base.source.kind, layers: layers.length, rootBytes };
   return { ...base, source, layers, config };
