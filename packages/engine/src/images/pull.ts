@@ -119,7 +119,8 @@ export class Puller {
   }
 
   /** Downloads and unpacks a layer, once for all who want it. */
-  async #bring(reference: Reference, { blob, diffId }: Part, signal: AbortSignal, emit: (event: BuildEvent) => void): Promise<void> {
+  async #bring(reference: Reference, part: Part, signal: AbortSignal, emit: (event: BuildEvent) => void): Promise<void> {
+    const { blob, diffId } = part;
     // Both digests: a hostile image may name somebody else's blob for a layer that it is not.
     const name = `${hexOf(blob.digest)}.${hexOf(diffId).slice(0, 16)}`;
     await this.#works.run(name, { signal, onEvent: emit }, async (all, tell) => {
@@ -130,24 +131,27 @@ export class Puller {
       try {
         await this.fetch(reference, blob, file, all, progress);
         progress.enter("unpacking");
-        const layer = await this.#unpack(file, diffId, all);
+        const layer = await this.#unpack(file, part, all);
         progress.enter("done", blob.bytes);
         return layer;
+      } catch (error) {
+        // It is what its registry has, and no layer: fetching it again would not help, and keeping it neither.
+        if (error instanceof MitosError && error.code === "build_failed") await rm(file, { force: true });
+        throw error;
       } finally {
         this.filesInUse.delete(file);
       }
     });
   }
 
-  async #unpack(file: string, diffId: Digest, signal: AbortSignal): Promise<Layer> {
+  async #unpack(file: string, { blob, diffId }: Part, signal: AbortSignal): Promise<Layer> {
     try {
       const layer = await this.#layers.add(contentOf(file), { expected: diffId, signal });
       await rm(file, { force: true });
       return layer;
     } catch (error) {
-      // It is what its registry has, and no layer: fetching it again would not help, and keeping it neither.
-      if (error instanceof MitosError && error.code === "build_failed") await rm(file, { force: true });
-      throw error;
+      if (!(error instanceof MitosError) || error.code !== "build_failed") throw error;
+      throw new MitosError("build_failed", { ...error.detail, cause: `layer ${blob.digest}: ${error.detail.cause}`, reason: error });
     }
   }
 
