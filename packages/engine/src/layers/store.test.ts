@@ -5,7 +5,6 @@ import path from "node:path";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { MitosError } from "@mitos/protocol";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
-import { tarOf } from "../../../../test/support/tar.ts";
 import { quiet } from "../testing.ts";
 import { findLayersTool } from "./find.ts";
 import type { Digest, Layer } from "./layer.ts";
@@ -26,6 +25,27 @@ afterEach(async () => {
 });
 
 const openStore = (tool?: string) => LayerStore.open({ dataDir, log: quiet, ...(tool ? { tool } : {}) });
+
+/** A tar with these files, names unchecked. */
+function tarOf(files: Readonly<Record<string, string>>): Buffer {
+  const blocks = Object.entries(files).flatMap(([name, content]) => {
+    const data = Buffer.from(content);
+    return [tarHeader(name, data.length), data, Buffer.alloc((512 - (data.length % 512)) % 512)];
+  });
+  return Buffer.concat([...blocks, Buffer.alloc(1024)]);
+}
+
+function tarHeader(name: string, size: number): Buffer {
+  const block = Buffer.alloc(512);
+  block.write(name, 0, 100);
+  block.write("0000644", 100);
+  block.write(size.toString(8).padStart(11, "0"), 124);
+  block.write("        0", 148);
+  block.write("ustar\x0000", 257);
+  const sum = block.reduce((total, byte) => total + byte, 0);
+  block.write(`${sum.toString(8).padStart(6, "0")}\0`, 148);
+  return block;
+}
 
 function digestOf(tar: Uint8Array): Digest {
   return `sha256:${createHash("sha256").update(tar).digest("hex")}`;
@@ -176,17 +196,8 @@ test("ends with canceled when it is aborted in the middle, also while it waits f
     }
   };
   const [first, second] = [new AbortController(), new AbortController()];
-  // Never ends by itself: nothing but an 8 GiB file would.
-  const header = Buffer.from(tarOf({ a: "" }).subarray(0, 512));
-  header.write("77777777777", 124, "latin1");
-  header.write(" ".repeat(8), 148);
-  header.write(
-    `${header
-      .reduce((sum, byte) => sum + byte, 0)
-      .toString(8)
-      .padStart(6, "0")}\0`,
-    148,
-  );
+  // Of a file that has no end for a long time.
+  const header = tarHeader("a", 8 ** 11 - 1);
   const source = (async function* () {
     yield header;
     yield* endless();
