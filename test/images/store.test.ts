@@ -135,6 +135,10 @@ describe("pulling an image", () => {
     expect(registry.requests).toEqual([]);
     expect(image.layers.map(({ diffId }) => statesOf(events, diffId))).toEqual([["shared"], ["shared"], ["shared"]]);
 
+    // Unchanged: its manifest is not fetched again, which registries would count.
+    expect((await store.images.pull(reference, { pull: true })).digest).toBe(image.manifest.digest);
+    expect(await store.images.resolve(reference)).toEqual({ reference, digest: image.manifest.digest });
+    expect(registry.requests.map(({ method }) => method)).toEqual(["HEAD", "HEAD"]);
     const newer = imageOf([hello, last], { Cmd: ["new"] });
     await registry.push(newer, "team/tool:1");
     expect((await store.images.pull(reference)).digest).toBe(image.manifest.digest);
