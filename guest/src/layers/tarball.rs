@@ -264,7 +264,10 @@ impl<R: Read> Reader<R> {
             if offset < end {
                 return Err(Failure::corrupt("the parts of a sparse file overlap"));
             }
-            end = offset.checked_add(length).filter(|&end| end <= size).ok_or_else(|| Failure::corrupt("a sparse file's part lies behind its end"))?;
+            end = offset
+                .checked_add(length)
+                .filter(|&end| end <= size)
+                .ok_or_else(|| Failure::corrupt("a sparse file's part lies behind its end"))?;
             sum += length;
         }
         if sum != self.content_left {

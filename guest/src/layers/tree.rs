@@ -190,7 +190,9 @@ impl Tree {
         let mut id = ROOT;
         for (at, part) in parts.iter().enumerate() {
             match self.nodes[id].children.get(part) {
-                Some(&child) if matches!(self.nodes[child].kind, Kind::Symlink(_)) => return folders.contains(&*names::join(&parts[..=at])),
+                Some(&child) if matches!(self.nodes[child].kind, Kind::Symlink(_)) => {
+                    return folders.contains(&*names::join(&parts[..=at]));
+                }
                 Some(&child) => id = child,
                 None => return false,
             }
