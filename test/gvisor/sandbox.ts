@@ -3,16 +3,16 @@
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { MitosError } from "@mitos/protocol";
-import type { Driver, Machine, MachineResources, MachineSpec } from "../../packages/engine/src/driver.ts";
-import type { Guest } from "../../packages/engine/src/guest.ts";
+import type { Driver, Machine, MachineResources, MachineSpec, RootSource } from "../../packages/engine/src/driver.ts";
+import type { Adoption, Guest } from "../../packages/engine/src/guest.ts";
 import { connectGuest } from "../../packages/engine/src/link-guest.ts";
 import { noEgress } from "../../packages/engine/src/testing.ts";
 
 export const resources: MachineResources = { vcpuCount: 1, memSizeMiB: 256, processesMax: 256 };
 
-export function newSpec(asked: Partial<MachineResources> = {}): MachineSpec {
+export function newSpec(asked: Partial<MachineResources> = {}, root: RootSource = { kind: "host" }): MachineSpec {
   const machineId = `m${randomBytes(8).toString("hex")}`;
-  return { machineId, root: { kind: "host" }, resources: { ...resources, ...asked }, hostName: machineId };
+  return { machineId, root, resources: { ...resources, ...asked }, hostName: machineId };
 }
 
 export interface Sandbox {
@@ -23,7 +23,7 @@ export interface Sandbox {
 let generation = 0;
 
 /** Opens the link of a machine and gives it its identity. */
-export async function adopt(machine: Machine): Promise<Sandbox> {
+export async function adopt(machine: Machine, adoption: Partial<Adoption> = {}): Promise<Sandbox> {
   generation += 1;
   const guest = connectGuest(machine, { onActivity: () => () => {}, egress: noEgress, onForkSelf: async () => [], onLost: () => {} });
   await guest.open({
@@ -38,6 +38,7 @@ export async function adopt(machine: Machine): Promise<Sandbox> {
     forkBudget: 0,
     forksUsed: 0,
     processesMax: 48,
+    ...adoption,
   });
   return { machine, guest };
 }

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{egress, identity, paths, socket};
 
 const PATH: &str = "/opt/mitos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Of the agent's own environment; programs do not see them.
-const OWN_VARIABLES: [&str; 2] = [paths::TEST_ROOT_VARIABLE, "MITOS_RLIMIT_NOFILE"];
+const OWN_VARIABLES: [&str; 3] = [paths::TEST_ROOT_VARIABLE, TMP_ON_ROOT_VARIABLE, "MITOS_RLIMIT_NOFILE"];
+/// Set where /tmp is to be part of the root file system and not in memory.
+const TMP_ON_ROOT_VARIABLE: &str = "MITOS_TMP_ON_ROOT";
 
 /// Failures are logged, not fatal: a machine that can still answer can say what is wrong with it.
 pub fn run() {
@@ -18,6 +20,11 @@ pub fn run() {
     unsafe { libc::umask(0o022) };
     // SAFETY: cannot fail.
     if unsafe { libc::getpid() } == 1 && paths::test_root().is_none() {
+        if std::env::var_os(TMP_ON_ROOT_VARIABLE).is_some()
+            && let Err(error) = umount2("/tmp", MntFlags::MNT_DETACH)
+        {
+            eprintln!("init: cannot unmount /tmp: {error}");
+        }
         mount_file_systems();
     }
     close_inherited_on_exec();

@@ -99,6 +99,24 @@ describe("a template of an image", () => {
   });
 });
 
+describe("what several owners make", () => {
+  const by = (owner: string, organisation: string) => ({ owner: { owner, organisation }, image: "tool:1", steps: [run("ssh-keygen -A")] });
+
+  it("of equal steps is made once in an organisation, and again in another one", async () => {
+    await make("a", by("alice", "acme"));
+    await make("b", by("bob", "acme"));
+    expect(bench.seen.commands).toHaveLength(1);
+    await make("e", by("eve", "other"));
+    await make("k", { ...by("", ""), owner: null });
+    expect(bench.seen.commands).toHaveLength(3);
+  });
+
+  it("under the reference of an image does not take its place as a base", async () => {
+    await make("tool:1", by("alice", "acme"));
+    expect(await make("mine", { image: "tool:1" })).toMatchObject({ source: { kind: "image", layers: 1 } });
+  });
+});
+
 describe("the same definition", () => {
   it("is answered from its snapshot, and built again when the digest of its tag has moved and `pull` asks", async () => {
     const first = await make("t", { image: "tool:1" });

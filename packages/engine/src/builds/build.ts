@@ -8,9 +8,11 @@ import { SharedSnapshot } from "../snapshots.ts";
 import type { TemplateRecord, TemplateRoot } from "../store/templates.ts";
 import { commandOf, runWorkload } from "../workload.ts";
 import { askBaseKey, type Base, findBase, takeBase } from "./base.ts";
+import { keyWithin } from "./chain.ts";
 import type { Tell } from "./events.ts";
 import { type Session, withMachine } from "./machine.ts";
 import { Output, tailCharacters } from "./output.ts";
+import { readyOf } from "./ready-label.ts";
 import type { Fresh } from "./running.ts";
 import { runSteps } from "./steps.ts";
 
@@ -102,7 +104,8 @@ async function withSteps(
     if (hasSteps) throw stepsWithoutImage();
     return base;
   }
-  const { layers, config } = await runSteps(core, request, { layers: base.layers, config: base.config, key: base.baseKey }, options);
+  const start = { layers: base.layers, config: base.config, key: keyWithin(base.baseKey, request.owner?.organisation) };
+  const { layers, config } = await runSteps(core, request, start, options);
   const rootBytes = layers.reduce((sum, { id }) => sum + (core.layers.get(id)?.bytes ?? 0), 0);
   const source: TemplateSource = { ...base.source, kind: hasSteps ? "build" : base.source.kind, layers: layers.length, rootBytes };
   return { ...base, source, layers, config };
@@ -128,19 +131,20 @@ async function boot(
   const { id, network, resources, workload, warm } = request;
   // Said before a machine is started for nothing.
   const command = workload ? commandOf(workload, root.config) : null;
+  const ready = workload && readyOf(workload, root.config);
   const spec = {
     id,
     network,
     resources,
     config: root.config,
     root: layers ? ({ kind: "layers", layers: layers.layers } as const) : ({ kind: "host" } as const),
-    workMsMax: overheadMsMax + 1000 * ((workload?.ready?.timeoutSeconds ?? 0) + (warm?.timeoutSeconds ?? 0)),
+    workMsMax: overheadMsMax + 1000 * ((ready?.timeoutSeconds ?? 0) + (warm?.timeoutSeconds ?? 0)),
   };
   tell({ kind: "phase", phase: "boot", detail: layers ? `a root of ${layers.layers.length} layers` : "the host's files" });
   return withMachine(core, spec, signal, async (session) => {
     if (workload && command) {
       tell({ kind: "phase", phase: "start", detail: command.join(" ").slice(0, 200) });
-      await runWorkload(session.guest.runtime, { ...workload, command }, signal);
+      await runWorkload(session.guest.runtime, { env: workload.env, command, ready }, signal);
     }
     await warmUp(core, session.guest, { id, root, warm }, tell);
     return save(core, session, tell);

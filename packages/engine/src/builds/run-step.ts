@@ -1,5 +1,5 @@
 import { limits, MitosError } from "@mitos/protocol";
-import type { NetworkPolicy, ProcessExit } from "../actions.ts";
+import type { NetworkPolicy, ProcessExit, Runtime } from "../actions.ts";
 import type { Core } from "../core.ts";
 import type { MachineResources } from "../driver.ts";
 import type { ImageConfig } from "../images/image.ts";
@@ -9,6 +9,9 @@ import { Output } from "./output.ts";
 
 /** Compilers and package managers want more than what runs afterwards. */
 const memSizeMiBMin = 1024;
+/** All but the agent and itself. */
+export const killAll = "kill -KILL -1";
+const killMsMax = 60_000;
 /** To read what a step has changed. */
 const changesMsMax = 30 * 60 * 1000;
 
@@ -54,8 +57,14 @@ export async function runStep(
       output.end();
     }
     if (!exit || exit.error || exit.timedOut || exit.signal || exit.exitCode !== 0) throw failed(exit, output.tail);
+    await endPrograms(guest.runtime);
     return core.layers.addChanges(guest.changes(signal), base, { signal });
   });
+}
+
+/** What a command leaves running ends with its step, and must not write while its changes are read. */
+async function endPrograms(runtime: Runtime): Promise<void> {
+  for await (const _ of runtime.exec({ argv: ["/bin/sh", "-c", killAll], user: "0", cwd: "/", timeoutMs: killMsMax }));
 }
 
 /** More than the template has, as far as the host has it to give. */

@@ -4,7 +4,7 @@ import { asMitosError, type Core } from "../core.ts";
 import type { Image, ImageConfig } from "../images/image.ts";
 import type { Digest, Layer, LayerUse } from "../layers/layer.ts";
 import { stepKey } from "./chain.ts";
-import { configAfter, resolveIn } from "./config.ts";
+import { configAfter, expandSteps, resolveIn } from "./config.ts";
 import type { Tell } from "./events.ts";
 import { runStep } from "./run-step.ts";
 
@@ -40,7 +40,7 @@ export interface StepOptions {
  * @throws build_failed with the step; invalid_input for a copy step whose context is not there
  */
 export async function runSteps(core: Core, request: TemplateRequest, base: Chained, options: StepOptions): Promise<RootState> {
-  const steps = request.steps ?? [];
+  const steps = expandSteps(request.steps ?? [], base.config);
   await requireContexts(core, steps, base.key, options.noCache);
   let state = base;
   for (const [index, step] of steps.entries()) {

@@ -94,7 +94,7 @@ export class Puller {
   async #bringAll(reference: Reference, parts: readonly Part[], signal: AbortSignal, emit: (event: BuildEvent) => void): Promise<void> {
     const here = parts.filter(({ diffId }) => this.#layers.has(diffId));
     // Those that are here stay while the others come.
-    using _ = this.#layers.use(here.map(({ diffId }) => diffId));
+    using _ = this.#layers.use([...new Set(here.map(({ diffId }) => diffId))]);
     for (const { blob, diffId } of here)
       new LayerProgress(this.#clock, { digest: diffId, totalBytes: blob.bytes }, emit).enter("shared", blob.bytes);
     const missing = new Map(parts.filter((part) => !here.includes(part)).map((part) => [part.diffId, part]));
@@ -165,13 +165,19 @@ export class Puller {
   ): Promise<void> {
     const slots = this.#downloads.get(from.host) ?? new Semaphore(downloadsMax);
     this.#downloads.set(from.host, slots);
-    await slots.run(async () => {
+    const waited = Promise.withResolvers<never>();
+    const giveUp = () => waited.reject(canceled());
+    signal.addEventListener("abort", giveUp, { once: true });
+    const fetched = slots.run(async () => {
+      // From here on it is the download that stops.
+      signal.removeEventListener("abort", giveUp);
       if (signal.aborted) throw canceled();
       progress.enter("downloading");
       await this.#registries.fromFirst(from.host, (registry) =>
         download(registry, from.path, blob, file, { clock: this.#clock, signal, onBytes: (bytes) => progress.reach(bytes) }),
       );
     });
+    await Promise.race([fetched, waited.promise]);
   }
 
   /** Before anything is downloaded that cannot fit. */

@@ -122,7 +122,7 @@ export class ImageStore {
       });
     }
     const { layers, clock, log } = this.#options;
-    using _ = layers.use(image.layers.map(({ id }) => id));
+    using _ = layers.use([...new Set(image.layers.map(({ id }) => id))]);
     const digest = await push(image, target.tag, {
       registry: this.#registries.get(target.host),
       target,

@@ -5,7 +5,7 @@ import { MitosError } from "@mitos/protocol";
 import { connectShim, type JsonObject, type ShimConnection } from "../../link/transport.ts";
 import { removeCgroup } from "./cgroup.ts";
 import type { Host } from "./host.ts";
-import { type Layout, machineDir, makeFolders, newContainerId } from "./layout.ts";
+import { type Layout, machineDir, makeFolders, newContainerId, scratchOf } from "./layout.ts";
 import { killContainer, processGone } from "./processes.ts";
 import { type ContainerShape, ociSpec } from "./spec.ts";
 
@@ -44,15 +44,21 @@ export async function createContainer(host: Host, shape: ContainerShape): Promis
     await startShim(host, dir);
     const { link, control } = await connectBoth(dir, connections);
     const pidFile = sentryPidFile(dir);
+    const scratchDir = shape.scratchOnDisk && scratchOf(host.layout, id);
+    if (scratchDir) await mkdir(scratchDir, { recursive: true, mode: 0o700 });
     const ends = control.request("on_end", { commands: [host.runsc.remove(id)] });
-    const created = runCommand(control, "create a container", host.runsc.create(dir, pidFile, id), createTimeoutMs, "link").catch(
-      async (reason) => {
-        throw new MitosError("internal", {
-          cause: `could not create a container: ${await lastLineOf(path.join(dir, "machine.log"))}`,
-          reason,
-        });
-      },
-    );
+    const created = runCommand(
+      control,
+      "create a container",
+      host.runsc.create(dir, pidFile, id, scratchDir),
+      createTimeoutMs,
+      "link",
+    ).catch(async (reason) => {
+      throw new MitosError("internal", {
+        cause: `could not create a container: ${await lastLineOf(path.join(dir, "machine.log"))}`,
+        reason,
+      });
+    });
     await Promise.all([ends, created]);
     const [sentryPid, shimPid] = await Promise.all([readPid(pidFile), readPid(path.join(dir, "shim.pid"))]);
     return { id, dir, shape, sentryPid, shimPid, link, control };
@@ -181,7 +187,7 @@ export async function removeTraces(host: Host, id: string): Promise<void> {
   for (const name of await readdir(host.layout.runscRoot).catch(() => [])) {
     if (containerOfState(name) === id) await rm(path.join(host.layout.runscRoot, name), { recursive: true, force: true });
   }
-  await rm(machineDir(host.layout, id), { recursive: true, force: true });
+  await Promise.all([scratchOf(host.layout, id), machineDir(host.layout, id)].map((dir) => rm(dir, { recursive: true, force: true })));
 }
 
 /** Files of runsc's own state are named `<id>_sandbox:<id>.state`, `….lock` and `runsc-<id>.sock`. */

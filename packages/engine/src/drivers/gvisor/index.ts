@@ -1,4 +1,5 @@
 import { mkdir } from "node:fs/promises";
+import { MitosError } from "@mitos/protocol";
 import type { Log } from "../../actions.ts";
 import type { Driver, Machine, MachineSpec, RestoreSpec, RootSource, Snapshot } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
@@ -10,7 +11,6 @@ import { nameContainer, openLayout, removeFoldersIfEmpty } from "./layout.ts";
 import { activate, GvisorMachine, notAMachine } from "./machine.ts";
 import { ReadyContainers } from "./ready.ts";
 import { reattach } from "./reattach.ts";
-import type { MachineRoot } from "./root.ts";
 import { Roots } from "./roots.ts";
 import { runscCommands } from "./runsc.ts";
 import { type Facts, readCpu, readRoot, requireCompatible, saveMachine } from "./snapshot.ts";
@@ -77,7 +77,9 @@ class GvisorDriver implements Driver {
   async boot(spec: MachineSpec): Promise<Machine> {
     const { runsc } = this.#host;
     using use = await this.#roots.use(spec.root);
-    return await this.#start(spec, use.root, (container) => runsc.start(container.id));
+    const scratchOnDisk = spec.scratch === "disk" && use.root.binds.length === 0;
+    const shape: ContainerShape = { root: use.root, resources: spec.resources, ...(scratchOnDisk ? { scratchOnDisk } : {}) };
+    return await this.#start(spec.machineId, shape, (container) => runsc.start(container.id));
   }
 
   ownersOf(root: RootSource) {
@@ -89,11 +91,16 @@ class GvisorDriver implements Driver {
     // Whoever restores has let the content be checked just now, once for all children.
     await requireCompatible(snapshot, this.#facts, { content: false });
     const root = await readRoot(snapshot);
-    return this.#start(spec, root, ({ dir, id }) => runsc.restore(dir, `${dir}/restored.pid`, snapshot.dir, id));
+    return this.#start(spec.machineId, { root, resources: spec.resources }, ({ dir, id }) =>
+      runsc.restore(dir, `${dir}/restored.pid`, snapshot.dir, id),
+    );
   }
 
   async snapshot(machine: Machine, dir: string, options: { leaveRunning: boolean; durable: boolean }) {
     const ours = this.#own(machine);
+    if (ours.container.shape.scratchOnDisk) {
+      throw new MitosError("not_supported", { cause: "a machine whose scratch space lies on the disk cannot be saved" });
+    }
     const snapshot = await saveMachine(ours, dir, { facts: this.#facts, runsc: this.#host.runsc, durable: options.durable });
     // Only now: until the snapshot is whole, the living machine is all there is.
     if (!options.leaveRunning) await ours.end("saved");
@@ -117,21 +124,24 @@ class GvisorDriver implements Driver {
   async sweep(keep: ReadonlySet<string>, snapshots: readonly Snapshot[] = []): Promise<void> {
     await this.#ready.settled();
     await sweep(this.#host, keep, new Set(this.#ready.ids()));
-    await this.#roots.removeUnused(await this.#rootsOf(snapshots));
+    await this.#roots.removeUnused(() => this.#rootsOf(snapshots));
   }
 
   async collectRoots({ roots, snapshots }: Parameters<Driver["collectRoots"]>[0]): Promise<void> {
-    const keep = await this.#rootsOf(snapshots);
-    // Containers that wait for snapshots which are gone.
-    await this.#ready.forget(({ root }) => root.binds.length === 0 && !keep.has(root.dir));
-    await this.#roots.removeUnused(keep, roots);
+    await this.#roots.removeUnused(async () => {
+      const keep = await this.#rootsOf(snapshots);
+      // Containers that wait for snapshots which are gone.
+      await this.#ready.forget(({ root }) => root.binds.length === 0 && !keep.has(root.dir));
+      return keep;
+    }, roots);
   }
 
   /** Folders of the roots that machines and snapshots have. */
   async #rootsOf(snapshots: readonly Snapshot[]): Promise<Set<string>> {
+    // First: one that is paused meanwhile is of neither then.
+    const running = [...this.#machines].map(({ container }) => container.shape.root);
     // One that cannot be read needs no root until it is repaired.
     const saved = await Promise.all(snapshots.map((snapshot) => readRoot(snapshot).catch(() => undefined)));
-    const running = [...this.#machines].map(({ container }) => container.shape.root);
     return new Set([...running, ...saved].flatMap((root) => (root ? [root.dir] : [])));
   }
 
@@ -143,22 +153,21 @@ class GvisorDriver implements Driver {
   }
 
   async #start(
-    spec: RestoreSpec,
-    root: MachineRoot,
+    machineId: string,
+    shape: ContainerShape,
     command: (container: { id: string; dir: string }) => readonly string[],
   ): Promise<GvisorMachine> {
-    const shape: ContainerShape = { root, resources: spec.resources };
     const ready = this.#ready.take(shape);
     this.readyStarts[ready ? "hits" : "misses"] += 1;
     const container = ready ?? (await createContainer(this.#host, shape));
     try {
-      await nameContainer(this.#host.layout, spec.machineId, container.id);
+      await nameContainer(this.#host.layout, machineId, container.id);
     } catch (error) {
       await discardContainer(this.#host, container);
       throw error;
     }
     try {
-      const machine = await activate(this.#host, container, spec.machineId, command(container));
+      const machine = await activate(this.#host, container, machineId, command(container));
       this.#follow(machine);
       return machine;
     } finally {

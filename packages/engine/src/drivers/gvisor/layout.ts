@@ -13,8 +13,8 @@ const socketPathBytes = "/m/0123456789ab/shim.sock".length;
 
 /**
  * Where things lie. In the runtime directory (gone at the next boot of the host): `m/<container id>` with everything of one machine, `r` for runsc,
- * `ids/<machine id>` → its container (a container is made before it is known which machine it will be). In the data directory: the roots
- * of host templates and the probe's answer.
+ * `ids/<machine id>` → its container (a container is made before it is known which machine it will be). In the data directory: roots,
+ * scratch files by container, and the probe's answer.
  */
 export interface Layout {
   readonly runtimeDir: string;
@@ -22,6 +22,7 @@ export interface Layout {
   readonly ids: string;
   readonly runscRoot: string;
   readonly state: string;
+  readonly scratch: string;
   /** The one parent of all cgroups of this data directory. */
   readonly cgroupParent: string;
 }
@@ -50,6 +51,7 @@ export async function openLayout(dataDir: string, runtimeDir: string): Promise<L
     ids: path.join(runtimeDir, "ids"),
     runscRoot: path.join(runtimeDir, "r"),
     state: path.join(dataDir, "gvisor"),
+    scratch: path.join(dataDir, "gvisor", "scratch"),
     cgroupParent: `mitos-${await dataDirHash(dataDir)}`,
   };
   await makeFolders(layout);
@@ -104,6 +106,11 @@ export function isContainerId(name: string): boolean {
 
 export function machineDir(layout: Layout, containerId: string): string {
   return path.join(layout.machines, containerId);
+}
+
+/** Holds what the machine writes, when that lies on the disk. runsc takes the file's name away at once, so that nothing is left of a killed one. */
+export function scratchOf(layout: Layout, containerId: string): string {
+  return path.join(layout.scratch, containerId);
 }
 
 /** @throws conflict when a machine of this id was there before */

@@ -16,8 +16,6 @@ export function ownLayers(agent: Uint8Array): { readonly lower: Uint8Array; read
   return {
     // Below all others: folders that programs expect. An image that has them keeps its own.
     lower: tarOf([
-      folder("etc"),
-      folder("opt"),
       { kind: "folder", name: "root", mode: 0o700 },
       folder("var"),
       { kind: "folder", name: "var/tmp", mode: 0o1777 },
@@ -26,6 +24,9 @@ export function ownLayers(agent: Uint8Array): { readonly lower: Uint8Array; read
     // Above all others: the agent, what it writes anew for each machine, and where file systems are mounted.
     upper: tarOf([
       folder("dev"),
+      // An image may have a link there, which the names below must not follow.
+      folder("etc"),
+      folder("opt"),
       folder("proc"),
       folder("run"),
       folder("sys"),

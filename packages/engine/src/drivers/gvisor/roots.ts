@@ -1,14 +1,13 @@
-import { spawn } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
 import { mkdir, readFile, rename, rm, stat, utimes, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { createInterface } from "node:readline";
-import { MitosError } from "@mitos/protocol";
 import type { OwnerEntry, RootSource } from "../../driver.ts";
+import { findLayersTool } from "../../layers/find.ts";
 import type { Layer } from "../../layers/layer.ts";
+import { runTool } from "../../layers/tool.ts";
 import { removeTree } from "../../remove-tree.ts";
-import { diskFull } from "../../storage-error.ts";
 import type { Guest } from "./find.ts";
 import { ownLayers } from "./own-layers.ts";
 import { type MachineRoot, openHostRoot, ownersFileOf, removeOldRoots } from "./root.ts";
@@ -28,6 +27,8 @@ export class Roots {
   readonly #opening = new Map<string, Promise<MachineRoot>>();
   /** By folder: how many are just becoming machines of it. */
   readonly #uses = new Map<string, number>();
+  /** Over when nothing is being removed: whoever wants a root meanwhile waits, since it may be the one that goes. */
+  #removing: Promise<void> = Promise.resolve();
   /** What all roots of layers have in common, as far as it decides their content. */
   readonly #common: string;
   #ownLayers: Promise<{ readonly lower: string; readonly upper: string }> | undefined;
@@ -44,7 +45,7 @@ export class Roots {
     return new Roots(dir, guest, await openHostRoot(dir, guest, node));
   }
 
-  /** A root to start a machine with; it stays until this is disposed of. @throws quota_exceeded when the disk is full */
+  /** A root to start a machine with; it stays until this is disposed of. @throws quota_exceeded when the disk is full; not_supported without mitos-layers */
   async use(source: RootSource): Promise<RootUse> {
     if (source.kind === "host") return { root: this.host, [Symbol.dispose]: () => {} };
     const dir = this.#dirOf(source.layers);
@@ -55,6 +56,7 @@ export class Roots {
       else this.#uses.delete(dir);
     };
     try {
+      await this.#removing;
       return { root: await this.#openOnce(dir, source.layers), [Symbol.dispose]: giveBack };
     } catch (error) {
       giveBack();
@@ -73,13 +75,18 @@ export class Roots {
   }
 
   /**
-   * @param keep - folders of machines and snapshots
+   * @param keep - folders of machines and snapshots. Asked for when it is known who is becoming a machine, so that none falls between the two
    * @param sources - of templates. Given: every other root of layers goes. Absent, as when a server starts and does not know them: only the oldest
    */
-  async removeUnused(keep: ReadonlySet<string>, sources?: readonly RootSource[]): Promise<void> {
-    const dirs = new Set([...keep, this.host.dir, this.#ownDir, ...this.#uses.keys()]);
-    for (const source of sources ?? []) if (source.kind === "layers") dirs.add(this.#dirOf(source.layers));
-    await removeOldRoots(this.#dir, dirs, { layersToo: sources !== undefined });
+  async removeUnused(keep: () => Promise<ReadonlySet<string>>, sources?: readonly RootSource[]): Promise<void> {
+    const removal = this.#removing.then(async () => {
+      const dirs = new Set([this.host.dir, this.#ownDir, ...this.#uses.keys()]);
+      for (const source of sources ?? []) if (source.kind === "layers") dirs.add(this.#dirOf(source.layers));
+      for (const dir of await keep()) dirs.add(dir);
+      await removeOldRoots(this.#dir, dirs, { layersToo: sources !== undefined });
+    });
+    this.#removing = removal.catch(() => {});
+    await removal;
   }
 
   #openOnce(dir: string, layers: readonly Layer[]): Promise<MachineRoot> {
@@ -153,39 +160,11 @@ export class Roots {
     return path.join(this.#dir, `own-${this.#common.slice(0, 16)}`);
   }
 
-  /** Runs `mitos-layers`, which lies beside the agent. */
-  async #tool(args: readonly string[], input: Uint8Array = new Uint8Array()): Promise<void> {
-    const child = spawn(path.join(path.dirname(this.#guest.path), "mitos-layers"), args, {
-      stdio: ["pipe", "ignore", "pipe"],
-      env: {},
-      cwd: "/",
-    });
-    let errors = "";
-    child.stderr.on("data", (chunk: Buffer) => {
-      errors = (errors + chunk.toString("utf8")).slice(-errorBytesMax);
-    });
-    const ended = new Promise<number | null>((resolve, reject) => {
-      child.on("error", reject);
-      child.on("close", resolve);
-    });
-    child.stdin.on("error", () => {}); // its exit says more
-    child.stdin.end(input);
-    const code = await ended;
-    if (code === 0) return;
-    const { reason = "internal", entry = "", detail = errors.trim() } = lastJson(errors);
-    if (reason === "disk_full") throw diskFull(this.#dir, new Error(detail));
-    throw new MitosError("internal", {
-      cause: `a root could not be put together: ${[entry, detail || `exit code ${code}`].filter(Boolean).join(": ")}`,
-    });
+  async #tool(args: readonly string[], input?: Uint8Array): Promise<void> {
+    await runTool(await findLayersTool(undefined), args, { input: input && chunksOf(input) });
   }
 }
 
-const errorBytesMax = 16 * 1024;
-
-function lastJson(text: string): { reason?: string; entry?: string; detail?: string } {
-  try {
-    return JSON.parse(text.trim().split("\n").at(-1) ?? "");
-  } catch {
-    return {};
-  }
+async function* chunksOf(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield bytes;
 }

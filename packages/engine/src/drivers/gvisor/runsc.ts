@@ -1,8 +1,12 @@
 import type { Runsc } from "./find.ts";
 
+/** Every write lands in the machine's own memory, so a snapshot holds the files too and the host's stay untouched. */
+const inMemory = "--overlay2=all:memory";
+
 /** Argument lists for runsc. They are run by a machine's shim, and without root in its user namespace. */
 export interface RunscCommands {
-  create(bundle: string, pidFile: string, containerId: string): string[];
+  /** @param scratchDir - where what the machine writes lies in a file; undefined = in its memory */
+  create(bundle: string, pidFile: string, containerId: string, scratchDir: string | undefined): string[];
   start(containerId: string): string[];
   checkpoint(image: string, containerId: string): string[];
   restore(bundle: string, pidFile: string, image: string, containerId: string): string[];
@@ -15,8 +19,6 @@ export function runscCommands(runsc: Runsc, root: string, { cgroups }: { cgroups
     `--root=${root}`,
     // Loopback only: what leaves a machine leaves through its link.
     "--network=none",
-    // Every write lands in the machine's own memory, so a snapshot holds the files too and the host's stay untouched.
-    "--overlay2=all:memory",
     "--platform=systrap",
     "--host-uds=none",
     "--host-fifo=none",
@@ -24,11 +26,19 @@ export function runscCommands(runsc: Runsc, root: string, { cgroups }: { cgroups
     ...(cgroups ? [] : ["--ignore-cgroups"]),
   ];
   return {
-    create: (bundle, pidFile, id) => [...base, "create", `--bundle=${bundle}`, `--pid-file=${pidFile}`, id],
+    create: (bundle, pidFile, id, scratchDir) => [
+      ...base,
+      scratchDir === undefined ? inMemory : `--overlay2=root:dir=${scratchDir}`,
+      "create",
+      `--bundle=${bundle}`,
+      `--pid-file=${pidFile}`,
+      id,
+    ],
     start: (id) => [...base, "start", id],
     // Always left running: the machine is ended by us, after the snapshot has been committed.
     checkpoint: (image, id) => [
       ...base,
+      inMemory,
       "checkpoint",
       `--image-path=${image}`,
       "--compression=none",
@@ -38,6 +48,7 @@ export function runscCommands(runsc: Runsc, root: string, { cgroups }: { cgroups
     ],
     restore: (bundle, pidFile, image, id) => [
       ...base,
+      inMemory,
       "restore",
       "--detach",
       `--bundle=${bundle}`,

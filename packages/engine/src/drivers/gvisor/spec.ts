@@ -41,16 +41,19 @@ const env = [
 export interface ContainerShape {
   readonly root: MachineRoot;
   readonly resources: MachineResources;
+  /** What it writes lies in a file on the disk: only over a root without binds, which would be written through otherwise. It cannot be saved. */
+  readonly scratchOnDisk?: true | undefined;
 }
 
 /** The OCI bundle's config.json. A restore needs the mounts of the container that was saved: same places, same order. */
-export function ociSpec(containerId: string, { root, resources }: ContainerShape, cgroups: Cgroups | undefined): object {
+export function ociSpec(containerId: string, { root, resources, scratchOnDisk }: ContainerShape, cgroups: Cgroups | undefined): object {
   return {
     ociVersion: "1.0.2",
     process: {
       user: { uid: 0, gid: 0 },
       args: [agentPath, "agent"],
-      env,
+      // Builds write much to /tmp. runsc itself would mount a tmpfs there, so the agent takes it away.
+      env: scratchOnDisk ? [...env, "MITOS_TMP_ON_ROOT=1"] : env,
       cwd: "/",
       capabilities: { bounding: capabilities, effective: capabilities, permitted: capabilities },
       rlimits: [
@@ -79,8 +82,8 @@ export function ociSpec(containerId: string, { root, resources }: ContainerShape
 
 /** Containers of one key are interchangeable: any of them can take any snapshot that was made with the same key. */
 export function shapeKey(shape: ContainerShape): string {
-  const { root, resources } = shape;
+  const { root, resources, scratchOnDisk } = shape;
   return createHash("sha256")
-    .update(JSON.stringify([root.dir, root.binds, resources.vcpuCount, resources.memSizeMiB, resources.processesMax]))
+    .update(JSON.stringify([root.dir, root.binds, resources.vcpuCount, resources.memSizeMiB, resources.processesMax, scratchOnDisk]))
     .digest("hex");
 }

@@ -21,6 +21,7 @@ export async function sweep(host: Host, keepMachines: ReadonlySet<string>, keepC
   const found = new Set<string>([
     ...(await findProcesses(layout)).keys(),
     ...(await readdir(layout.machines)),
+    ...(await readdir(layout.scratch).catch(() => [])),
     ...(await readdir(layout.runscRoot)).map((name) => containerOfState(name) ?? ""),
     ...(cgroups ? await listCgroups(cgroups) : []),
   ]);
