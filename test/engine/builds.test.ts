@@ -1,5 +1,8 @@
+import { spawn } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, readdirSync } from "node:fs";
+import { once } from "node:events";
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import path from "node:path";
 import { type BuildEvent, type BuildStep, type Engine, openEngine, type TemplateRequest } from "@mitos/engine";
 import { resourceDefaults, toSandboxId, toTemplateId } from "@mitos/protocol";
@@ -9,6 +12,7 @@ import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.
 import { layerOf } from "../support/oci.ts";
 import { type Registry, startRegistry } from "../support/registry.ts";
 import { tarOf } from "../support/tar.ts";
+import { noTraces, Tracker } from "../support/traces.ts";
 import { until } from "../support/until.ts";
 
 const network = { block: false, egress: "deny", allowDomains: [], allowCidrs: [], inbound: "deny", inboundCidrs: [] } as const;
@@ -123,6 +127,14 @@ describe("a template of an image", () => {
     expect((await engine.runtime(toSandboxId("parent")).listProcesses()).map(({ state }) => state)).toContain("running");
   });
 
+  it("has what the last of its layers says, one that comes twice included", async () => {
+    const one = layerOf(tarOf({ "srv/which": "one" }));
+    const two = layerOf(tarOf({ "srv/which": "two", "srv/.wh.gone": "", "srv/there": "" }));
+    await engine.createTemplate(request("twice", { image: await registry.push(onDebian("base", [one, two, one]), "team/twice:1") }));
+    await start("twice", "a");
+    expect(await sh("a", "cat /srv/which; ls /srv")).toBe("onethere\nwhich");
+  });
+
   it("is not made of one that the registry does not have", async () => {
     const missing = app.replace(":1", ":2").replace(/:2$/, ":nosuch");
     await expect(engine.createTemplate(request("missing", { image: missing }))).rejects.toMatchObject({ code: "not_found" });
@@ -203,6 +215,15 @@ describe("steps", () => {
     expect((await eventsOf("broken")).at(-1)).toMatchObject({ kind: "failed", code: "build_failed" });
     await engine.createTemplate(request("broken", { image: python, steps: [steps[0] as BuildStep] }));
     expect(await stepsOf("broken")).toEqual(["cached"]);
+  });
+
+  it("end with what they have left running, which is not waited for", async () => {
+    const steps = [
+      run("(while :; do date >> /srv/log; sleep 0.01; done) & until test -s /srv/log; do sleep 0.01; done; echo started"),
+    ];
+    await engine.createTemplate(request("busy", { image: python, steps }));
+    await start("busy", "a");
+    expect(await sh("a", "test -s /srv/log; tail -c 1 /srv/log | od -An -c")).toBe("\\n");
   });
 
   it("that need more memory than there is say so", async () => {
@@ -335,6 +356,32 @@ describe("the next server", () => {
     expect(engine.listTemplates().find(({ id }) => id === "lasting")?.source).toEqual(before?.source);
     await engine.createTemplate(request("other", { image: app, steps: [run("echo lasting > lasting"), run("true")] }));
     expect(await stepsOf("other")).toEqual(["cached", "done"]);
+  });
+});
+
+describe("a server that is killed in the middle of a build", () => {
+  it("leaves to the next one a log with an end, the steps that were done, and nothing else", async () => {
+    const dataDir = mkdtempSync(path.join(tmpdir(), "mitos-test-"));
+    const tracker = new Tracker(dataDir);
+    const server = spawn(process.execPath, [path.join(import.meta.dirname, "keep-building.ts"), dataDir, python], {
+      stdio: ["ignore", "pipe", "inherit"],
+    });
+    await once(server.stdout, "data");
+    server.kill("SIGKILL");
+    await once(server, "exit");
+
+    const next = await openEngine({ dataDir, engine: "gvisor", log: quiet });
+    const id = toTemplateId("unfinished");
+    expect(next.listTemplates()).toEqual([]);
+    const events = await Array.fromAsync(next.buildEvents(id, { follow: true }));
+    expect(events.at(-1)).toMatchObject({ kind: "failed", code: "unavailable", message: expect.stringContaining("server ended") });
+    const rest: BuildEvent[] = [];
+    const steps = [run("echo done > /srv/done"), run("true")];
+    await next.createTemplate(request("unfinished", { image: python, steps }), { onEvent: (event) => rest.push(event) });
+    expect(rest).toContainEqual(expect.objectContaining({ kind: "step", index: 0, state: "cached" }));
+    await next.close({ sandboxes: "end" });
+    rmSync(dataDir, { recursive: true, force: true });
+    expect(tracker.find()).toEqual(noTraces);
   });
 });
 

@@ -218,7 +218,7 @@ describe("pulling an image", () => {
     {
       await using store = await Store.open(dataDir, {}, new HastyClock());
       await expect(store.images.pull(reference)).rejects.toMatchObject({ code: "unavailable" });
-      expect(store.partial).toHaveLength(1);
+      expect(store.partial.filter((name) => name.startsWith(more.digest.slice("sha256:".length)))).toHaveLength(1);
       expect(await store.images.cacheBytes()).toBeGreaterThan(0);
       expect(store.images.known(reference)).toBeUndefined();
     }

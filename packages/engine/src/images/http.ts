@@ -12,6 +12,11 @@ export class ConnectionLost extends Error {
   override readonly name = "ConnectionLost";
 }
 
+/** An address that is never connected to. */
+export class ForbiddenAddress extends Error {
+  override readonly name = "ForbiddenAddress";
+}
+
 export interface HttpRequest {
   readonly method: "GET" | "HEAD" | "POST" | "PUT" | "PATCH";
   readonly url: URL;
@@ -56,10 +61,10 @@ export class HttpClient {
     this.#clock = clock;
   }
 
-  /** Resolves with the headers. @throws ConnectionLost; the reason of the signal */
+  /** Resolves with the headers. @throws ConnectionLost, ForbiddenAddress; the reason of the signal */
   async send({ method, url, headers, body, signal, silenceMsMax: msMax = silenceMsMax }: HttpRequest): Promise<HttpResponse> {
     signal?.throwIfAborted();
-    if (isNeverRegistry(url.hostname)) throw new ConnectionLost(`${url.hostname} is no address of a registry`);
+    if (isNeverRegistry(url.hostname)) throw new ForbiddenAddress(`${url.hostname} is no address of a registry`);
     const request = (url.protocol === "https:" ? https : http).request(url, {
       method,
       agent: this.#agentFor(url),
@@ -163,7 +168,7 @@ function lengthOf(body: Uint8Array | Upload): number {
 
 /** Failures of what is sent stay what they are. */
 function asConnectionLost(error: unknown, host: string): unknown {
-  if (error instanceof ConnectionLost || error instanceof MitosError) return error;
+  if (error instanceof ConnectionLost || error instanceof ForbiddenAddress || error instanceof MitosError) return error;
   const { code, message } = error as { code?: string; message?: string };
   // Of a failed way through a proxy the message may hold the proxy's own credentials.
   const why =
@@ -214,7 +219,7 @@ function lookUp(
     if (error) return done(error, []);
     const left = addresses.filter(({ address }) => !isNeverRegistry(address));
     const [first] = left;
-    if (!first) return done(new ConnectionLost(`${hostname} has no address of a registry`), []);
+    if (!first) return done(new ForbiddenAddress(`${hostname} has no address of a registry`), []);
     if (options.all) done(null, left);
     else done(null, first.address, first.family);
   });

@@ -165,13 +165,19 @@ export class Puller {
   ): Promise<void> {
     const slots = this.#downloads.get(from.host) ?? new Semaphore(downloadsMax);
     this.#downloads.set(from.host, slots);
-    await slots.run(async () => {
+    const waited = Promise.withResolvers<never>();
+    const giveUp = () => waited.reject(canceled());
+    signal.addEventListener("abort", giveUp, { once: true });
+    const fetched = slots.run(async () => {
+      // From here on it is the download that stops.
+      signal.removeEventListener("abort", giveUp);
       if (signal.aborted) throw canceled();
       progress.enter("downloading");
       await this.#registries.fromFirst(from.host, (registry) =>
         download(registry, from.path, blob, file, { clock: this.#clock, signal, onBytes: (bytes) => progress.reach(bytes) }),
       );
     });
+    await Promise.race([fetched, waited.promise]);
   }
 
   /** Before anything is downloaded that cannot fit. */
