@@ -218,9 +218,7 @@ describe("steps", () => {
   });
 
   it("end with what they have left running, which is not waited for", async () => {
-    const steps = [
-      run("(while :; do date >> /srv/log; sleep 0.01; done) & until test -s /srv/log; do sleep 0.01; done; echo started"),
-    ];
+    const steps = [run("(while :; do date >> /srv/log; sleep 0.01; done) & until test -s /srv/log; do sleep 0.01; done; echo started")];
     await engine.createTemplate(request("busy", { image: python, steps }));
     await start("busy", "a");
     expect(await sh("a", "test -s /srv/log; tail -c 1 /srv/log | od -An -c")).toBe("\\n");
