@@ -46,7 +46,8 @@ export function ensureBaseImage() {
   const work = mkdtempSync(path.join(os.tmpdir(), "mitos-base-image-"));
   try {
     const layout = path.join(partial, "layout");
-    const base = debianRoot(work);
+    const base = path.join(work, "base.tar");
+    debianRoot(base);
     const layers = [
       { tag: "base", onto: undefined, tar: base },
       { tag: "python", onto: "base", tar: pythonLayer(work, base) },
@@ -76,19 +77,24 @@ export function baseImageFolder() {
   return path.join(parent, `${codename}-${process.arch}-${key.slice(0, 12)}`);
 }
 
-/** Debian's smallest root with apt, as a tar with its true owners. */
-function debianRoot(work) {
+/**
+ * Debian's smallest root with apt, as a tar with its true owners.
+ *
+ * @param {string} target - its name ends in `.tar`
+ * @param {{ packages?: readonly string[], hooks?: readonly string[] }} [options] - `packages` are installed in it as well; `hooks` are lines
+ *   for the shell, run when all is installed, with the root's folder as $1
+ */
+export function debianRoot(target, { packages = [], hooks = [] } = {}) {
   const { codename, mirror, components } = machineArchive("the base image of the tests", remedy);
-  const target = path.join(work, "base.tar");
   const options = [
+    ...(packages.length > 0 ? [`--include=${packages.join(",")}`] : []),
     "--variant=minbase",
     `--hook-dir=${mergedUsrHook()}`,
     `--components=${components.replaceAll(" ", ",")}`,
     // Not by filters of dpkg's, which mmdebstrap leaves to another program.
-    `--customize-hook=${thinOut}`,
+    ...[...hooks, thinOut].map((line) => `--customize-hook=${line}`),
   ];
   start("mmdebstrap", mmdebstrapMode(), [...options, codename, target, mirror]);
-  return target;
 }
 
 /** The first that works here: as root, with mapped user ids, or with ownership that is only pretended. The root is the same. */

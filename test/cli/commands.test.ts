@@ -289,7 +289,9 @@ describe("a sandbox", () => {
   it("comes from a template, which is listed and deleted", async () => {
     const { templates } = JSON.parse((await mitos("template", "ls", "--json")).out) as { templates: unknown[] };
     expect(templates).toContainEqual(expect.objectContaining({ id: "python", ready: true }));
-    expect((await mitos("template", "ls")).out).toMatch(/^NAME +READY +BUILT-IN +AGE\n(.*\n)*python +yes +\d+ ms +\d+[smh]\n/);
+    expect((await mitos("template", "ls")).out).toMatch(
+      /^NAME +READY +SOURCE +IMAGE +SIZE +AGE\n(.*\n)*python +yes +host +- +[\d.]+ MiB +\d+[smh]\n(.*\n)*\nNAME +MEANS\npython +this template\n/,
+    );
     expect(await mitos("template", "rm", "with-a-program")).toMatchObject({ code: 0, out: "deleted with-a-program\n" });
     expect(await mitos("template", "rm", "with-a-program")).toMatchObject({ code: 3, out: "" });
   });

@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import type { Engine, Log } from "@mitos/engine";
+import type { Engine, ImageOptions, Log } from "@mitos/engine";
 import { type CreateOptions, create, type Sandbox } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
 import { expect } from "vitest";
@@ -20,9 +20,16 @@ export interface LiveServer {
   close(): Promise<void>;
 }
 
-/** @param egressNetwork - instead of the host's */
-export async function startLiveServer(kind: EngineKind = "gvisor", egressNetwork?: EgressNetwork): Promise<LiveServer> {
-  const { engine, dataDir, close } = await startLiveEngine(kind, egressNetwork);
+/**
+ * @param egressNetwork - instead of the host's
+ * @param images - where they come from. Default: from Docker Hub
+ */
+export async function startLiveServer(
+  kind: EngineKind = "gvisor",
+  egressNetwork?: EgressNetwork,
+  images?: ImageOptions,
+): Promise<LiveServer> {
+  const { engine, dataDir, close } = await startLiveEngine(kind, egressNetwork, images);
   const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: quiet, version: "test" });
   return {
     url: server.url,
@@ -50,10 +57,14 @@ export interface LiveEngine {
   close(current?: Engine): Promise<void>;
 }
 
-export async function startLiveEngine(kind: EngineKind = "gvisor", egressNetwork?: EgressNetwork): Promise<LiveEngine> {
+export async function startLiveEngine(
+  kind: EngineKind = "gvisor",
+  egressNetwork?: EgressNetwork,
+  images?: ImageOptions,
+): Promise<LiveEngine> {
   const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-test-"));
   const tracker = new Tracker(dataDir);
-  const options = { dataDir, engine: kind, log: quiet };
+  const options = { dataDir, engine: kind, log: quiet, images };
   const engine = await openEngineWith(options, { pickDriver: () => pickDriver(options), ...(egressNetwork ? { egressNetwork } : {}) });
   return {
     engine,

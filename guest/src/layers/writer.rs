@@ -6,7 +6,7 @@ use super::input::digest_text;
 use super::names::{self, Bytes};
 use super::pack::pack;
 use super::place::{self, Place, os};
-use super::tarball::Entry;
+use super::tarball::{Entry, Part};
 use super::tree::{Id, Kind, Node, ROOT, Source, Tree};
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
@@ -107,7 +107,7 @@ impl Writer {
     }
 
     /// @param sparse - where the content lies in the file; None = all of it, from the beginning
-    pub fn file(&mut self, path: &[Bytes], meta: Meta, size: u64, sparse: Option<&[(u64, u64)]>, content: &mut impl Read) -> Result<()> {
+    pub fn file(&mut self, path: &[Bytes], meta: Meta, size: u64, sparse: Option<&[Part]>, content: &mut impl Read) -> Result<()> {
         let (name, parents) = self.split(path)?;
         self.bytes = self.bytes.saturating_add(size);
         if self.bytes > self.limits.bytes_max {

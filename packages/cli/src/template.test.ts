@@ -105,7 +105,22 @@ describe("template build", () => {
     file("secret.txt", "secret");
     const dockerfile = file("Dockerfile", "ARG TAG\nFROM python:$TAG\nEXPOSE 80\nCOPY *.txt /srv/\nRUN make\n");
     file("Dockerfile.dockerignore", "secret.txt");
-    const args = ["--name", "app", "--dockerfile", dockerfile, "--context", dir, "--build-arg", "TAG=3.12", "--no-cache", "--pull"];
+    const args = [
+      "--name",
+      "app",
+      "--dockerfile",
+      dockerfile,
+      "--context",
+      dir,
+      "--build-arg",
+      "TAG=3.12",
+      "--no-cache",
+      "--pull",
+      "--allow",
+      "pypi.org:443",
+      "--allow",
+      "a.example",
+    ];
     const { code, out, err } = await mitos("template", "build", ...args);
     expect({ code, err }).toEqual({ code: 0, err: "" });
     expect(out.split("\n")).toEqual([
@@ -127,6 +142,7 @@ describe("template build", () => {
         image: "python:3.12",
         no_cache: true,
         pull: true,
+        network: { allow_domains: ["pypi.org:443", "a.example"] },
         build_steps: [
           { type: "copy", source: "*.txt", dest: "/srv/", context: expect.stringMatching(/^sha256:[0-9a-f]{64}$/) },
           { type: "run", run: expect.stringContaining("make") },

@@ -113,6 +113,7 @@ describe("every command", () => {
       "--addr": "nowhere",
       "--older-than": "long ago",
       "--build-arg": "=x",
+      "--egress": "some",
     };
     const tried = new Set<string>();
     for (const { words, command } of commands) {

@@ -43,7 +43,8 @@ export interface Workload {
 export type BuildStep =
   /** For the shell. */
   | { readonly kind: "run"; readonly command: string }
-  | { readonly kind: "env"; readonly name: string; readonly value: string }
+  /** `expand`: `${NAME}` in the value stands for what the variable is before this step, the image's own included. */
+  | { readonly kind: "env"; readonly name: string; readonly value: string; readonly expand?: true | undefined }
   /** Absolute, or relative to the one before. Made when it is missing. */
   | { readonly kind: "workdir"; readonly path: string }
   | { readonly kind: "user"; readonly user: string }
@@ -70,7 +71,7 @@ export interface TemplateRequest {
   readonly network: NetworkPolicy;
   readonly workload?: Workload | undefined;
   readonly resources: MachineResources;
-  /** Who may redefine it; null or absent = made without a key. Not a part of the definition. */
+  /** Who may redefine it, and in whose organisation results of steps are shared; null or absent = made without a key. Not a part of the definition. */
   readonly owner?: Owner | null | undefined;
 }
 

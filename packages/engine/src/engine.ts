@@ -211,7 +211,10 @@ class OpenEngine implements Engine {
   }
 
   putContext(digest: Digest, tar: AsyncIterable<Uint8Array>, signal?: AbortSignal) {
-    return this.#run("putContext", {}, () => this.#core.images.putContext(digest, tar, signal));
+    return this.#run("putContext", {}, async () => {
+      await this.#core.images.putContext(digest, tar, signal);
+      this.#core.collector.soon();
+    });
   }
 
   hasContext(digest: Digest) {

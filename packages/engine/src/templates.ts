@@ -1,4 +1,4 @@
-import { MitosError, type TemplateId } from "@mitos/protocol";
+import { isImageReference, MitosError, type TemplateId } from "@mitos/protocol";
 import type { BuildOptions, Owner, Template, TemplateRequest } from "./actions.ts";
 import { hostRoot } from "./builds/base.ts";
 import { type Built, build } from "./builds/build.ts";
@@ -8,6 +8,7 @@ import { checkTemplateRequest } from "./builds/request.ts";
 import { type Fresh, RunningBuild } from "./builds/running.ts";
 import type { Core } from "./core.ts";
 import type { Snapshot } from "./driver.ts";
+import { isHostName } from "./host-templates.ts";
 import type { Digest } from "./layers/layer.ts";
 import type { TemplateRecord, TemplateRoot } from "./store/templates.ts";
 
@@ -116,7 +117,7 @@ export function unknownTemplate(id: TemplateId): MitosError {
 }
 
 async function ensureBuilt(core: Core, request: TemplateRequest, options: BuildOptions = {}): Promise<Built> {
-  const definition = definitionOf(request);
+  const definition = definitionOf(core, request);
   const fresh: Fresh = { pull: options.pull ?? false, noCache: options.noCache ?? false };
   for (;;) {
     const entry = core.templates.get(request.id) ?? { built: null, building: null };
@@ -128,7 +129,7 @@ async function ensureBuilt(core: Core, request: TemplateRequest, options: BuildO
       continue;
     }
     const { built } = entry;
-    const before = built !== null && definitionOf(built.record.request) === definition ? built : null;
+    const before = built !== null && definitionOf(core, built.record.request) === definition ? built : null;
     if (built && !before) requireOwner(built.record.request, request);
     const isValid = before !== null && (await isFitting(core, before));
     if (before && isValid && !fresh.pull && !fresh.noCache) return before;
@@ -241,7 +242,12 @@ export function earlierRoot({ id }: TemplateRequest): TemplateRoot {
   return hostRoot(id);
 }
 
-/** The same text for the same definition, in whatever order its keys came. */
-function definitionOf({ owner: _, ...definition }: TemplateRequest): string {
-  return canonical(definition);
+/**
+ * The same text for the same definition, in whatever order its keys came. An image that the id alone means as well is not a part of it, whether a
+ * client says it or not.
+ */
+function definitionOf(core: Core, { owner: _, image, ...definition }: TemplateRequest): string {
+  const { id } = definition;
+  const isMeantById = image === id && (isImageReference(id) || (isHostName(id) && !core.images.hasOwnRegistry));
+  return canonical(isMeantById ? definition : { ...definition, image });
 }

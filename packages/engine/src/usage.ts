@@ -1,6 +1,6 @@
 import type { DiskUsage } from "./actions.ts";
 import type { Core } from "./core.ts";
-import type { Snapshot } from "./driver.ts";
+import type { RootSource, Snapshot } from "./driver.ts";
 import type { Digest } from "./layers/layer.ts";
 
 /** What unused layers and caches together may have, unless the operator says otherwise. */
@@ -73,7 +73,9 @@ export class Collector {
     const { olderThanMs, layerBytesMax, imageBytesMax } = bounds;
     const keep = layersInUse(core);
     // First: their links keep the layers' files on the disk.
-    await core.driver.collectRoots({ roots: [], snapshots: [...knownSnapshots(core)] });
+    // What a build has just saved is on no record yet; the last one to end comes by here again.
+    const isBuilding = [...core.templates.values()].some(({ building }) => building !== null);
+    if (!isBuilding) await core.driver.collectRoots({ roots: rootsInUse(core), snapshots: [...knownSnapshots(core)] });
     const ofImages = await core.images.collect({
       keepLayers: keep,
       olderThanMs,
@@ -92,6 +94,12 @@ function layersInUse(core: Core): ReadonlySet<Digest> {
   for (const { built } of core.templates.values()) for (const { id } of built?.record.root.layers ?? []) keep.add(id);
   for (const { record } of core.sandboxes.all()) if (record.end === null) for (const id of record.layers ?? []) keep.add(id);
   return keep;
+}
+
+/** By their layers, beside those of machines and snapshots: one that is being paused or restored is for a moment neither. */
+function rootsInUse(core: Core): readonly RootSource[] {
+  const ofSandboxes = [...core.sandboxes.all()].flatMap(({ record }) => (record.end === null && record.layers ? [record.layers] : []));
+  return ofSandboxes.map((ids) => ({ kind: "layers", layers: ids.flatMap((id) => core.layers.get(id) ?? []) }));
 }
 
 export function* knownSnapshots(core: Core): Iterable<Snapshot> {

@@ -57,7 +57,8 @@ export interface TemplateSourceJson {
 /** One step of a build, as `build_steps` of a request names it. The members are those of its type. */
 export type BuildStepJson =
   | { type: "run"; run: string }
-  | { type: "env"; env_name: string; env_value: string }
+  /** `env_expand`: `${NAME}` in the value stands for what the variable is before this step, those of the image included. */
+  | { type: "env"; env_name: string; env_value: string; env_expand?: boolean }
   | { type: "workdir"; workdir: string }
   | { type: "user"; user: string }
   /** `source` is what the user called the files; `context` is the digest under which they were sent to `PUT /v1/contexts/{digest}`. */

@@ -170,7 +170,8 @@ export class Template {
    * Files and folders of the context, which belong to root in the sandbox. Of a folder its contents are copied.
    *
    * @param source - below the context; `*`, `?`, `[a-z]` and `**` stand for several
-   * @param dest - a folder when it ends in `/`, is `.` or a `workdir` of this template, or when a folder is copied; else the file's new name
+   * @param dest - absolute, or relative to the `workdir`. A folder when it ends in `/`, when there is one of that name, and for several files
+   *   or a folder; else the file's new name
    */
   copy(source: string, dest: string): this {
     this.#steps.push({ type: "copy", source, dest });

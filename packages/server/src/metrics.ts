@@ -161,6 +161,15 @@ function addCounts(engine: Engine, registers: Registry[]): void {
     Object.entries(counts.snapshots).map(([kind, snapshots]) => ({ labels: { kind }, value: snapshots[member] }));
   counter("mitos_snapshots_total", "Snapshots taken, by what for", byKind("count"), ["kind"]);
   counter("mitos_snapshot_bytes_total", "Bytes of the snapshots taken, by what for", byKind("bytes"), ["kind"]);
+  const byName = <Label extends string>(label: Label, counts: Readonly<Record<string, number>>): Row<Label>[] =>
+    Object.entries(counts).map(([name, value]) => ({ labels: { [label]: name } as Row<Label>["labels"], value }));
+  counter("mitos_builds_total", "Builds of templates, by how they ended", ({ builds }) => byName("outcome", builds), ["outcome"]);
+  counter(
+    "mitos_build_steps_total",
+    "Steps of builds that change files, by whether they were run or their layer was there (cached)",
+    ({ steps }) => byName("result", steps),
+    ["result"],
+  );
   counter("mitos_links_lost_total", "Links to machines that ended although nobody closed them", ({ linksLost }) => [
     { labels: {}, value: linksLost },
   ]);

@@ -116,8 +116,13 @@ const userName = z.string().regex(/^[\w.][\w.-]{0,63}(:[\w.][\w.-]{0,63})?$/, "m
 const steps = {
   run: z.object({ run: command }).transform(({ run }) => ({ kind: "run" as const, command: run })),
   env: z
-    .object({ env_name: z.string(), env_value: z.string().default("") })
-    .transform(({ env_name: name, env_value: value }) => ({ kind: "env" as const, name, value })),
+    .object({ env_name: z.string(), env_value: z.string().default(""), env_expand: z.boolean().default(false) })
+    .transform(({ env_name: name, env_value: value, env_expand: expand }) => ({
+      kind: "env" as const,
+      name,
+      value,
+      ...(expand ? { expand: true as const } : {}),
+    })),
   workdir: z.object({ workdir: path }).transform(({ workdir }) => ({ kind: "workdir" as const, path: workdir })),
   user: z.object({ user: userName }).transform(({ user }) => ({ kind: "user" as const, user })),
   copy: z.object({ source: path, dest: path, context: digest }).transform((members) => ({ kind: "copy" as const, ...members })),
@@ -131,6 +136,7 @@ const buildStep = z
     run: stepMember,
     env_name: stepMember,
     env_value: stepMember,
+    env_expand: z.boolean().optional(),
     workdir: stepMember,
     user: stepMember,
     source: stepMember,

@@ -18,7 +18,7 @@ export class LineReport implements Report {
     switch (event.kind) {
       case "phase":
         // Of a step its own event tells.
-        if (event.phase !== "step") this.#print(tagged(event.phase, labelOf(event.detail)));
+        if (event.phase !== "step") this.#print(tagged(event.phase === "resolve" ? "find" : event.phase, labelOf(event.detail)));
         break;
       case "layer":
         if (event.state === "done") this.#print(tagged("layer", `${shortDigest(event.digest)} ${byteSize(event.totalBytes)}`));

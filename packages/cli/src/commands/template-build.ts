@@ -1,6 +1,6 @@
 import { access, readFile } from "node:fs/promises";
 import type { Template, TemplateInfo } from "@mitos/sdk";
-import { Command } from "commander";
+import { Command, Option } from "commander";
 import { following } from "../building/following.ts";
 import { printEvent } from "../building/report.ts";
 import { duration } from "../building/text.ts";
@@ -14,6 +14,8 @@ interface BuildOptions {
   spec?: string;
   context: string;
   buildArg?: Record<string, string>;
+  allow: string[];
+  egress?: "allow" | "deny";
   cache: boolean;
   pull?: boolean;
   json?: boolean;
@@ -27,6 +29,13 @@ export function buildCommand(): Command {
     .option("--spec <file>", "a template's spec as JSON or YAML, as Template().toSpec() of the SDK gives it")
     .option("--context <dir>", "the folder that COPY reads; a .dockerignore in it counts", ".")
     .option("--build-arg <NAME=value>", "a value for an ARG of the Dockerfile; may be given several times", buildArgument)
+    .option(
+      "--allow <name>",
+      "what its steps and its sandboxes may reach, such as pypi.org:443, in place of what a spec says; may be given several times",
+      (name: string, sofar: string[]) => [...sofar, name],
+      [],
+    )
+    .addOption(new Option("--egress <rule>", "allow: every public address (default: nothing but --allow)").choices(["allow", "deny"]))
     .option("--no-cache", "run every step again")
     .option("--pull", "ask the registry again what the image's tag means")
     .option("--json", "print the events of the build, one JSON object a line")
@@ -69,7 +78,14 @@ function requireOneFile({ dockerfile, spec, buildArg }: BuildOptions): void {
   if (spec !== undefined && buildArg) throw new UsageError("--build-arg is for Dockerfiles", "Write the value into the spec.");
 }
 
-async function readTemplate({ dockerfile, spec, buildArg }: BuildOptions, onWarning: (text: string) => void): Promise<Template> {
+async function readTemplate(options: BuildOptions, onWarning: (text: string) => void): Promise<Template> {
+  const { allow, egress } = options;
+  const template = await readFileOf(options, onWarning);
+  if (allow.length === 0 && egress === undefined) return template;
+  return template.network({ ...(egress ? { egress } : {}), allowDomains: allow });
+}
+
+async function readFileOf({ dockerfile, spec, buildArg }: BuildOptions, onWarning: (text: string) => void): Promise<Template> {
   const { Template } = await import("@mitos/sdk");
   const text = await readText(dockerfile ?? spec!);
   if (dockerfile !== undefined) return Template.fromDockerfile(text, { buildArgs: buildArg, onWarning });

@@ -28,7 +28,9 @@ export async function findBase(core: Core, { id, image }: TemplateRequest, signa
     const warnings = isHostName(id) ? [] : [`${id} names no image: it is made of the host's own files. Say image to have another root.`];
     return { kind: "host", name: id, warnings };
   }
-  if (image !== id && core.templates.has(image as TemplateId)) return { kind: "template", id: image as TemplateId };
+  // A reference is an image, whatever template somebody has made under it.
+  if (image !== id && !isImageReference(image) && core.templates.has(image as TemplateId))
+    return { kind: "template", id: image as TemplateId };
   const { means, reference } = await meaningBeside(core, image, signal);
   if (means === "host") return { kind: "host", name: image, warnings: [] };
   if (means === "image") return { kind: "image", reference };

@@ -1,4 +1,4 @@
-import { readdir, readFile } from "node:fs/promises";
+import { readFile, truncate } from "node:fs/promises";
 import path from "node:path";
 import { toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -96,6 +96,24 @@ describe("a template of an image", () => {
     expect(await bench.engine.meaningOf("base")).toMatchObject({ means: "image" });
     expect(await bench.engine.meaningOf("two")).toMatchObject({ means: "template" });
     expect(await bench.engine.meaningOf("nosuch")).toMatchObject({ means: "nothing" });
+  });
+});
+
+describe("what several owners make", () => {
+  const by = (owner: string, organisation: string) => ({ owner: { owner, organisation }, image: "tool:1", steps: [run("ssh-keygen -A")] });
+
+  it("of equal steps is made once in an organisation, and again in another one", async () => {
+    await make("a", by("alice", "acme"));
+    await make("b", by("bob", "acme"));
+    expect(bench.seen.commands).toHaveLength(1);
+    await make("e", by("eve", "other"));
+    await make("k", { ...by("", ""), owner: null });
+    expect(bench.seen.commands).toHaveLength(3);
+  });
+
+  it("under the reference of an image does not take its place as a base", async () => {
+    await make("tool:1", by("alice", "acme"));
+    expect(await make("mine", { image: "tool:1" })).toMatchObject({ source: { kind: "image", layers: 1 } });
   });
 });
 
@@ -369,9 +387,7 @@ describe("events of builds", () => {
     await make("t", { image: "tool:1" });
     await bench.engine.close({ sandboxes: "end" });
     const folder = path.join(bench.dataDir, "builds");
-    const name = (await readdir(folder)).find((each) => each.startsWith("t."));
-    const { truncate } = await import("node:fs/promises");
-    const file = path.join(folder, String(name));
+    const file = path.join(folder, `${digestOf("t").slice("sha256:".length).slice(0, 32)}.ndjson`);
     await truncate(file, (await readFile(file)).byteLength - 10);
     await bench.reopen();
     const events = await eventsOf("t");

@@ -1,5 +1,5 @@
 import { MitosError } from "@mitos/protocol";
-import type { Language, TemplateRequest, TemplateSource, WarmCode } from "../actions.ts";
+import type { Language, Runtime, TemplateRequest, TemplateSource, WarmCode } from "../actions.ts";
 import { asMitosError, type Core } from "../core.ts";
 import type { Snapshot } from "../driver.ts";
 import type { Guest } from "../guest.ts";
@@ -8,9 +8,11 @@ import { SharedSnapshot } from "../snapshots.ts";
 import type { TemplateRecord, TemplateRoot } from "../store/templates.ts";
 import { commandOf, runWorkload } from "../workload.ts";
 import { askBaseKey, type Base, findBase, takeBase } from "./base.ts";
+import { keyWithin } from "./chain.ts";
 import type { Tell } from "./events.ts";
 import { type Session, withMachine } from "./machine.ts";
 import { Output, tailCharacters } from "./output.ts";
+import { readyOf } from "./ready-label.ts";
 import type { Fresh } from "./running.ts";
 import { runSteps } from "./steps.ts";
 
@@ -75,10 +77,20 @@ export async function build(core: Core, { request, before, isValid, fresh }: Bui
     }
   } catch (error) {
     if (signal.aborted) throw signal.reason;
-    core.log.warn({ template: request.id, error: String(error) }, "a template could not be built");
-    if (error instanceof MitosError && error.code !== "internal") throw error;
-    throw new MitosError("build_failed", { cause: asMitosError(error, `template ${request.id}`).message, reason: error });
+    const failure = asVerdict(error, request);
+    // What programs have printed is their caller's.
+    const { code, detail } = failure;
+    core.log.warn(
+      { template: request.id, code, ...detail.context, reason: detail.reason && String(detail.reason) },
+      "a template could not be built",
+    );
+    throw failure;
   }
+}
+
+function asVerdict(error: unknown, { id }: TemplateRequest): MitosError {
+  const ours = asMitosError(error, `template ${id}`);
+  return ours.code === "internal" ? new MitosError("build_failed", { cause: ours.message, reason: error }) : ours;
 }
 
 /** What it was made of, when all of that is still here. */
@@ -102,7 +114,8 @@ async function withSteps(
     if (hasSteps) throw stepsWithoutImage();
     return base;
   }
-  const { layers, config } = await runSteps(core, request, { layers: base.layers, config: base.config, key: base.baseKey }, options);
+  const start = { layers: base.layers, config: base.config, key: keyWithin(base.baseKey, request.owner?.organisation) };
+  const { layers, config } = await runSteps(core, request, start, options);
   const rootBytes = layers.reduce((sum, { id }) => sum + (core.layers.get(id)?.bytes ?? 0), 0);
   const source: TemplateSource = { ...base.source, kind: hasSteps ? "build" : base.source.kind, layers: layers.length, rootBytes };
   return { ...base, source, layers, config };
@@ -128,22 +141,43 @@ async function boot(
   const { id, network, resources, workload, warm } = request;
   // Said before a machine is started for nothing.
   const command = workload ? commandOf(workload, root.config) : null;
+  const ready = workload && readyOf(workload, root.config);
   const spec = {
     id,
     network,
     resources,
     config: root.config,
     root: layers ? ({ kind: "layers", layers: layers.layers } as const) : ({ kind: "host" } as const),
-    workMsMax: overheadMsMax + 1000 * ((workload?.ready?.timeoutSeconds ?? 0) + (warm?.timeoutSeconds ?? 0)),
+    workMsMax: overheadMsMax + 1000 * ((ready?.timeoutSeconds ?? 0) + (warm?.timeoutSeconds ?? 0)),
   };
   tell({ kind: "phase", phase: "boot", detail: layers ? `a root of ${layers.layers.length} layers` : "the host's files" });
   return withMachine(core, spec, signal, async (session) => {
+    if (root.config.user) await requireUser(session.guest.runtime, root.config.user);
     if (workload && command) {
       tell({ kind: "phase", phase: "start", detail: command.join(" ").slice(0, 200) });
-      await runWorkload(session.guest.runtime, { ...workload, command }, signal);
+      await runWorkload(session.guest.runtime, { env: workload.env, command, ready }, signal);
     }
     await warmUp(core, session.guest, { id, root, warm }, tell);
     return save(core, session, tell);
+  });
+}
+
+/** Said now rather than by every program of every sandbox. */
+async function requireUser(runtime: Runtime, user: string): Promise<void> {
+  let problem = "";
+  try {
+    // The one program that every machine has.
+    for await (const event of runtime.exec({ argv: ["/opt/mitos/bin/mitos-guest", "version"], cwd: "/" })) {
+      if (event.kind === "exit") problem = event.error;
+    }
+  } catch (error) {
+    problem = asMitosError(error, "it could not be tried").message;
+  }
+  if (!problem) return;
+  throw new MitosError("build_failed", {
+    cause: `nothing can be run as the user ${user}: ${problem}`,
+    remediation: "Name a user of the image, or make it in a run step before the user step.",
+    context: { step_kind: "user" },
   });
 }
 

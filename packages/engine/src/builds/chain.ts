@@ -5,7 +5,7 @@ import type { Digest } from "../layers/layer.ts";
 
 /**
  * The names under which results of build steps are stored: each is the hash of all that came before it and of the step itself, so that an
- * unchanged beginning of a build is found again whoever asks for it, and nothing after a change is.
+ * unchanged beginning of a build is found again, and nothing after a change is.
  */
 
 /** What the first step builds on: an image, by its manifest, or the root and configuration of another template. */
@@ -16,6 +16,16 @@ export type ChainBase =
 export function baseKey(base: ChainBase): Digest {
   const content = "manifest" in base ? base.manifest : canonical([base.layers.map(({ id }) => id), base.config]);
   return digestOf(["base", content]);
+}
+
+/**
+ * Where the chain of an organisation's build begins. Results are found within it only: what a step makes is more than its command says, such as
+ * the keys that a package generates when it is installed.
+ *
+ * @param organisation - undefined = on a server without keys
+ */
+export function keyWithin(base: Digest, organisation: string | undefined): Digest {
+  return organisation === undefined ? base : digestOf(["organisation", base, organisation]);
 }
 
 export function stepKey(previous: Digest, step: BuildStep): Digest {

@@ -58,6 +58,27 @@ export function configAfter(config: ImageConfig, step: BuildStep): ImageConfig {
   }
 }
 
+/** The same steps with the values that variables have then: what is stored under their names depends on nothing else. */
+export function expandSteps(steps: readonly BuildStep[], base: ImageConfig): readonly BuildStep[] {
+  let config = base;
+  return steps.map((written) => {
+    const step = written.kind === "env" && written.expand ? expandedEnv(written, config) : written;
+    config = configAfter(config, step);
+    return step;
+  });
+}
+
+/** What no variable says is empty, as a shell has it. @throws invalid_input when it becomes too long */
+function expandedEnv({ name, value }: Extract<BuildStep, { kind: "env" }>, { env }: ImageConfig): BuildStep {
+  const known = (variable: string) => (Object.hasOwn(env, variable) ? env[variable]! : variable === "PATH" ? defaultPath : "");
+  const expanded = value.replaceAll(/\$\{([A-Za-z_]\w*)\}/g, (_, variable: string) => known(variable));
+  checkEnv({ [name]: expanded });
+  return { kind: "env", name, value: expanded };
+}
+
+/** Where programs are looked for in an image that does not say it. */
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
 /** A path of a step, absolute; a slash at its end, which says that it is a folder, stays. */
 export function resolveIn({ workdir }: ImageConfig, target: string): string {
   const resolved = path.posix.resolve("/", workdir, target);

@@ -4,10 +4,8 @@ import type { Core } from "../core.ts";
 import type { ImageConfig } from "../images/image.ts";
 import type { Digest } from "../layers/layer.ts";
 import { requireBuilt } from "../templates.ts";
+import { readyOf, withReadyLabel } from "./ready-label.ts";
 import { labelOf } from "./steps.ts";
-
-/** Says that an image was a template, and when its program is ready: one JSON value, the ready check. */
-export const readyLabel = "run.mitos.ready";
 
 /**
  * Makes an image of a template's root and configuration and puts it into a registry. What its machine has in memory stays here.
@@ -33,20 +31,17 @@ export async function pushTemplate(
   using _use = core.layers.use(layers.map((layer) => layer.id));
   const { workload, steps = [] } = record.request;
   return await core.images.push(
-    { layers, config: workload ? withWorkload(config, workload) : config, history: steps.map(historyOf) },
+    { layers, config: workload ? withWorkload(config, workload) : withReadyLabel(config, undefined), history: steps.map(historyOf) },
     reference,
     { ...(signal ? { signal } : {}), ...(onEvent ? { onEvent } : {}) },
   );
 }
 
 /** What the template starts is what the image starts. */
-function withWorkload(config: ImageConfig, { command, env, ready }: Workload): ImageConfig {
-  return {
-    ...config,
-    env: { ...config.env, ...env },
-    ...(command.length > 0 ? { entrypoint: [], command } : {}),
-    labels: { ...config.labels, ...(ready ? { [readyLabel]: JSON.stringify(ready) } : {}) },
-  };
+function withWorkload(config: ImageConfig, workload: Workload): ImageConfig {
+  const { command, env } = workload;
+  const started = command.length > 0 ? { entrypoint: [], command } : {};
+  return withReadyLabel({ ...config, env: { ...config.env, ...env }, ...started }, readyOf(workload, config));
 }
 
 function historyOf(step: BuildStep): string {

@@ -39,16 +39,20 @@ function checkWorkload({ command, env, ready }: Workload): void {
   if (ready) checkReady(ready);
 }
 
-function checkReady(ready: ReadyCheck): void {
+/** @throws invalid_input, timeout_too_large */
+export function checkReady(ready: ReadyCheck): void {
   checkSeconds(ready.timeoutSeconds);
-  if (ready.kind === "command") checkCommand(ready.command);
-  else checkPort(ready.port);
+  if (!["http", "port", "command"].includes(ready.kind)) throw invalid("a ready check is of the kind http, port or command");
+  if (ready.kind === "command") return void checkCommand(ready.command);
+  checkPort(ready.port);
+  if (ready.kind === "port") return;
+  if (!Number.isInteger(ready.expect)) throw invalid("expect must be a status of HTTP");
   // It goes into a line of HTTP as it is.
-  if (ready.kind === "http" && !/^\/[\x21-\x7e]*$/.test(ready.path)) throw invalid("path must begin with / and hold no spaces");
+  if (typeof ready.path !== "string" || !/^\/[^\s\0]*$/.test(ready.path)) throw invalid("path must begin with / and hold no spaces");
 }
 
 function checkCommand(command: string): void {
-  if (command === "") throw invalid("the command is empty");
+  if (typeof command !== "string" || command === "") throw invalid("the command is empty");
   if (textBytes(command, "the command") > limits.commandBytesMax)
     throw invalid(`the command is longer than ${limits.commandBytesMax} bytes`);
 }

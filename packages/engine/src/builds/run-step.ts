@@ -1,5 +1,5 @@
 import { limits, MitosError } from "@mitos/protocol";
-import type { NetworkPolicy, ProcessExit } from "../actions.ts";
+import type { NetworkPolicy, ProcessExit, Runtime } from "../actions.ts";
 import type { Core } from "../core.ts";
 import type { MachineResources } from "../driver.ts";
 import type { ImageConfig } from "../images/image.ts";
@@ -9,6 +9,11 @@ import { Output } from "./output.ts";
 
 /** Compilers and package managers want more than what runs afterwards. */
 const memSizeMiBMin = 1024;
+/** All but the agent and itself. */
+export const killAll = "kill -KILL -1";
+/** A step ends with its command: what that has left running would hold its output open. */
+const thenKillAll = `/bin/sh -c "$1"; code=$?; ${killAll} 2>/dev/null; exit $code`;
+const killMsMax = 60_000;
 /** To read what a step has changed. */
 const changesMsMax = 30 * 60 * 1000;
 
@@ -46,7 +51,7 @@ export async function runStep(
     let exit: ProcessExit | undefined;
     const timeoutMs = limits.buildStepTimeoutSeconds * 1000;
     try {
-      for await (const event of guest.runtime.exec({ argv: ["/bin/sh", "-c", command], timeoutMs }, signal)) {
+      for await (const event of guest.runtime.exec({ argv: ["/bin/sh", "-c", thenKillAll, "sh", command], timeoutMs }, signal)) {
         if (event.kind === "output") output.add(event.stream, event.data);
         if (event.kind === "exit") exit = event;
       }
@@ -54,8 +59,14 @@ export async function runStep(
       output.end();
     }
     if (!exit || exit.error || exit.timedOut || exit.signal || exit.exitCode !== 0) throw failed(exit, output.tail);
+    await endPrograms(guest.runtime);
     return core.layers.addChanges(guest.changes(signal), base, { signal });
   });
+}
+
+/** What runs as another user than the step does not end with it, and must not write while changes are read. */
+async function endPrograms(runtime: Runtime): Promise<void> {
+  for await (const _ of runtime.exec({ argv: ["/bin/sh", "-c", killAll], user: "0", cwd: "/", timeoutMs: killMsMax }));
 }
 
 /** More than the template has, as far as the host has it to give. */

@@ -4,7 +4,7 @@ import { asMitosError, type Core } from "../core.ts";
 import type { Image, ImageConfig } from "../images/image.ts";
 import type { Digest, Layer, LayerUse } from "../layers/layer.ts";
 import { stepKey } from "./chain.ts";
-import { configAfter, resolveIn } from "./config.ts";
+import { configAfter, expandSteps, resolveIn } from "./config.ts";
 import type { Tell } from "./events.ts";
 import { runStep } from "./run-step.ts";
 
@@ -40,7 +40,7 @@ export interface StepOptions {
  * @throws build_failed with the step; invalid_input for a copy step whose context is not there
  */
 export async function runSteps(core: Core, request: TemplateRequest, base: Chained, options: StepOptions): Promise<RootState> {
-  const steps = request.steps ?? [];
+  const steps = expandSteps(request.steps ?? [], base.config);
   await requireContexts(core, steps, base.key, options.noCache);
   let state = base;
   for (const [index, step] of steps.entries()) {
@@ -53,22 +53,17 @@ export async function runSteps(core: Core, request: TemplateRequest, base: Chain
     const key = stepKey(state.key, step);
     const config = configAfter(state.config, step);
     try {
-      const stored = changesFiles(step) && !options.noCache ? storedStep(core, key) : undefined;
-      let layer: Digest | null = null;
-      if (stored) {
-        layer = stored.layer;
-        if (layer) options.keep(layer);
-        core.counters.steps.cached += 1;
-        tellState("cached");
-      } else {
-        tellState("running");
-        if (changesFiles(step)) {
-          layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
-            options.tell({ kind: "log", step: index, stream, text }),
-          );
-        }
-        tellState("done");
+      const stored = options.noCache ? undefined : storedStep(core, key);
+      let layer = stored?.layer ?? null;
+      if (layer) options.keep(layer);
+      if (stored) core.counters.steps.cached += 1;
+      tellState(stored ? "cached" : "running");
+      if (!stored && changesFiles(step)) {
+        layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
+          options.tell({ kind: "log", step: index, stream, text }),
+        );
       }
+      if (!stored) tellState("done");
       state = { key, config, layers: layer ? [...state.layers, { id: layer, origin: null }] : state.layers };
     } catch (error) {
       if (!options.signal.aborted) tellState("failed");
@@ -83,7 +78,7 @@ function changesFiles({ kind }: BuildStep): boolean {
   return kind === "run" || kind === "copy" || kind === "workdir";
 }
 
-/** A step whose layer was collected is not stored any more. */
+/** Those that change no file never are; one whose layer was collected is not any more. */
 function storedStep(core: Core, key: Digest): { readonly layer: Digest | null } | undefined {
   const step = core.stepStore.get(key);
   if (!step || (step.layer !== null && !core.layers.has(step.layer))) return undefined;

@@ -8,6 +8,7 @@ import type { Image, ImageConfig } from "../images/image.ts";
 import type { Digest, Layer, LayerUse } from "../layers/layer.ts";
 import type { Images, Layers } from "../stores.ts";
 import { emptyConfig } from "./config.ts";
+import { killAll } from "./run-step.ts";
 
 export function digestOf(content: string | Uint8Array): Digest {
   return `sha256:${createHash("sha256").update(content).digest("hex")}`;
@@ -187,7 +188,8 @@ export function programmed(real: ConnectGuest, program: Program, seen: { adoptio
     const ended = new AbortController();
     void machine.exited.then(() => ended.abort(new Error("the machine has ended")));
     const exec = async function* (start: ProcessStart): AsyncGenerator<ProcessEvent> {
-      const command = (start.argv ?? []).join(" ");
+      const command = `/bin/sh -c ${start.argv?.at(-1)}`;
+      if (start.argv?.at(-1) === killAll || start.argv?.at(-1) === "version") return;
       seen.commands.push(command);
       yield { kind: "started", pid: 7, startedUnixMs: 0 };
       const said: string[] = [];

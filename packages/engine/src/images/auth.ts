@@ -20,7 +20,7 @@ const tokenBytesMax = 1024 * 1024;
 const tokenSecondsDefault = 60;
 /** Before its end a token is not used any more, so that it holds for the request. */
 const tokenMarginMs = 10_000;
-const tokensMax = 1000;
+const keptMax = 1000;
 
 /** Finds out what a registry wants as `Authorization`, once for each of its scopes, and gives it until it expires. */
 export class Authenticator {
@@ -57,6 +57,7 @@ export class Authenticator {
   ): Promise<string | undefined> {
     const challenge = chooseChallenge(wwwAuthenticate ?? "", endpoint);
     if (!challenge) return undefined;
+    makeRoom(this.#challenges);
     this.#challenges.set(endpoint.origin, challenge);
     if (rejected !== undefined) this.#tokens.delete(keyOf(endpoint, challenge, scopes));
     const header = await this.#answer(endpoint, challenge, scopes, signal);
@@ -72,8 +73,7 @@ export class Authenticator {
     const known = this.#tokens.get(key);
     if (known && known.untilMs > this.#clock.nowMs()) return known.header;
     const token = await this.#fetchToken(endpoint, challenge, scopes, signal);
-    // Insertion order: the oldest goes first.
-    if (this.#tokens.size >= tokensMax) for (const oldest of this.#tokens.keys()) if (this.#tokens.delete(oldest)) break;
+    makeRoom(this.#tokens);
     this.#tokens.set(key, token);
     return token.header;
   }
@@ -159,6 +159,12 @@ function checkRealm(realm: string | undefined, endpoint: Endpoint): URL {
   const isNear = url.hostname === own || (isLoopback(url.hostname) && isLoopback(own));
   if (url.protocol === "https:" || (url.protocol === "http:" && endpoint.isPlain && isNear)) return url;
   throw refusedAccess(`${endpoint.host} wants credentials to be sent to ${url.host} without TLS`);
+}
+
+/** The one that was noted first goes first. */
+function makeRoom(kept: Map<string, unknown>): void {
+  const [oldest] = kept.keys();
+  if (oldest !== undefined && kept.size >= keptMax) kept.delete(oldest);
 }
 
 function keyOf(endpoint: Endpoint, challenge: Challenge, scopes: readonly string[]): string {

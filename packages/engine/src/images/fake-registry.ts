@@ -14,7 +14,9 @@ export interface Asked {
   readonly method: string;
   readonly url: string;
   readonly headers: IncomingHttpHeaders;
+  /** What there is of it within the first KiBs. */
   readonly body: string;
+  readonly bodyBytes: number;
 }
 
 export type Answer = (asked: Asked, response: ServerResponse) => void;
@@ -65,8 +67,12 @@ export class FakeRegistry implements AsyncDisposable {
 
   async #take(request: IncomingMessage, response: ServerResponse): Promise<void> {
     let body = "";
-    for await (const chunk of request) body += chunk;
-    const asked = { method: request.method ?? "", url: request.url ?? "", headers: request.headers, body };
+    let bodyBytes = 0;
+    for await (const chunk of request as AsyncIterable<Buffer>) {
+      if (bodyBytes < 16 * 1024) body += chunk.toString();
+      bodyBytes += chunk.length;
+    }
+    const asked = { method: request.method ?? "", url: request.url ?? "", headers: request.headers, body, bodyBytes };
     this.asked.push(asked);
     this.answer(asked, response);
   }

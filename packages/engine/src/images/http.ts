@@ -2,7 +2,7 @@ import { type LookupAddress, type LookupOptions, lookup } from "node:dns";
 import http, { type ClientRequest, type IncomingHttpHeaders, type IncomingMessage } from "node:http";
 import https from "node:https";
 import { pipeline } from "node:stream/promises";
-import { getCACertificates } from "node:tls";
+import { createSecureContext, getCACertificates } from "node:tls";
 import { MitosError } from "@mitos/protocol";
 import type { Clock } from "../clock.ts";
 import { isLoopback, isNeverRegistry } from "./loopback.ts";
@@ -10,6 +10,11 @@ import { isLoopback, isNeverRegistry } from "./loopback.ts";
 /** A connection that could not be made, broke, or fell silent: another try may succeed. Holds no header and no query of its request. */
 export class ConnectionLost extends Error {
   override readonly name = "ConnectionLost";
+}
+
+/** An address that is never connected to. */
+export class ForbiddenAddress extends Error {
+  override readonly name = "ForbiddenAddress";
 }
 
 export interface HttpRequest {
@@ -33,13 +38,14 @@ export interface HttpResponse {
   readonly headers: IncomingHttpHeaders;
   /** @throws ConnectionLost when it ends early; the reason of the signal */
   readonly chunks: AsyncIterable<Uint8Array>;
-  /** Gives the body up, and the connection with it. */
+  /** Gives the body up; with it the connection, unless there is little to come. */
   drop(): void;
 }
 
 export const silenceMsMax = 30_000;
 /** After this an unused connection is closed. */
 const unusedMsMax = 15_000;
+const droppedBytesMax = 64 * 1024;
 
 /**
  * HTTP as registries need it: streams both ways, no redirects of its own accord, no limit on time but one on silence. Honours HTTPS_PROXY,
@@ -55,10 +61,10 @@ export class HttpClient {
     this.#clock = clock;
   }
 
-  /** Resolves with the headers. @throws ConnectionLost; the reason of the signal */
+  /** Resolves with the headers. @throws ConnectionLost, ForbiddenAddress; the reason of the signal */
   async send({ method, url, headers, body, signal, silenceMsMax: msMax = silenceMsMax }: HttpRequest): Promise<HttpResponse> {
     signal?.throwIfAborted();
-    if (isNeverRegistry(url.hostname)) throw new ConnectionLost(`${url.hostname} is no address of a registry`);
+    if (isNeverRegistry(url.hostname)) throw new ForbiddenAddress(`${url.hostname} is no address of a registry`);
     const request = (url.protocol === "https:" ? https : http).request(url, {
       method,
       agent: this.#agentFor(url),
@@ -81,13 +87,17 @@ export class HttpClient {
     // The answer, such as a refusal, may come before all of the body is sent.
     send(request, body, silence).catch((error: Error) => request.destroy(error));
     const response = await answered;
+    silence.resume();
     // Kept for whoever reads the body; nobody may.
     response.on("error", () => {});
     return {
       status: response.statusCode ?? 0,
       headers: response.headers,
       chunks: read(response, silence, asFailure),
-      drop: () => request.destroy(),
+      drop: () => {
+        if (request.writableFinished && isShort(method, response)) response.resume();
+        else request.destroy();
+      },
     };
   }
 
@@ -98,7 +108,8 @@ export class HttpClient {
       timeout: unusedMsMax,
       proxyEnv: process.env,
       lookup: lookUp,
-      ca: [...new Set([...getCACertificates("default"), ...getCACertificates("system")])],
+      // Made once: there are hundreds of certificates to read.
+      secureContext: createSecureContext({ ca: [...new Set([...getCACertificates("default"), ...getCACertificates("system")])] }),
     });
     return this.#secure;
   }
@@ -147,13 +158,18 @@ async function* read(response: IncomingMessage, silence: Silence, asFailure: (er
   }
 }
 
+/** Worth reading to its end for the sake of the connection. */
+function isShort(method: HttpRequest["method"], { headers }: IncomingMessage): boolean {
+  return method === "HEAD" || Number(headers["content-length"] ?? Number.POSITIVE_INFINITY) <= droppedBytesMax;
+}
+
 function lengthOf(body: Uint8Array | Upload): number {
   return body instanceof Uint8Array ? body.length : body.bytes;
 }
 
 /** Failures of what is sent stay what they are. */
 function asConnectionLost(error: unknown, host: string): unknown {
-  if (error instanceof ConnectionLost || error instanceof MitosError) return error;
+  if (error instanceof ConnectionLost || error instanceof ForbiddenAddress || error instanceof MitosError) return error;
   const { code, message } = error as { code?: string; message?: string };
   // Of a failed way through a proxy the message may hold the proxy's own credentials.
   const why =
@@ -204,7 +220,7 @@ function lookUp(
     if (error) return done(error, []);
     const left = addresses.filter(({ address }) => !isNeverRegistry(address));
     const [first] = left;
-    if (!first) return done(new ConnectionLost(`${hostname} has no address of a registry`), []);
+    if (!first) return done(new ForbiddenAddress(`${hostname} has no address of a registry`), []);
     if (options.all) done(null, left);
     else done(null, first.address, first.family);
   });

@@ -26,6 +26,8 @@ const indexDepthMax = 3;
 export interface Resolved {
   readonly manifest: Manifest;
   readonly digest: Digest;
+  /** Of the index, where the reference names one. */
+  readonly namedDigest: Digest;
 }
 
 interface Part {
@@ -57,16 +59,23 @@ export class Puller {
     const what = formatReference(reference);
     return await this.#registries.fromFirst(reference.host, async (registry) => {
       let asked: string = reference.digest ?? reference.tag ?? "latest";
+      let namedDigest: Digest | undefined;
       for (let depth = 0; depth < indexDepthMax; depth++) {
         const { bytes, digest, contentType } = await registry.manifest(reference.path, asked, signal);
+        namedDigest ??= digest;
         const parsed = parseManifest(bytes, contentType, what);
-        if ("manifest" in parsed) return { manifest: parsed.manifest, digest };
+        if ("manifest" in parsed) return { manifest: parsed.manifest, digest, namedDigest };
         const chosen = choosePlatform(parsed.index, architecture);
         if (!chosen) throw notForThisProcessor(what);
         asked = chosen.digest;
       }
       throw unusableImage(`${what}: its indexes lead to indexes`);
     });
+  }
+
+  /** Whether a tag still means what it did, as far as its registry says so without being asked for the manifest: registries count those. */
+  async stillMeans({ host, path, tag }: Reference, namedDigest: Digest, signal?: AbortSignal): Promise<boolean> {
+    return tag !== null && (await this.#registries.fromFirst(host, (registry) => registry.digestOf(path, tag, signal))) === namedDigest;
   }
 
   /** Layers present and unpacked afterwards; what failed may be gone on with later. */
@@ -94,7 +103,7 @@ export class Puller {
   async #bringAll(reference: Reference, parts: readonly Part[], signal: AbortSignal, emit: (event: BuildEvent) => void): Promise<void> {
     const here = parts.filter(({ diffId }) => this.#layers.has(diffId));
     // Those that are here stay while the others come.
-    using _ = this.#layers.use(here.map(({ diffId }) => diffId));
+    using _ = this.#layers.use([...new Set(here.map(({ diffId }) => diffId))]);
     for (const { blob, diffId } of here)
       new LayerProgress(this.#clock, { digest: diffId, totalBytes: blob.bytes }, emit).enter("shared", blob.bytes);
     const missing = new Map(parts.filter((part) => !here.includes(part)).map((part) => [part.diffId, part]));
@@ -165,13 +174,19 @@ export class Puller {
   ): Promise<void> {
     const slots = this.#downloads.get(from.host) ?? new Semaphore(downloadsMax);
     this.#downloads.set(from.host, slots);
-    await slots.run(async () => {
+    const waited = Promise.withResolvers<never>();
+    const giveUp = () => waited.reject(canceled());
+    signal.addEventListener("abort", giveUp, { once: true });
+    const fetched = slots.run(async () => {
+      // From here on it is the download that stops.
+      signal.removeEventListener("abort", giveUp);
       if (signal.aborted) throw canceled();
       progress.enter("downloading");
       await this.#registries.fromFirst(from.host, (registry) =>
         download(registry, from.path, blob, file, { clock: this.#clock, signal, onBytes: (bytes) => progress.reach(bytes) }),
       );
     });
+    await Promise.race([fetched, waited.promise]);
   }
 
   /** Before anything is downloaded that cannot fit. */

@@ -40,6 +40,8 @@ describe("an image reference", () => {
     "python@sha256:abc",
     "a b",
     "live:sandbox-1",
+    "999.999.999.999/a",
+    "a.b:99999/c",
   ])("%j is refused with invalid_input", (text) =>
     expect(() => parseReference(text, "docker.io")).toThrow(expect.objectContaining({ code: "invalid_input" })),
   );
@@ -49,7 +51,7 @@ describe("an image reference", () => {
     expect(parseRepository("team/tool")).toBeUndefined();
   });
 
-  it.each(["https://registry.example", "registry.example/path", "registry", "user@registry.example", "a.b:123456"])(
+  it.each(["https://registry.example", "registry.example/path", "registry", "user@registry.example", "a.b:123456", "a.b:99999"])(
     "%s is not the host of a registry",
     (host) => expect(() => checkHost(host, "registry")).toThrow(expect.objectContaining({ code: "invalid_input" })),
   );

@@ -27,7 +27,7 @@ const dockerHubNames = new Set([dockerHub, "index.docker.io", "registry-1.docker
  */
 export function parseReference(text: string, registry: string): Reference {
   const parts = splitImageReference(text);
-  if (!parts) {
+  if (!parts || !isReachable(parts.host ?? registry)) {
     throw new MitosError("invalid_input", {
       cause: `${JSON.stringify(text.slice(0, 255))} is not an image reference`,
       remediation: "Write it as [host/]path[:tag][@sha256:…], in lower case, such as python:3.12-slim or registry.example/team/tool:1.0.",
@@ -61,11 +61,16 @@ export function normalizeHost(host: string): string {
 
 /** @throws invalid_input naming the option */
 export function checkHost(host: string, option: string): string {
-  if (!isRegistryHost(host)) {
+  if (!isRegistryHost(host) || !isReachable(host)) {
     throw new MitosError("invalid_input", {
       cause: `${option}: ${JSON.stringify(host.slice(0, 255))} is not the host of a registry`,
       remediation: "Write host or host:port, without scheme and path. A name without a dot needs a port.",
     });
   }
   return normalizeHost(host);
+}
+
+/** Well-formed as it may be, 999.999.999.999 is no address and 99999 no port. */
+function isReachable(host: string): boolean {
+  return URL.canParse(`https://${host}`);
 }

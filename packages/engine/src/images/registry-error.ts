@@ -1,5 +1,5 @@
 import { MitosError } from "@mitos/protocol";
-import { ConnectionLost, type HttpResponse, readAll } from "./http.ts";
+import { ConnectionLost, ForbiddenAddress, type HttpResponse, readAll } from "./http.ts";
 
 /** What a registry answers and a connection does, as errors of ours. Nothing that a registry writes is passed on but codes that we know. */
 
@@ -92,6 +92,12 @@ export function canceled(): MitosError {
 /** A failure on the way to or from a registry; others as they are. */
 export function asImageError(error: unknown, what: string): unknown {
   if (error instanceof ConnectionLost) return unreachable(`${what}: ${error.message}`);
+  if (error instanceof ForbiddenAddress) {
+    return unusableImage(
+      `${what}: ${error.message}`,
+      "Name a registry that is neither on a link-local address nor on that of a cloud's own services.",
+    );
+  }
   if (error instanceof DOMException && (error.name === "AbortError" || error.name === "TimeoutError")) return canceled();
   return error;
 }

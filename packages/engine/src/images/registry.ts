@@ -130,7 +130,8 @@ export class Registry {
       let at = await this.#beginUpload(path, what, signal);
       const inPieces = blob.bytes > uploadPieceBytes;
       if (inPieces) at = await this.#uploadPieces(path, what, at, blob, open, signal);
-      at.searchParams.set("digest", blob.digest);
+      // Appended as it is: to write the registry's own query anew could change it.
+      at.search = `${at.search === "" ? "" : `${at.search}&`}digest=${encodeURIComponent(blob.digest)}`;
       const response = await this.#ask({
         method: "PUT",
         url: at,

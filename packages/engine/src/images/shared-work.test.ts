@@ -55,18 +55,21 @@ describe("work that several ask for", () => {
     expect(await staying).toBe("done");
   });
 
-  it("is given up when all have, and begun anew by the next only when it has stopped", async () => {
+  it("is given up when all have, the last of whom is told when it has stopped, and only then begun anew by the next", async () => {
     const { works, shared, work } = manual();
     const abort = new AbortController();
-    const leaving = [1, 2].map(() => shared.run("a", { signal: abort.signal }, work));
+    let told = 0;
+    const leaving = [1, 2].map(() => shared.run("a", { signal: abort.signal }, work).catch(() => (told += 1)));
     await turn();
     abort.abort();
-    await Promise.allSettled(leaving);
+    await leaving[0];
     expect(works[0]?.signal.aborted).toBe(true);
+    expect(told).toBe(1);
     const next = shared.run("a", {}, work);
     await turn();
     expect(works).toHaveLength(1);
     works[0]?.reject(new Error("stopped"));
+    await leaving[1];
     await expect.poll(() => works.length).toBe(2);
     works[1]?.resolve("anew");
     expect(await next).toBe("anew");

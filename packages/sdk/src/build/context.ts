@@ -6,8 +6,12 @@ import type { BuildStep } from "../template.ts";
 import { type IgnoreRules, ignoreRules, isPattern, patternsOf, toRegExp } from "./ignore.ts";
 import type { TarEntry } from "./tar.ts";
 
-/** What one copy step sends: names are relative to `dest`, which is a folder and ends in `/`. */
+/** What one copy step sends. */
 export interface CopyFiles {
+  /**
+   * A folder when it ends in `/`: then names are relative to it. Otherwise one file is sent, under its own name, and the server looks: into
+   * a folder that is there it goes, else it becomes that file.
+   */
   readonly dest: string;
   /** In the order of their bytes, each folder before what is in it. */
   readonly entries: readonly TarEntry[];
@@ -51,10 +55,9 @@ export class Context {
   /**
    * What a copy step copies.
    *
-   * @param workdirs - what the steps before it said; a target that is one of them is a folder
    * @throws build_failed when nothing of the context fits, or it leads out of it
    */
-  async files({ source, dest }: CopyStep, index: number, workdirs: readonly string[]): Promise<CopyFiles> {
+  async files({ source, dest }: CopyStep, index: number): Promise<CopyFiles> {
     const fail = (why: string, remedy: string) => copyFailed(index, source, why, remedy);
     const inside = path.posix.normalize(`/${source}`).slice(1).replace(/\/$/, "");
     if (source.split("/").includes("..") && path.posix.normalize(source).startsWith("..")) {
@@ -62,19 +65,17 @@ export class Context {
     }
     const found = isPattern(inside) ? await this.#matching(inside) : [inside];
     const entries = new Map<string, TarEntry>();
-    const isFolder = endsAsFolder(dest) || found.length > 1 || workdirs.includes(path.posix.normalize(dest));
-    let folderName = dest.endsWith("/") ? dest : `${dest}/`;
+    let isFolder = endsAsFolder(dest) || found.length > 1;
     for (const each of found) {
       const { relative, info } = await this.#resolved(each, fail);
-      if (info.isDirectory()) await this.#addFolder(entries, relative, "");
-      else if (isFolder) await this.#add(entries, relative, path.posix.basename(each), info);
+      if (!info.isDirectory()) await this.#add(entries, relative, path.posix.basename(each), info);
       else {
-        await this.#add(entries, relative, path.posix.basename(dest), info);
-        folderName = /^\/?[^/]+$/.test(dest) ? (dest.startsWith("/") ? "/" : "./") : `${path.posix.dirname(dest)}/`;
+        await this.#addFolder(entries, relative, "");
+        isFolder = true;
       }
     }
     if (found.length === 0 || (entries.size === 0 && found.every((each) => this.#isIgnored(each)))) throw fail(...nothingFits);
-    return { dest: folderName, entries: [...entries.values()].sort(byBytes) };
+    return { dest: isFolder && !dest.endsWith("/") ? `${dest}/` : dest, entries: [...entries.values()].sort(byBytes) };
   }
 
   async #matching(pattern: string): Promise<string[]> {
@@ -170,9 +171,9 @@ function byBytes(a: TarEntry, b: TarEntry): number {
 function copyFailed(index: number, source: string, why: string, remedy: string): AgentRunError {
   return new AgentRunError("a template could not be built", {
     code: "build_failed",
-    cause: `step ${index} (copy): ${source}: ${why}`,
+    cause: `step ${index} (copy ${source}): ${why}`,
     remediation: remedy,
-    context: { step: index, kind: "copy" },
+    context: { step_index: index, step_kind: "copy" },
   });
 }
 

@@ -7,7 +7,6 @@
  */
 
 import { createHash } from "node:crypto";
-import path from "node:path";
 import type { BuildEvent, ServerBuildStep } from "../builds.ts";
 import type { Connection } from "../config.ts";
 import { AgentRunError } from "../errors.ts";
@@ -86,10 +85,8 @@ export async function buildTemplate(
 /** All of them are found before the first byte is sent. */
 async function copiedFiles(steps: readonly BuildStep[], context: Context): Promise<Map<number, CopyFiles>> {
   const files = new Map<number, CopyFiles>();
-  const folders = ["/"];
   for (const [index, step] of steps.entries()) {
-    if (step.type === "workdir") folders.push(path.posix.resolve(folders.at(-1)!, step.workdir));
-    if (step.type === "copy") files.set(index, await context.files(step, index, folders));
+    if (step.type === "copy") files.set(index, await context.files(step, index));
   }
   return files;
 }

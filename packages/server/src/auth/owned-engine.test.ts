@@ -288,6 +288,12 @@ describe("what is made of images and steps", () => {
     expect((await post(at, "/v1/templates", { id: "mine", image: "hers" }, carol)).status).toBe(200);
   });
 
+  it("an image is an image to everybody, also where somebody has made a template under its reference", async () => {
+    await post(at, "/v1/templates", { id: image, image, build_steps: [run("x")] }, alice);
+    expect((await post(at, "/v1/templates", { id: "mine", image }, eve)).status).toBe(200);
+    expect(at.engine.builds.at(-1)?.request).toMatchObject({ id: "mine", image });
+  });
+
   it("a template of another owner is not replaced by something private, not even for a moment", async () => {
     await post(at, "/v1/templates", { id: "web", image }, alice);
     const made = at.engine.builds.length;

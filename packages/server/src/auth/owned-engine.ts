@@ -66,7 +66,7 @@ export class OwnedEngine implements Actions {
     // It is told that a name is taken, not by whom.
     if (existing && !this.#seesTemplate(existing)) throw foreignTemplate(id, "create_template");
     if (existing && holdsSomething(request) && !this.#mayChange(existing)) throw foreignTemplate(id, "create_template");
-    const base = image === undefined || image === id ? undefined : this.#findTemplate(image);
+    const base = image === undefined || image === id || isImageReference(image) ? undefined : this.#findTemplate(image);
     if (base && !this.#seesTemplate(base)) throw unknownName(base.id);
     if (!existing) this.#requireRoomForTemplate();
     const owner = existing && this.#isAdmin ? (existing.owner ?? null) : ownerOf(this.#key);

@@ -1,10 +1,13 @@
 /** Templates that are made of images and steps. The published contract of the same routes: routes.test.ts. */
 
+import { once } from "node:events";
+import { connect as connectHttp2, constants } from "node:http2";
 import { connect } from "node:net";
 import { limits } from "@mitos/protocol";
 import { describe, expect, it } from "vitest";
 import { collect, events, get, post, send, useServer } from "../testing/harness.ts";
 
+const http2Cancel = constants.NGHTTP2_CANCEL;
 const digest = `sha256:${"0a".repeat(32)}`;
 const run = (command: string) => ({ type: "run", run: command });
 
@@ -22,6 +25,7 @@ describe("the request for a template", () => {
         { type: "copy", source: "src/", dest: ".", context: digest },
         { type: "env", env_name: "PORT", env_value: "8080" },
         { type: "env", env_name: "EMPTY" },
+        { type: "env", env_name: "PATH", env_value: "/opt/bin:/bin", env_expand: true },
         { type: "user", user: "1000:staff" },
         { type: "run", run: "pip install x", user: "", workdir: null },
       ],
@@ -39,6 +43,7 @@ describe("the request for a template", () => {
         { kind: "copy", source: "src/", dest: ".", context: digest },
         { kind: "env", name: "PORT", value: "8080" },
         { kind: "env", name: "EMPTY", value: "" },
+        { kind: "env", name: "PATH", value: "/opt/bin:/bin", expand: true },
         { kind: "user", user: "1000:staff" },
         { kind: "run", command: "pip install x" },
       ],
@@ -180,7 +185,7 @@ describe("a stream of events", () => {
 
   it("tells what happens when it happens, and ends with the template", async () => {
     const { status, headers, lines } = await build(["gated", "x"]);
-    expect([status, headers.get("content-type")]).toEqual([200, "application/x-ndjson"]);
+    expect([status, headers.get("content-type"), headers.get("x-accel-buffering")]).toEqual([200, "application/x-ndjson", "no"]);
     const first = [(await lines.next()).value, (await lines.next()).value];
     expect(first).toEqual([
       { at_ms: expect.any(Number), kind: "phase", phase: "resolve", detail: "python:3.12" },
@@ -252,6 +257,20 @@ describe("a stream of events", () => {
     await expect.poll(() => at.engine.canceled).toEqual(["app"]);
     at.engine.buildGate.resolve();
     expect((await collect((await build(["x"], { headers })).lines)).at(-1)).toMatchObject({ kind: "done" });
+  });
+
+  it("is the same over HTTP/2, and ends the build when its stream is closed", async () => {
+    const session = connectHttp2(at.url);
+    const head = { ":method": "POST", ":path": "/v1/templates", accept: "application/x-ndjson" };
+    const call = session.request(head);
+    call.end(JSON.stringify({ id: "app", image: "python:3.12", build_steps: [run("gated")] }));
+    const [headers] = await once(call, "response");
+    expect([headers[":status"], headers["content-type"]]).toEqual([200, "application/x-ndjson"]);
+    const [chunk] = await once(call, "data");
+    expect(JSON.parse(String(chunk).split("\n", 1)[0]!)).toMatchObject({ kind: "phase" });
+    call.close(http2Cancel);
+    await expect.poll(() => at.engine.canceled).toEqual(["app"]);
+    session.close();
   });
 
   it("says so when the server goes down", { timeout: 15_000 }, async () => {

@@ -127,21 +127,24 @@ class GvisorDriver implements Driver {
   async sweep(keep: ReadonlySet<string>, snapshots: readonly Snapshot[] = []): Promise<void> {
     await this.#ready.settled();
     await sweep(this.#host, keep, new Set(this.#ready.ids()));
-    await this.#roots.removeUnused(await this.#rootsOf(snapshots));
+    await this.#roots.removeUnused(() => this.#rootsOf(snapshots));
   }
 
   async collectRoots({ roots, snapshots }: Parameters<Driver["collectRoots"]>[0]): Promise<void> {
-    const keep = await this.#rootsOf(snapshots);
-    // Containers that wait for snapshots which are gone.
-    await this.#ready.forget(({ root }) => root.binds.length === 0 && !keep.has(root.dir));
-    await this.#roots.removeUnused(keep, roots);
+    await this.#roots.removeUnused(async () => {
+      const keep = await this.#rootsOf(snapshots);
+      // Containers that wait for snapshots which are gone.
+      await this.#ready.forget(({ root }) => root.binds.length === 0 && !keep.has(root.dir));
+      return keep;
+    }, roots);
   }
 
   /** Folders of the roots that machines and snapshots have. */
   async #rootsOf(snapshots: readonly Snapshot[]): Promise<Set<string>> {
+    // First: one that is paused meanwhile is of neither then.
+    const running = [...this.#machines].map(({ container }) => container.shape.root);
     // One that cannot be read needs no root until it is repaired.
     const saved = await Promise.all(snapshots.map((snapshot) => readRoot(snapshot).catch(() => undefined)));
-    const running = [...this.#machines].map(({ container }) => container.shape.root);
     return new Set([...running, ...saved].flatMap((root) => (root ? [root.dir] : [])));
   }
 

@@ -27,6 +27,8 @@ export class Roots {
   readonly #opening = new Map<string, Promise<MachineRoot>>();
   /** By folder: how many are just becoming machines of it. */
   readonly #uses = new Map<string, number>();
+  /** Over when nothing is being removed: whoever wants a root meanwhile waits, since it may be the one that goes. */
+  #removing: Promise<void> = Promise.resolve();
   /** What all roots of layers have in common, as far as it decides their content. */
   readonly #common: string;
   #ownLayers: Promise<{ readonly lower: string; readonly upper: string }> | undefined;
@@ -54,6 +56,7 @@ export class Roots {
       else this.#uses.delete(dir);
     };
     try {
+      await this.#removing;
       return { root: await this.#openOnce(dir, source.layers), [Symbol.dispose]: giveBack };
     } catch (error) {
       giveBack();
@@ -72,13 +75,18 @@ export class Roots {
   }
 
   /**
-   * @param keep - folders of machines and snapshots
+   * @param keep - folders of machines and snapshots. Asked for when it is known who is becoming a machine, so that none falls between the two
    * @param sources - of templates. Given: every other root of layers goes. Absent, as when a server starts and does not know them: only the oldest
    */
-  async removeUnused(keep: ReadonlySet<string>, sources?: readonly RootSource[]): Promise<void> {
-    const dirs = new Set([...keep, this.host.dir, this.#ownDir, ...this.#uses.keys()]);
-    for (const source of sources ?? []) if (source.kind === "layers") dirs.add(this.#dirOf(source.layers));
-    await removeOldRoots(this.#dir, dirs, { layersToo: sources !== undefined });
+  async removeUnused(keep: () => Promise<ReadonlySet<string>>, sources?: readonly RootSource[]): Promise<void> {
+    const removal = this.#removing.then(async () => {
+      const dirs = new Set([this.host.dir, this.#ownDir, ...this.#uses.keys()]);
+      for (const source of sources ?? []) if (source.kind === "layers") dirs.add(this.#dirOf(source.layers));
+      for (const dir of await keep()) dirs.add(dir);
+      await removeOldRoots(this.#dir, dirs, { layersToo: sources !== undefined });
+    });
+    this.#removing = removal.catch(() => {});
+    await removal;
   }
 
   #openOnce(dir: string, layers: readonly Layer[]): Promise<MachineRoot> {
