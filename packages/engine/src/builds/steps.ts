@@ -53,22 +53,17 @@ export async function runSteps(core: Core, request: TemplateRequest, base: Chain
     const key = stepKey(state.key, step);
     const config = configAfter(state.config, step);
     try {
-      const stored = changesFiles(step) && !options.noCache ? storedStep(core, key) : undefined;
-      let layer: Digest | null = null;
-      if (stored) {
-        layer = stored.layer;
-        if (layer) options.keep(layer);
-        core.counters.steps.cached += 1;
-        tellState("cached");
-      } else {
-        tellState("running");
-        if (changesFiles(step)) {
-          layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
-            options.tell({ kind: "log", step: index, stream, text }),
-          );
-        }
-        tellState("done");
+      const stored = options.noCache ? undefined : storedStep(core, key);
+      let layer = stored?.layer ?? null;
+      if (layer) options.keep(layer);
+      if (stored) core.counters.steps.cached += 1;
+      tellState(stored ? "cached" : "running");
+      if (!stored && changesFiles(step)) {
+        layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
+          options.tell({ kind: "log", step: index, stream, text }),
+        );
       }
+      if (!stored) tellState("done");
       state = { key, config, layers: layer ? [...state.layers, { id: layer, origin: null }] : state.layers };
     } catch (error) {
       if (!options.signal.aborted) tellState("failed");
@@ -83,7 +78,7 @@ function changesFiles({ kind }: BuildStep): boolean {
   return kind === "run" || kind === "copy" || kind === "workdir";
 }
 
-/** A step whose layer was collected is not stored any more. */
+/** Those that change no file never are; one whose layer was collected is not any more. */
 function storedStep(core: Core, key: Digest): { readonly layer: Digest | null } | undefined {
   const step = core.stepStore.get(key);
   if (!step || (step.layer !== null && !core.layers.has(step.layer))) return undefined;
