@@ -364,6 +364,7 @@ fn changes_of_the_root_are_told_and_nothing_else_also_after_a_restore() {
         fs::write(data.join(name), format!("{}\n", name.len())).unwrap();
     }
     fs::hard_link(data.join("linked"), data.join("linked-too")).unwrap();
+    symlink("gone", data.join("folder-link")).unwrap();
     for name in ["link", "relinked", "owned-link"] {
         symlink("same", data.join(name)).unwrap();
     }
@@ -396,6 +397,7 @@ fn changes_of_the_root_are_told_and_nothing_else_also_after_a_restore() {
         owner("/data/kept", 33, 44, 0o750),
         owner("/data/not-there", 1, 1, 0o644),
         owner("/data/link/below", 1, 1, 0o644),
+        owner("/data/folder-link/file", 33, 44, 0o644),
     ];
     let channel = parent.open("SetOwners", &pb::SetOwnersRequest { owners: owners[..3].to_vec() }, false);
     parent.message(channel, &pb::SetOwnersRequest { owners: owners[3..].to_vec() });
@@ -405,6 +407,7 @@ fn changes_of_the_root_are_told_and_nothing_else_also_after_a_restore() {
         parent.shell("stat -c '%n %u:%g %a' /data/owned /data/suid /data/kept /data/owned-link").text(),
         "/data/owned 33:44 640\n/data/suid 65534:0 4755\n/data/kept 33:44 750\n/data/owned-link 33:44 777\n"
     );
+    assert_eq!(parent.shell("stat -c %u /data/gone/file").text(), "0\n", "links are not followed");
     let owned = changes(&mut parent);
     assert_eq!(not_same(&owned), Vec::<String>::new());
     assert_eq!((owned["data/owned"].owner, owned["data/kept/"].owner, owned["data/kept/"].mode), ((33, 44), (33, 44), 0o750));

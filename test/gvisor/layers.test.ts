@@ -212,6 +212,22 @@ describe.runIf(probe.usable)("a root made of layers", () => {
     await rm(snapshot.dir, { recursive: true });
   });
 
+  it("is there for a machine that asks for it while those that nothing needs are removed", async () => {
+    const root = await rootOf();
+    for (let turns = 0; turns < 5; turns += 1) {
+      await driver.ownersOf(root);
+      expect(roots()).toHaveLength(2);
+      const removal = driver.collectRoots({ roots: [], snapshots: [] });
+      // It comes by at different moments of the removal.
+      for (let turn = 0; turn < turns; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+      const sandbox = await bootLayers(root);
+      await removal;
+      expect(roots()).toHaveLength(2);
+      expect(await run(sandbox, "id -u")).toBe("0");
+      await end(sandbox);
+    }
+  });
+
   it("stays while a template has it that has no machine and no snapshot", async () => {
     const root = await rootOf(users);
     await driver.ownersOf(root);

@@ -284,7 +284,7 @@ fn make_way(root: &OwnedFd, parts: &[&OsStr]) -> io::Result<Option<OwnedFd>> {
 
 /// A directory that is no link. runsc follows a link that is opened with O_DIRECTORY, whatever O_NOFOLLOW says: so it is looked at first, and
 /// opened by the handle that was looked at.
-fn open_directory(parent: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
+pub(super) fn open_directory(parent: impl AsFd, name: &OsStr) -> nix::Result<OwnedFd> {
     let found = openat(parent, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())?;
     if SFlag::from_bits_truncate(fstat(&found)?.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR {
         return Err(nix::Error::ENOTDIR);

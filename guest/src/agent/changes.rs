@@ -25,6 +25,7 @@ use nix::unistd::{Gid, Uid, fchownat};
 use tar::{Builder, EntryType, Header};
 use tokio::sync::{Semaphore, mpsc};
 
+use super::archive::open_directory;
 use super::call::{Call, Status, decode};
 use super::files::{reply, status, step};
 use crate::proto::guest::v1 as pb;
@@ -39,7 +40,6 @@ const XATTR_BYTES_MAX: usize = 1 << 20;
 /// Of a tar's header; what is longer goes into a record before it.
 const NAME_BYTES_MAX: usize = 100;
 const OWNERS_MAX: usize = 1 << 22;
-const OPEN_FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
 /// Ours, made anew for each machine, or no files at all.
 const NOT_TOLD: [&str; 11] =
@@ -144,7 +144,7 @@ fn own(root: &Path, path: &Path, entry: &pb::OwnerEntry) -> nix::Result<Stamp> {
     // The root itself, which nothing but its own handle leads to.
     let name = path.file_name().unwrap_or(OsStr::new("."));
     for part in path.parent().into_iter().flat_map(Path::components) {
-        folder = File::from(openat(&folder, part.as_os_str(), OPEN_FOLDER, Mode::empty())?);
+        folder = File::from(open_directory(&folder, part.as_os_str())?);
     }
     fchownat(&folder, name, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     let found = fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
@@ -298,7 +298,7 @@ impl<'a, W: Write> Walk<'a, W> {
         let found = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         match kind(&found) {
             SFlag::S_IFDIR => {
-                let folder = File::from(openat(folder, name, OPEN_FOLDER, Mode::empty())?);
+                let folder = File::from(open_directory(folder, name)?);
                 let found = fstat(&folder)?;
                 if found.st_dev != self.device {
                     return Ok(()); // another file system is mounted there
@@ -545,7 +545,7 @@ mod tests {
         let mut folder = open_root(&root.0).unwrap();
         for _ in 0..=DEPTH_MAX {
             nix::sys::stat::mkdirat(&folder, "d", Mode::S_IRWXU).unwrap();
-            folder = File::from(openat(&folder, "d", OPEN_FOLDER, Mode::empty()).unwrap());
+            folder = File::from(open_directory(&folder, OsStr::new("d")).unwrap());
         }
         let refused = Walk::new(&root.0, &|_| false, io::sink()).unwrap().run().unwrap_err();
         assert_eq!(refused.code, "resource_exhausted");

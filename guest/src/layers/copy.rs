@@ -81,6 +81,9 @@ impl Copy {
                 self.target = Target::File(Bytes::from(*name));
                 return self.put(&self.place.parts.clone(), entry, content);
             }
+            (Target::Unknown | Target::File(_), _) if self.place.id.is_some() => {
+                return Err(Failure::corrupt("the destination is a file in the image, and the context is none"));
+            }
             (Target::Unknown, _) => {
                 self.target = Target::Folder;
                 self.below(&names)

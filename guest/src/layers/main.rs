@@ -160,7 +160,8 @@ fn merge(options: &Options) -> Result<String> {
     let held_by = confine(&root, BYTES_MAX)?;
     let (merged, owners_left) = merge::merge(root, layers, &File::from(owners), held_by)?;
     if !owners_left {
-        unlinkat(&parent, owners_name.as_path(), UnlinkatFlags::NoRemoveDir).map_err(|error| Failure::system("remove the empty owners", error))?;
+        unlinkat(&parent, owners_name.as_path(), UnlinkatFlags::NoRemoveDir)
+            .map_err(|error| Failure::system("remove the empty owners", error))?;
     }
     Ok(line(&merged))
 }

@@ -38,7 +38,8 @@ impl Place {
             let how = OpenHow::new()
                 .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
                 .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV);
-            let folder = openat2(&self.top, OsStr::from_bytes(&path), how).map_err(|error| Failure::system("open a folder", error).at(&path))?;
+            let folder =
+                openat2(&self.top, OsStr::from_bytes(&path), how).map_err(|error| Failure::system("open a folder", error).at(&path))?;
             self.last = Some((path, folder));
         }
         Ok(&self.last.as_ref().expect("it was set above").1)
@@ -52,7 +53,8 @@ pub fn os(name: &[u8]) -> &OsStr {
 /// A new file; nothing may be there.
 pub fn create_file(folder: &OwnedFd, name: &[u8]) -> Result<File> {
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    let made = openat(folder, os(name), flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|error| Failure::system("create a file", error).at(name))?;
+    let made =
+        openat(folder, os(name), flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(|error| Failure::system("create a file", error).at(name))?;
     Ok(made.into())
 }
 
@@ -94,7 +96,8 @@ pub fn make_symlink(folder: &OwnedFd, name: &[u8], target: &[u8], meta: &Meta, s
     nix::unistd::symlinkat(os(target), folder, os(name)).map_err(|error| Failure::system("make a symbolic link", error))?;
     if set_owner {
         let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
-        fchownat(folder, os(name), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(|error| Failure::system("set an owner", error))?;
+        fchownat(folder, os(name), Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(|error| Failure::system("set an owner", error))?;
     }
     let time = TimeSpec::new(meta.mtime.0, i64::from(meta.mtime.1));
     utimensat(folder, os(name), &time, &time, UtimensatFlags::NoFollowSymlink).map_err(|error| Failure::system("set a time", error))

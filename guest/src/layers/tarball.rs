@@ -22,6 +22,9 @@ pub enum Kind {
     Special,
 }
 
+/// Of a sparse file: offset and length.
+pub type Part = (u64, u64);
+
 #[derive(Debug)]
 pub struct Entry {
     pub path: Vec<u8>,
@@ -36,8 +39,8 @@ pub struct Entry {
     pub mtime: (i64, u32),
     /// Of the content as a program sees it: with the holes of a sparse file.
     pub size: u64,
-    /// Where stored content lies, as (offset, length); what is between is a hole. None = everything is stored.
-    pub sparse: Option<Vec<(u64, u64)>>,
+    /// Where stored content lies; what is between is a hole. None = everything is stored.
+    pub sparse: Option<Vec<Part>>,
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Our own record of a change list: as the layers below have it.
     pub same: bool,
@@ -67,7 +70,7 @@ struct Extension {
     same: bool,
     sparse_name: Option<Vec<u8>>,
     sparse_size: Option<u64>,
-    sparse_map: Option<Vec<(u64, u64)>>,
+    sparse_map: Option<Vec<Part>>,
     sparse_in_content: bool,
 }
 
@@ -169,7 +172,8 @@ impl<R: Read> Reader<R> {
         if self.headers > self.headers_max {
             return Err(Failure::too_large("too many headers"));
         }
-        let wanted = number(&block[148..156])?;
+        let misfit = || Failure::corrupt("a header's checksum does not fit: not a tar, or damaged");
+        let wanted = number(&block[148..156]).map_err(|_| misfit())?;
         // Old writers summed signed bytes.
         let (mut unsigned, mut signed) = (0_u64, 0_i64);
         for (at, &byte) in block.iter().enumerate() {
@@ -178,7 +182,7 @@ impl<R: Read> Reader<R> {
             signed += i64::from(byte as i8);
         }
         if wanted != unsigned && i64::try_from(wanted) != Ok(signed) {
-            return Err(Failure::corrupt("a header's checksum does not fit: not a tar, or damaged"));
+            return Err(misfit());
         }
         Ok(Some(block))
     }
@@ -245,10 +249,10 @@ impl<R: Read> Reader<R> {
         &mut self,
         header: &[u8; BLOCK],
         stored: u64,
-        map: Option<Vec<(u64, u64)>>,
+        map: Option<Vec<Part>>,
         size: Option<u64>,
         in_content: bool,
-    ) -> Result<(Option<Vec<(u64, u64)>>, u64)> {
+    ) -> Result<(Option<Vec<Part>>, u64)> {
         let (map, size) = if header[156] == b'S' {
             (self.gnu_sparse_map(header)?, number(&header[483..495])?)
         } else if in_content {
@@ -264,7 +268,10 @@ impl<R: Read> Reader<R> {
             if offset < end {
                 return Err(Failure::corrupt("the parts of a sparse file overlap"));
             }
-            end = offset.checked_add(length).filter(|&end| end <= size).ok_or_else(|| Failure::corrupt("a sparse file's part lies behind its end"))?;
+            end = offset
+                .checked_add(length)
+                .filter(|&end| end <= size)
+                .ok_or_else(|| Failure::corrupt("a sparse file's part lies behind its end"))?;
             sum += length;
         }
         if sum != self.content_left {
@@ -273,7 +280,7 @@ impl<R: Read> Reader<R> {
         Ok((Some(map), size))
     }
 
-    fn gnu_sparse_map(&mut self, header: &[u8; BLOCK]) -> Result<Vec<(u64, u64)>> {
+    fn gnu_sparse_map(&mut self, header: &[u8; BLOCK]) -> Result<Vec<Part>> {
         let mut map = Vec::new();
         let mut add = |fields: &[u8]| -> Result<()> {
             for field in fields.chunks_exact(24) {
@@ -297,7 +304,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// Decimal lines in whole blocks before the content: how many, then offset and length of each.
-    fn pax_sparse_map(&mut self) -> Result<Vec<(u64, u64)>> {
+    fn pax_sparse_map(&mut self) -> Result<Vec<Part>> {
         let mut lines = Vec::new();
         let mut line = Vec::new();
         let mut wanted = 1;
@@ -483,7 +490,7 @@ fn time(text: &[u8]) -> Result<(i64, u32)> {
     })
 }
 
-fn sparse_list(text: &[u8]) -> Result<Vec<(u64, u64)>> {
+fn sparse_list(text: &[u8]) -> Result<Vec<Part>> {
     let numbers = text.split(|&byte| byte == b',').map(decimal).collect::<Result<Vec<_>>>()?;
     if numbers.len() % 2 != 0 || numbers.len() / 2 > SPARSE_PARTS_MAX {
         return Err(Failure::corrupt("a sparse file's map has no pairs"));

@@ -93,22 +93,23 @@ impl Tree {
             }
             let here = way.last().map_or(Some(ROOT), |(_, id)| *id);
             let child = here.and_then(|id| self.nodes[id].children.get(&part).copied());
-            if let Some(Kind::Symlink(target)) = child.map(|id| &self.nodes[id].kind) {
-                if follow_last || !ahead.is_empty() {
-                    followed += 1;
-                    if followed > SYMLINKS_MAX {
-                        return Err(Failure::corrupt("a symbolic link leads in a circle").at(&names::join(parts)));
-                    }
-                    if target.0.starts_with(b"/") {
-                        way.clear();
-                    }
-                    for step in target.0.split(|&byte| byte == b'/').rev() {
-                        ahead.push_front(Bytes::from(step));
-                    }
+            let target = match child.map(|id| &self.nodes[id].kind) {
+                Some(Kind::Symlink(target)) if follow_last || !ahead.is_empty() => target,
+                _ => {
+                    way.push((part, child));
                     continue;
                 }
+            };
+            followed += 1;
+            if followed > SYMLINKS_MAX {
+                return Err(Failure::corrupt("a symbolic link leads in a circle").at(&names::join(parts)));
             }
-            way.push((part, child));
+            if target.0.starts_with(b"/") {
+                way.clear();
+            }
+            for step in target.0.split(|&byte| byte == b'/').rev() {
+                ahead.push_front(Bytes::from(step));
+            }
         }
         let id = way.last().map_or(Some(ROOT), |(_, id)| *id);
         let parts: Vec<Bytes> = way.into_iter().map(|(part, _)| part).collect();
@@ -147,10 +148,9 @@ impl Tree {
     }
 
     pub fn remove(&mut self, parts: &[impl AsRef<[u8]>]) {
-        if let Some((name, parents)) = parts.split_last() {
-            if let Some(parent) = self.find(parents) {
-                self.nodes[parent].children.remove(name.as_ref());
-            }
+        let Some((name, parents)) = parts.split_last() else { return };
+        if let Some(parent) = self.find(parents) {
+            self.nodes[parent].children.remove(name.as_ref());
         }
     }
 
@@ -190,7 +190,9 @@ impl Tree {
         let mut id = ROOT;
         for (at, part) in parts.iter().enumerate() {
             match self.nodes[id].children.get(part) {
-                Some(&child) if matches!(self.nodes[child].kind, Kind::Symlink(_)) => return folders.contains(&*names::join(&parts[..=at])),
+                Some(&child) if matches!(self.nodes[child].kind, Kind::Symlink(_)) => {
+                    return folders.contains(&*names::join(&parts[..=at]));
+                }
                 Some(&child) => id = child,
                 None => return false,
             }

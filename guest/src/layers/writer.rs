@@ -6,7 +6,7 @@ use super::input::digest_text;
 use super::names::{self, Bytes};
 use super::pack::pack;
 use super::place::{self, Place, os};
-use super::tarball::Entry;
+use super::tarball::{Entry, Part};
 use super::tree::{Id, Kind, Node, ROOT, Source, Tree};
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, mkdirat};
@@ -107,7 +107,7 @@ impl Writer {
     }
 
     /// @param sparse - where the content lies in the file; None = all of it, from the beginning
-    pub fn file(&mut self, path: &[Bytes], meta: Meta, size: u64, sparse: Option<&[(u64, u64)]>, content: &mut impl Read) -> Result<()> {
+    pub fn file(&mut self, path: &[Bytes], meta: Meta, size: u64, sparse: Option<&[Part]>, content: &mut impl Read) -> Result<()> {
         let (name, parents) = self.split(path)?;
         self.bytes = self.bytes.saturating_add(size);
         if self.bytes > self.limits.bytes_max {
@@ -166,7 +166,8 @@ impl Writer {
                 let (target_name, target_parents) = self.split(target)?;
                 let from = place::open_path(self.disk.folder(target_parents)?)?;
                 let to = self.disk.folder(parents)?;
-                linkat(&from, os(&target_name.0), to, os(&name.0), AtFlags::empty()).map_err(|error| Failure::system("make a hard link", error))?;
+                linkat(&from, os(&target_name.0), to, os(&name.0), AtFlags::empty())
+                    .map_err(|error| Failure::system("make a hard link", error))?;
             }
         }
         self.tree.add(parent, name.clone(), kind, meta)?;
@@ -240,7 +241,8 @@ impl Writer {
 
     fn append_lines(&self, id: Id, path: &mut Vec<u8>, first_names: &mut HashMap<Source, Bytes>, lines: &mut Vec<Line>) {
         let node = self.tree.node(id);
-        let mut line = Line { path: Bytes::from(&**path), kind: LineKind::Folder, meta: node.meta.as_deref().cloned(), size: None, target: None };
+        let mut line =
+            Line { path: Bytes::from(&**path), kind: LineKind::Folder, meta: node.meta.as_deref().cloned(), size: None, target: None };
         match &node.kind {
             Kind::Folder => {
                 if node.meta.is_some() {

@@ -77,10 +77,20 @@ export async function build(core: Core, { request, before, isValid, fresh }: Bui
     }
   } catch (error) {
     if (signal.aborted) throw signal.reason;
-    core.log.warn({ template: request.id, error: String(error) }, "a template could not be built");
-    if (error instanceof MitosError && error.code !== "internal") throw error;
-    throw new MitosError("build_failed", { cause: asMitosError(error, `template ${request.id}`).message, reason: error });
+    const failure = asVerdict(error, request);
+    // What programs have printed is their caller's.
+    const { code, detail } = failure;
+    core.log.warn(
+      { template: request.id, code, ...detail.context, reason: detail.reason && String(detail.reason) },
+      "a template could not be built",
+    );
+    throw failure;
   }
+}
+
+function asVerdict(error: unknown, { id }: TemplateRequest): MitosError {
+  const ours = asMitosError(error, `template ${id}`);
+  return ours.code === "internal" ? new MitosError("build_failed", { cause: ours.message, reason: error }) : ours;
 }
 
 /** What it was made of, when all of that is still here. */

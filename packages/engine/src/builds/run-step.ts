@@ -11,6 +11,8 @@ import { Output } from "./output.ts";
 const memSizeMiBMin = 1024;
 /** All but the agent and itself. */
 export const killAll = "kill -KILL -1";
+/** A step ends with its command: what that has left running would hold its output open. */
+const thenKillAll = `/bin/sh -c "$1"; code=$?; ${killAll} 2>/dev/null; exit $code`;
 const killMsMax = 60_000;
 /** To read what a step has changed. */
 const changesMsMax = 30 * 60 * 1000;
@@ -49,7 +51,7 @@ export async function runStep(
     let exit: ProcessExit | undefined;
     const timeoutMs = limits.buildStepTimeoutSeconds * 1000;
     try {
-      for await (const event of guest.runtime.exec({ argv: ["/bin/sh", "-c", command], timeoutMs }, signal)) {
+      for await (const event of guest.runtime.exec({ argv: ["/bin/sh", "-c", thenKillAll, "sh", command], timeoutMs }, signal)) {
         if (event.kind === "output") output.add(event.stream, event.data);
         if (event.kind === "exit") exit = event;
       }
@@ -62,7 +64,7 @@ export async function runStep(
   });
 }
 
-/** What a command leaves running ends with its step, and must not write while its changes are read. */
+/** What runs as another user than the step does not end with it, and must not write while changes are read. */
 async function endPrograms(runtime: Runtime): Promise<void> {
   for await (const _ of runtime.exec({ argv: ["/bin/sh", "-c", killAll], user: "0", cwd: "/", timeoutMs: killMsMax }));
 }

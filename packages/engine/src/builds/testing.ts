@@ -188,7 +188,7 @@ export function programmed(real: ConnectGuest, program: Program, seen: { adoptio
     const ended = new AbortController();
     void machine.exited.then(() => ended.abort(new Error("the machine has ended")));
     const exec = async function* (start: ProcessStart): AsyncGenerator<ProcessEvent> {
-      const command = (start.argv ?? []).join(" ");
+      const command = `/bin/sh -c ${start.argv?.at(-1)}`;
       if (start.argv?.at(-1) === killAll) return;
       seen.commands.push(command);
       yield { kind: "started", pid: 7, startedUnixMs: 0 };

@@ -87,6 +87,7 @@ export class HttpClient {
     // The answer, such as a refusal, may come before all of the body is sent.
     send(request, body, silence).catch((error: Error) => request.destroy(error));
     const response = await answered;
+    silence.resume();
     // Kept for whoever reads the body; nobody may.
     response.on("error", () => {});
     return {

@@ -1,4 +1,5 @@
 import { describe, expect, it } from "vitest";
+import { seededRandom } from "../link/seeded-random.ts";
 import {
   choosePlatform,
   type Descriptor,
@@ -186,4 +187,60 @@ describe("a configuration", () => {
   ])("for %s/%s%s fits %s: %s", (os, architecture, variant, wanted, answer) => {
     expect(fits({ os, architecture, variant }, wanted)).toBe(answer);
   });
+});
+
+it("whatever stands at whatever place, it is read or refused with build_failed", () => {
+  const { next, seed } = seededRandom();
+  const random = () => next() / 2 ** 32;
+  const pick = <T>(from: readonly T[]): T => from[Math.floor(random() * from.length)]!;
+  const odd = () =>
+    pick<unknown>([
+      null,
+      true,
+      -1,
+      1e308,
+      "",
+      "\0",
+      "x".repeat(5000),
+      [],
+      {},
+      [null],
+      [[]],
+      { mediaType: [] },
+      "sha256:",
+      Number.MAX_SAFE_INTEGER,
+    ]);
+  const spoil = (value: unknown): unknown => {
+    if (random() < 0.15) return odd();
+    if (Array.isArray(value)) return value.map(spoil);
+    if (typeof value !== "object" || value === null) return value;
+    return Object.fromEntries(
+      Object.entries(value).map(([name, member]) => [random() < 0.05 ? pick(["__proto__", "toString", ""]) : name, spoil(member)]),
+    );
+  };
+  const configuration = {
+    os: "linux",
+    architecture: "amd64",
+    rootfs: { type: "layers", diff_ids: [digest] },
+    config: { Env: ["A=b"], Cmd: ["a"], Entrypoint: ["b"], Labels: { a: "b" }, User: "c", WorkingDir: "/d" },
+  };
+  const list = {
+    schemaVersion: 2,
+    mediaType: index,
+    manifests: [{ ...config, mediaType: ociManifest, platform: { os: "linux", architecture: "amd64" } }],
+  };
+  let [taken, refused] = [0, 0];
+  for (let round = 0; round < 3000; round++) {
+    const wrong = bytes(spoil(pick<object>([image, list, configuration])));
+    for (const read of [() => parseManifest(wrong, "", "an image"), () => parseConfiguration(wrong, "an image")]) {
+      try {
+        read();
+        taken += 1;
+      } catch (error) {
+        refused += 1;
+        expect(error, `seed ${seed}, ${wrong}`).toMatchObject({ code: "build_failed" });
+      }
+    }
+  }
+  expect(Math.min(taken, refused)).toBeGreaterThan(0);
 });

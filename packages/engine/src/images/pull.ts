@@ -26,6 +26,8 @@ const indexDepthMax = 3;
 export interface Resolved {
   readonly manifest: Manifest;
   readonly digest: Digest;
+  /** Of the index, where the reference names one. */
+  readonly namedDigest: Digest;
 }
 
 interface Part {
@@ -57,16 +59,23 @@ export class Puller {
     const what = formatReference(reference);
     return await this.#registries.fromFirst(reference.host, async (registry) => {
       let asked: string = reference.digest ?? reference.tag ?? "latest";
+      let namedDigest: Digest | undefined;
       for (let depth = 0; depth < indexDepthMax; depth++) {
         const { bytes, digest, contentType } = await registry.manifest(reference.path, asked, signal);
+        namedDigest ??= digest;
         const parsed = parseManifest(bytes, contentType, what);
-        if ("manifest" in parsed) return { manifest: parsed.manifest, digest };
+        if ("manifest" in parsed) return { manifest: parsed.manifest, digest, namedDigest };
         const chosen = choosePlatform(parsed.index, architecture);
         if (!chosen) throw notForThisProcessor(what);
         asked = chosen.digest;
       }
       throw unusableImage(`${what}: its indexes lead to indexes`);
     });
+  }
+
+  /** Whether a tag still means what it did, as far as its registry says so without being asked for the manifest: registries count those. */
+  async stillMeans({ host, path, tag }: Reference, namedDigest: Digest, signal?: AbortSignal): Promise<boolean> {
+    return tag !== null && (await this.#registries.fromFirst(host, (registry) => registry.digestOf(path, tag, signal))) === namedDigest;
   }
 
   /** Layers present and unpacked afterwards; what failed may be gone on with later. */

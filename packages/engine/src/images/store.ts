@@ -77,8 +77,9 @@ export class ImageStore {
   /** Asks the registry for the digest of the manifest for this processor. @throws not_found, unauthorized, unavailable, build_failed, canceled */
   async resolve(reference: string, { signal }: { signal?: AbortSignal | undefined } = {}): Promise<{ reference: string; digest: Digest }> {
     const parsed = this.#parse(reference);
-    const { digest } = await this.#puller.resolve(parsed, signal);
-    return { reference: formatReference(parsed), digest };
+    const full = formatReference(parsed);
+    const { digest } = (await this.#unchanged(parsed, signal))?.image ?? (await this.#puller.resolve(parsed, signal));
+    return { reference: full, digest };
   }
 
   /**
@@ -95,10 +96,12 @@ export class ImageStore {
     const known = pull && parsed.digest === null ? undefined : this.#knownRecord(full);
     if (known) return this.#use(known, caller);
     return await this.#pulls.run(full, caller, async (signal, emit) => {
+      const unchanged = await this.#unchanged(parsed, signal);
+      if (unchanged) return this.#use(unchanged, { onEvent: emit });
       const resolved = await this.#puller.resolve(parsed, signal);
       const image = await this.#puller.pull(parsed, resolved, signal, emit);
       const nowMs = this.#options.clock.nowMs();
-      this.#records.put({ image, pulledAtMs: nowMs, lastUsedAtMs: nowMs });
+      this.#records.put({ image, namedDigest: resolved.namedDigest, pulledAtMs: nowMs, lastUsedAtMs: nowMs });
       return image;
     });
   }
@@ -197,6 +200,13 @@ export class ImageStore {
   #knownRecord(full: string): ImageRecord | undefined {
     const record = this.#records.get(full);
     return record && this.#hasAll(record.image) ? record : undefined;
+  }
+
+  /** The known image of a reference, when that still means it. */
+  async #unchanged(reference: Reference, signal: AbortSignal | undefined): Promise<ImageRecord | undefined> {
+    const record = this.#knownRecord(formatReference(reference));
+    if (!record || reference.digest !== null) return record;
+    return (await this.#puller.stillMeans(reference, record.namedDigest, signal)) ? record : undefined;
   }
 
   #hasAll({ layers }: Image): boolean {

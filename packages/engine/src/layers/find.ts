@@ -7,13 +7,15 @@ import { MitosError } from "@mitos/protocol";
 const repositoryRoot = path.resolve(import.meta.dirname, "../../../..");
 
 /**
- * Path of `mitos-layers`: as asked for, else `MITOS_LAYERS`, else what the setup has built.
+ * Path of `mitos-layers`: as asked for, else `MITOS_LAYERS`, else beside `MITOS_GUEST`, else what the setup has built.
  *
  * @throws not_supported
  */
 export async function findLayersTool(explicit: string | undefined): Promise<string> {
+  const { MITOS_LAYERS, MITOS_GUEST } = process.env;
   const triple = `${process.arch === "arm64" ? "aarch64" : "x86_64"}-unknown-linux-gnu`;
-  const tool = explicit ?? process.env.MITOS_LAYERS ?? path.join(repositoryRoot, "guest/target", triple, "release/mitos-layers");
+  const built = MITOS_GUEST ? path.dirname(MITOS_GUEST) : path.join(repositoryRoot, "guest/target", triple, "release");
+  const tool = explicit ?? MITOS_LAYERS ?? path.join(built, "mitos-layers");
   try {
     await access(tool, constants.X_OK);
     return tool;

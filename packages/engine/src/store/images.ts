@@ -1,11 +1,14 @@
 import type { DatabaseSync } from "node:sqlite";
 import type { Image } from "../images/image.ts";
+import type { Digest } from "../layers/layer.ts";
 import { storageError } from "../storage-error.ts";
 import { parseRecord } from "./database.ts";
 
 /** An image as it was pulled. Its layers may be gone by now. */
 export interface ImageRecord {
   readonly image: Image;
+  /** What its reference meant at the registry: the digest of an index, or of the manifest itself. */
+  readonly namedDigest: Digest;
   readonly pulledAtMs: number;
   readonly lastUsedAtMs: number;
 }

@@ -13,6 +13,7 @@ import { ReadyContainers } from "./ready.ts";
 import { reattach } from "./reattach.ts";
 import { Roots } from "./roots.ts";
 import { runscCommands } from "./runsc.ts";
+import { limitScratch } from "./scratch.ts";
 import { type Facts, readCpu, readRoot, requireCompatible, saveMachine } from "./snapshot.ts";
 import type { ContainerShape } from "./spec.ts";
 import { sweep } from "./sweep.ts";
@@ -79,7 +80,9 @@ class GvisorDriver implements Driver {
     using use = await this.#roots.use(spec.root);
     const scratchOnDisk = spec.scratch === "disk" && use.root.binds.length === 0;
     const shape: ContainerShape = { root: use.root, resources: spec.resources, ...(scratchOnDisk ? { scratchOnDisk } : {}) };
-    return await this.#start(spec.machineId, shape, (container) => runsc.start(container.id));
+    const machine = await this.#start(spec.machineId, shape, (container) => runsc.start(container.id));
+    if (scratchOnDisk) void limitScratch(machine, this.#host.layout.scratch);
+    return machine;
   }
 
   ownersOf(root: RootSource) {

@@ -1,0 +1,11 @@
+//! `mitos-layers` as the engine runs it: real tars, real folders, real users.
+
+mod against_gnu_tar;
+mod changes;
+mod confined;
+mod copy;
+mod hostile;
+mod merge;
+mod tar;
+mod tool;
+mod unpack;
