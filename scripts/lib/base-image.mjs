@@ -80,8 +80,9 @@ export function baseImageFolder() {
 /**
  * Debian's smallest root with apt, as a tar with its true owners.
  *
- * @param options.packages - installed in it as well
- * @param options.hooks - lines for the shell, run when all is installed, with the root's folder as $1
+ * @param {string} target - its name ends in `.tar`
+ * @param {{ packages?: readonly string[], hooks?: readonly string[] }} [options] - `packages` are installed in it as well; `hooks` are lines
+ *   for the shell, run when all is installed, with the root's folder as $1
  */
 export function debianRoot(target, { packages = [], hooks = [] } = {}) {
   const { codename, mirror, components } = machineArchive("the base image of the tests", remedy);

@@ -1,6 +1,6 @@
 import { execFileSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
-import { existsSync, readFileSync } from "node:fs";
+import { readFileSync } from "node:fs";
 import type { TemplateSpec } from "@mitos/sdk";
 import { kindOf, parseAddress, unwrap } from "../../packages/engine/src/egress/addresses.ts";
 import { machineArchive } from "../../scripts/lib/distribution-package.mjs";
@@ -22,8 +22,13 @@ export function packageEnvironment(): Readonly<Record<string, string>> {
  */
 export async function onThisMachine(spec: TemplateSpec): Promise<TemplateSpec> {
   if (!spec.network?.allow) return spec;
-  const own = [...Object.values(ownRegistries()), machineArchive("packages of an example", "Check the machine's apt sources.").mirror].map((address) => new URL(address));
-  const allow = [...spec.network.allow, ...own.map(({ protocol, hostname, port }) => `${hostname}:${port || (protocol === "http:" ? 80 : 443)}`)];
+  const own = [...Object.values(ownRegistries()), machineArchive("packages of an example", "Check the machine's apt sources.").mirror].map(
+    (address) => new URL(address),
+  );
+  const allow = [
+    ...spec.network.allow,
+    ...own.map(({ protocol, hostname, port }) => `${hostname}:${port || (protocol === "http:" ? 80 : 443)}`),
+  ];
   const addresses = await Promise.all([...new Set(allow.map((rule) => rule.replace(/:\d+$/, "")))].map(specialAddresses));
   return { ...spec, network: { ...spec.network, allow: [...new Set(allow)], allowCidrs: [...new Set(addresses.flat())] } };
 }

@@ -1,5 +1,5 @@
-import { createHash } from "node:crypto";
 import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
 import path from "node:path";
 import { debianRoot } from "../../scripts/lib/base-image.mjs";
@@ -18,7 +18,8 @@ export const standIns: Readonly<Record<string, () => OciImage>> = {
     standIn([debian(["python3", "python3-pip"], pythonHook)], { Env: [`PATH=${defaultPath}`], Cmd: ["python3"] }),
   "library/node:24-slim": () => standIn([debian(["ca-certificates"]), node()], nodeRun),
   // With the packages that the example installs: to unpack them takes apt a minute inside a sandbox, and its own step finds them there.
-  "library/node:24-bookworm-slim": () => standIn([debian(["ca-certificates", "chromium-headless-shell", "fonts-dejavu-core"]), node()], nodeRun),
+  "library/node:24-bookworm-slim": () =>
+    standIn([debian(["ca-certificates", "chromium-headless-shell", "fonts-dejavu-core"]), node()], nodeRun),
   "library/postgres:15": () =>
     standIn([debian(["postgresql-15"], postgresHook), postgresEntrypoint()], {
       Env: [`PATH=${defaultPath}:/usr/lib/postgresql/15/bin`, "LANG=C.UTF-8", "PGDATA=/var/lib/postgresql/data"],

@@ -1,7 +1,10 @@
 /** The example templates, built of their own files and used by their own programs, on images that stand in for Docker Hub's. */
 
 import { execFile } from "node:child_process";
+import { once } from "node:events";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
@@ -13,6 +16,7 @@ import { template as browser } from "../../examples/templates/browser/template.t
 import { template as dataScience } from "../../examples/templates/data-science/template.ts";
 import { template as postgres } from "../../examples/templates/postgres/template.ts";
 import { template as webApp } from "../../examples/templates/web-app/template.ts";
+import { type EgressNetwork, hostNetwork } from "../../packages/engine/src/egress/network.ts";
 import { ensureChromium, findChromium } from "../../scripts/lib/chromium.mjs";
 import { type Block, parsePage } from "../docs/markdown.ts";
 import { isPrinted } from "../docs/output.ts";
@@ -24,13 +28,27 @@ import { pushStandIns } from "./stand-ins.ts";
 const minutes = 60_000;
 const examples = path.resolve(import.meta.dirname, "../../examples/templates");
 
+/** A site outside: `shop.test` on port 80. Every other name is the host's. */
+const site = createServer((_request, response) => response.setHeader("Content-Type", "text/html").end("<title>outside</title>"));
+const siteAddress = "1.2.3.4";
+const network: EgressNetwork = {
+  ...hostNetwork,
+  resolve: async (name, signal) => (name === "shop.test" ? [siteAddress] : hostNetwork.resolve(name, signal)),
+  connect: (address, port, signal) =>
+    address === siteAddress
+      ? hostNetwork.connect("127.0.0.1", (site.address() as AddressInfo).port, signal)
+      : hostNetwork.connect(address, port, signal),
+};
+
 let registry: Registry;
 let live: LiveServer;
 let folder: string;
 beforeAll(async () => {
+  site.listen(0, "127.0.0.1");
+  await once(site, "listening");
   registry = await startRegistry();
   await pushStandIns(registry);
-  live = await startLiveServer("gvisor", undefined, { mirrors: { "docker.io": [registry.host] } });
+  live = await startLiveServer("gvisor", network, { mirrors: { "docker.io": [registry.host] } });
   folder = mkdtempSync(path.join(os.tmpdir(), "mitos-examples-"));
 }, 10 * minutes);
 afterEach(async () => {
@@ -41,6 +59,8 @@ afterEach(async () => {
 afterAll(async () => {
   rmSync(folder, { recursive: true, force: true });
   await live?.close();
+  site.closeAllConnections();
+  site.close();
   await registry?.[Symbol.asyncDispose]();
 });
 
@@ -108,7 +128,11 @@ describe("web-app", () => {
 
   it("brings an edit into the page that a browser has open", async () => {
     const { path: executablePath, env } = findChromium()!;
-    const opened = await chromium.launch({ executablePath, env: { ...process.env, ...env }, args: ["--no-sandbox"] });
+    const opened = await chromium.launch({
+      executablePath,
+      env: { ...process.env, ...env, HOME: folder, TMPDIR: folder },
+      args: ["--no-sandbox"],
+    });
     try {
       await using sandbox = await live.create({ template: "web-app" });
       const page = await opened.newPage();
@@ -129,6 +153,17 @@ describe("browser", () => {
   it("opens a page, clicks in it and brings a picture out", async () => {
     await expectAsShown("browser");
     expect(sizeOfPng(readFileSync(path.join(folder, "page.png")))).toEqual([640, 360]);
+  });
+
+  it("visits what its network rules allow, and nothing else", async () => {
+    await using sandbox = await live.create({ template: "browser", network: { allowDomains: ["shop.test"] } });
+    const visit = async (url: string) => {
+      const code = `await (async () => { const page = await browser.newPage(); await page.goto("${url}"); return page.title(); })()`;
+      const { text, error } = await sandbox.runCode(code, { language: "javascript" });
+      return error ? error.value : text;
+    };
+    expect(await visit("http://shop.test/")).toBe("'outside'");
+    expect(await visit("https://example.com/")).toContain("ERR_TUNNEL_CONNECTION_FAILED");
   });
 
   it("is forked with the page that it has open, and each child goes on by itself", async () => {
@@ -160,7 +195,8 @@ describe("postgres", () => {
   it("runs when a sandbox wakes: it was started once, for the template", async () => {
     await using one = await live.create({ template: "postgres" });
     await using other = await live.create({ template: "postgres" });
-    const ask = async (sandbox: Sandbox, sql: string) => (await sandbox.exec(["psql", "-h127.0.0.1", "-Upostgres", "-dshop", "-Atc", sql])).stdout;
+    const ask = async (sandbox: Sandbox, sql: string) =>
+      (await sandbox.exec(["psql", "-h127.0.0.1", "-Upostgres", "-dshop", "-Atc", sql])).stdout;
     const started = await ask(one, "select pg_postmaster_start_time()");
     expect(started).toMatch(/^\d{4}-/);
     expect(await ask(other, "select pg_postmaster_start_time()")).toBe(started);

@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { type Engine, type ImageOptions, openEngine } from "@mitos/engine";
-import { type CreateOptions, create, type Sandbox, SandboxServer } from "@mitos/sdk";
+import { type CreateOptions, create, Sandbox, SandboxServer } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
 import { expect } from "vitest";
 import { quiet } from "../support/live-server.ts";
@@ -45,7 +45,12 @@ export class ImageServer implements AsyncDisposable {
     return create({ ...(typeof options === "string" ? { template: options } : options), baseUrl: this.#server.url });
   }
 
-  /** @returns the directories by whose names layers are found on disk */
+  /** A sandbox that was made before. */
+  reach(id: string): Sandbox {
+    return new Sandbox({ id, endpoint: this.#server.url });
+  }
+
+  /** One folder for each unpacked layer, by its digest. */
   get layersDir(): string {
     return path.join(this.dataDir, "layers");
   }

@@ -10,8 +10,8 @@ const ARCHITECTURE: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCHITECTURE: u32 = 0xc000_00b7;
 
-/// Links that a root file system may have.
-const PROBED: [&CStr; 4] = [c"/bin", c"/lib", c"/usr/bin/sh", c"/usr/bin/awk"];
+/// A link that every root of ours has, and others that those of other runtimes may have.
+const PROBED: [&CStr; 4] = [c"/etc/mtab", c"/bin", c"/lib", c"/usr/bin/sh"];
 
 static FILTER: [libc::sock_filter; 7] = [
     // struct seccomp_data: nr at 0, arch at 4.

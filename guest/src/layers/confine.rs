@@ -1,6 +1,7 @@
 //! Takes away what the work does not need, before the first byte of input is read.
 
 use super::failure::{Failure, Result};
+use super::seccomp;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -38,11 +39,7 @@ pub fn confine(folder: impl AsFd, file_bytes_max: u64) -> Result<Option<(u32, u3
     limit(Resource::RLIMIT_FSIZE, file_bytes_max)?;
     // Held until here: all that the caller has. An ordinary user gets the right to chroot in a user namespace of its own, in which it is alone.
     if !uid.is_root() {
-        unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| {
-            let mut failure = Failure::system("make a user namespace", error);
-            failure.detail.push_str("; allow unprivileged user namespaces, or run the server as root");
-            failure
-        })?;
+        unshare(CloneFlags::CLONE_NEWUSER).map_err(|error| needs_namespaces("make a user namespace", error))?;
         // /proc is gone after the chroot. Groups must be denied before the group is mapped, or the kernel refuses the map.
         for (file, text) in [("setgroups", "deny".into()), ("uid_map", format!("0 {uid} 1")), ("gid_map", format!("0 {gid} 1"))] {
             fs::write(format!("/proc/self/{file}"), text).map_err(|error| Failure::system(&format!("write /proc/self/{file}"), error))?;
@@ -50,12 +47,21 @@ pub fn confine(folder: impl AsFd, file_bytes_max: u64) -> Result<Option<(u32, u3
     }
     // Needs CAP_SYS_CHROOT, which is also what could lead out again: it is dropped right after.
     fchdir(folder).map_err(|error| Failure::system("enter the folder", error))?;
-    chroot(".").map_err(|error| Failure::system("chroot", error))?;
+    // Some systems give a user namespace to everybody and no rights in it.
+    chroot(".").map_err(|error| needs_namespaces("chroot", error))?;
     chdir("/").map_err(|error| Failure::system("enter the new root", error))?;
     // Nothing is ever executed from here on; if it were, it would gain nothing.
     nix::sys::prctl::set_no_new_privs().map_err(|error| Failure::system("set no_new_privs", error))?;
     keep_capabilities()?;
+    // Last: it would refuse the steps above.
+    seccomp::allow_only_files()?;
     Ok((!uid.is_root()).then(|| (uid.as_raw(), gid.as_raw())))
+}
+
+fn needs_namespaces(what: &str, error: nix::Error) -> Failure {
+    let mut failure = Failure::system(what, error);
+    failure.detail.push_str("; allow unprivileged user namespaces, or run the server as root");
+    failure
 }
 
 fn limit(resource: Resource, most: u64) -> Result<()> {

@@ -10,6 +10,7 @@ mod merge;
 mod names;
 mod pack;
 mod place;
+mod seccomp;
 mod tarball;
 mod tree;
 mod unpack;

@@ -36,6 +36,7 @@ fn it_has_no_other_folder_and_few_privileges_while_it_reads() {
             assert_eq!(root, folder.at("layer"));
         }
         assert_eq!(field("NoNewPrivs:"), "1");
+        assert_eq!(field("Seccomp:"), "2");
         assert_eq!(field("Threads:"), "1");
         for set in ["CapEff:", "CapPrm:"] {
             let held = u64::from_str_radix(&field(set), 16).unwrap();

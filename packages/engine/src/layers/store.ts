@@ -136,7 +136,7 @@ export class LayerStore {
   /**
    * They and their folders stay until the answer is disposed of.
    *
-   * @param ids - lowest first, each at most once
+   * @param ids - lowest first
    * @throws not_found
    */
   use(ids: readonly Digest[]): LayerUse {

@@ -185,7 +185,7 @@ describe("a stream of events", () => {
 
   it("tells what happens when it happens, and ends with the template", async () => {
     const { status, headers, lines } = await build(["gated", "x"]);
-    expect([status, headers.get("content-type")]).toEqual([200, "application/x-ndjson"]);
+    expect([status, headers.get("content-type"), headers.get("x-accel-buffering")]).toEqual([200, "application/x-ndjson", "no"]);
     const first = [(await lines.next()).value, (await lines.next()).value];
     expect(first).toEqual([
       { at_ms: expect.any(Number), kind: "phase", phase: "resolve", detail: "python:3.12" },

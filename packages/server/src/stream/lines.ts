@@ -19,7 +19,9 @@ export class JsonLines {
     if (this.#begun) return;
     this.#begun = true;
     this.#reply.hijack();
-    this.#reply.raw.writeHead(200, { "content-type": "application/x-ndjson", "cache-control": "no-store" });
+    // nginx, by default, would hold the lines back until it has a few pages of them.
+    const headers = { "content-type": "application/x-ndjson", "cache-control": "no-store", "x-accel-buffering": "no" };
+    this.#reply.raw.writeHead(200, headers);
     this.#reply.raw.flushHeaders();
   }
 
