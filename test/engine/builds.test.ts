@@ -215,6 +215,17 @@ describe("steps", () => {
     expect(await stepsOf("broken")).toEqual(["cached"]);
   });
 
+  it("name a user that is there, or the build says that it is not", async () => {
+    const steps: BuildStep[] = [{ kind: "user", user: "nobodysuch" }];
+    await expect(engine.createTemplate(request("userless", { image: python, steps }))).rejects.toMatchObject({
+      code: "build_failed",
+      detail: { cause: expect.stringMatching(/nobodysuch.*no user/) },
+    });
+    await engine.createTemplate(request("numbered", { image: python, steps: [{ kind: "user", user: "4711:4712" }] }));
+    await start("numbered", "a");
+    expect(await sh("a", "id -u; id -g")).toBe("4711\n4712");
+  });
+
   it("end with what they have left running, which is not waited for", async () => {
     const steps = [run("(while :; do date >> /srv/log; sleep 0.01; done) & until test -s /srv/log; do sleep 0.01; done; echo started")];
     await engine.createTemplate(request("busy", { image: python, steps }));

@@ -54,21 +54,17 @@ export async function runSteps(core: Core, request: TemplateRequest, base: Chain
     const config = configAfter(state.config, step);
     try {
       const stored = options.noCache ? undefined : storedStep(core, key);
-      let layer: Digest | null = null;
-      if (stored) {
-        layer = stored.layer;
-        if (layer) options.keep(layer);
-        if (changesFiles(step)) core.counters.steps.cached += 1;
-        tellState("cached");
-      } else {
-        tellState("running");
-        if (changesFiles(step)) {
-          layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
-            options.tell({ kind: "log", step: index, stream, text }),
-          );
-        } else storeStep(core, request, key, null);
-        tellState("done");
+      let layer = stored?.layer ?? null;
+      if (layer) options.keep(layer);
+      if (stored && changesFiles(step)) core.counters.steps.cached += 1;
+      tellState(stored ? "cached" : "running");
+      if (!stored && changesFiles(step)) {
+        layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
+          options.tell({ kind: "log", step: index, stream, text }),
+        );
       }
+      if (!stored && !changesFiles(step)) storeStep(core, request, key, null);
+      if (!stored) tellState("done");
       state = { key, config, layers: layer ? [...state.layers, { id: layer, origin: null }] : state.layers };
     } catch (error) {
       if (!options.signal.aborted) tellState("failed");
