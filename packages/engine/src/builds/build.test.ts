@@ -1,4 +1,4 @@
-import { readdir, readFile } from "node:fs/promises";
+import { readFile, truncate } from "node:fs/promises";
 import path from "node:path";
 import { toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -387,9 +387,7 @@ describe("events of builds", () => {
     await make("t", { image: "tool:1" });
     await bench.engine.close({ sandboxes: "end" });
     const folder = path.join(bench.dataDir, "builds");
-    const name = (await readdir(folder)).find((each) => each.startsWith("t."));
-    const { truncate } = await import("node:fs/promises");
-    const file = path.join(folder, String(name));
+    const file = path.join(folder, `${digestOf("t").slice("sha256:".length).slice(0, 32)}.ndjson`);
     await truncate(file, (await readFile(file)).byteLength - 10);
     await bench.reopen();
     const events = await eventsOf("t");

@@ -23,13 +23,13 @@ export function untimed({ atMs: _, ...event }: BuildEvent): BuildEventBody {
   return event;
 }
 
-/** The first line of a log: its file's name does not say it in full. */
+/** The first line of a log: its file's name does not say it. */
 interface Header {
   readonly id: TemplateId;
 }
 
 /**
- * What happened in the last build of each template, whether it is there by now or not: `<dataDir>/builds/<name>.ndjson`, a header and one event
+ * What happened in the last build of each template, whether it is there by now or not: `<dataDir>/builds/<hash of its id>.ndjson`, a header and one event
  * a line. A log always ends with `done` or `failed`.
  */
 export class BuildLogs {
@@ -102,10 +102,9 @@ export class BuildLogs {
     await Promise.all([...this.#open.values()].map(({ written }) => written));
   }
 
-  /** A name is up to 255 characters long and may hold slashes; a hash tells apart what is alike without them. */
+  /** No path on the host is made of what a client says, and a name may hold slashes. */
   #fileOf(id: TemplateId): string {
-    const readable = id.replaceAll(/[^a-zA-Z0-9_-]+/g, "-").slice(0, 64);
-    return path.join(this.#dir, `${readable}.${createHash("sha256").update(id).digest("hex").slice(0, 16)}.ndjson`);
+    return path.join(this.#dir, `${createHash("sha256").update(id).digest("hex").slice(0, 32)}.ndjson`);
   }
 
   async #files(): Promise<string[]> {
