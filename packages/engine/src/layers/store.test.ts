@@ -1,7 +1,9 @@
+import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
-import { chmod, mkdir, mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from "node:fs/promises";
+import { chmod, chown, mkdir, mkdtemp, readdir, readFile, rm, stat, utimes, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
+import { promisify } from "node:util";
 import { gzipSync, zstdCompressSync } from "node:zlib";
 import { MitosError } from "@mitos/protocol";
 import { afterEach, beforeEach, expect, test, vi } from "vitest";
@@ -35,12 +37,12 @@ function tarOf(files: Readonly<Record<string, string>>): Buffer {
   return Buffer.concat([...blocks, Buffer.alloc(1024)]);
 }
 
-function tarHeader(name: string, size: number): Buffer {
+function tarHeader(name: string, size: number, mode = 0o644, type = "0"): Buffer {
   const block = Buffer.alloc(512);
   block.write(name, 0, 100);
-  block.write("0000644", 100);
+  block.write(mode.toString(8).padStart(7, "0"), 100);
   block.write(size.toString(8).padStart(11, "0"), 124);
-  block.write("        0", 148);
+  block.write(`        ${type}`, 148);
   block.write("ustar\x0000", 257);
   const sum = block.reduce((total, byte) => total + byte, 0);
   block.write(`${sum.toString(8).padStart(6, "0")}\0`, 148);
@@ -318,4 +320,31 @@ test("tells the tool nothing of the server's environment", async () => {
     .split("\n")
     .map((line) => line.split("=")[0]);
   expect(names.filter((name) => !["PATH", "PWD", "_", "SHLVL", "OLDPWD"].includes(name ?? ""))).toEqual([]);
+});
+
+test("works without root: modes that shut out everybody, and set-user programs, come and go", async ({ skip }) => {
+  const asRoot = process.getuid?.() === 0;
+  const as = asRoot ? { uid: 65_534, gid: 65_534 } : {};
+  const reads = `require("node:fs").readFileSync(${JSON.stringify(import.meta.filename)})`;
+  const canRead = await promisify(execFile)(process.execPath, ["--eval", reads], { ...as, cwd: "/" }).catch(() => undefined);
+  skip(!canRead, "an ordinary user cannot read this checkout");
+  const files = path.join(dataDir, "layer.tar");
+  const entries = [tarHeader("shut/", 0, 0, "5"), tarHeader("shut/secret", 0, 0), tarHeader("tool", 0, 0o4755)];
+  await writeFile(files, Buffer.concat([...entries, Buffer.alloc(1024)]));
+  const program = `
+    import { createReadStream } from "node:fs";
+    import { stat } from "node:fs/promises";
+    const { LayerStore } = await import(${JSON.stringify(path.join(import.meta.dirname, "store.ts"))});
+    const nothing = () => {};
+    const store = await LayerStore.open({ dataDir: ${JSON.stringify(dataDir)}, log: { debug: nothing, info: nothing, warn: nothing, error: nothing } });
+    const layer = await store.add(createReadStream(${JSON.stringify(files)}));
+    const modes = await Promise.all(["shut", "shut/secret", "tool"].map(async (name) => (await stat(layer.dir + "/tree/" + name)).mode & 0o7777));
+    let packed = 0;
+    for await (const chunk of store.pack(layer.id)) packed += chunk.length;
+    await store.collect(new Set(), { olderThanMs: -1 });
+    console.log(JSON.stringify({ uid: process.getuid(), modes, packed, left: await stat(layer.dir).then(() => 1, () => 0) }));
+  `;
+  if (asRoot) await chown(dataDir, 65_534, 65_534);
+  const { stdout } = await promisify(execFile)(process.execPath, ["--input-type=module", "--eval", program], { ...as, cwd: "/" });
+  expect(JSON.parse(stdout)).toEqual({ uid: as.uid ?? process.getuid?.(), modes: [0o700, 0, 0o4755], packed: 5 * 512, left: 0 });
 });
