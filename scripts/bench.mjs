@@ -3,5 +3,5 @@ import path from "node:path";
 import { attach, fail, pinnedNode, root } from "./lib/run.mjs";
 import { setup } from "./lib/setup.mjs";
 
-await setup().catch(fail);
+await setup({ development: true }).catch(fail);
 process.exitCode = await attach(pinnedNode, [path.join(root, "test/bench/run.ts"), ...process.argv.slice(2)]);

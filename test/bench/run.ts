@@ -6,6 +6,7 @@ import path from "node:path";
 import { type Log, openEngine } from "@mitos/engine";
 import { create, type Sandbox } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
+import { describeImages, measureImages } from "./images.ts";
 
 const rounds = Number(process.argv[2] ?? 15);
 const silent: Log = { debug: nothing, info: nothing, warn: nothing, error: nothing };
@@ -36,6 +37,8 @@ try {
   await engine.close({ sandboxes: "end" });
   rmSync(dataDir, { recursive: true, force: true });
 }
+// Each round begins from nothing, and takes as long as many of the others.
+console.log(`\n${describeImages(await measureImages({ rounds: Math.ceil(rounds / 5), log: silent }))}`);
 
 async function engineReady(): Promise<void> {
   await (await create({ baseUrl: server.url })).terminate();

@@ -206,9 +206,7 @@ describe("steps", () => {
     await expect(engine.createTemplate(request("broken", { image: python, steps }))).rejects.toMatchObject({
       code: "build_failed",
       detail: {
-        cause: expect.stringMatching(
-          /^step 2 of 2 \(run .*\): it ended with exit code 100; [\s\S]*fetching[\s\S]*no such package: nosuch$/,
-        ),
+        cause: expect.stringMatching(/^step 1 \(run .*\): it ended with exit code 100; [\s\S]*fetching[\s\S]*no such package: nosuch$/),
         context: { step_index: 1, step_kind: "run", exit_code: 100 },
       },
     });
@@ -217,10 +215,19 @@ describe("steps", () => {
     expect(await stepsOf("broken")).toEqual(["cached"]);
   });
 
+  it("name a user that is there, or the build says that it is not", async () => {
+    const steps: BuildStep[] = [{ kind: "user", user: "nobodysuch" }];
+    await expect(engine.createTemplate(request("userless", { image: python, steps }))).rejects.toMatchObject({
+      code: "build_failed",
+      detail: { cause: expect.stringMatching(/nobodysuch.*no user/) },
+    });
+    await engine.createTemplate(request("numbered", { image: python, steps: [{ kind: "user", user: "4711:4712" }] }));
+    await start("numbered", "a");
+    expect(await sh("a", "id -u; id -g")).toBe("4711\n4712");
+  });
+
   it("end with what they have left running, which is not waited for", async () => {
-    const steps = [
-      run("(while :; do date >> /srv/log; sleep 0.01; done) & until test -s /srv/log; do sleep 0.01; done; echo started"),
-    ];
+    const steps = [run("(while :; do date >> /srv/log; sleep 0.01; done) & until test -s /srv/log; do sleep 0.01; done; echo started")];
     await engine.createTemplate(request("busy", { image: python, steps }));
     await start("busy", "a");
     expect(await sh("a", "test -s /srv/log; tail -c 1 /srv/log | od -An -c")).toBe("\\n");
@@ -231,7 +238,7 @@ describe("steps", () => {
     await expect(engine.createTemplate(request("greedy", { image: python, steps }))).rejects.toMatchObject({
       code: "build_failed",
       detail: {
-        cause: expect.stringMatching(/step 1 of 1 .*needed more memory than the 1024 MiB/),
+        cause: expect.stringMatching(/step 0 .*needed more memory than the 1024 MiB/),
         remediation: expect.stringContaining("mem_size_mib"),
       },
     });

@@ -1,5 +1,5 @@
 import { MitosError } from "@mitos/protocol";
-import type { Language, TemplateRequest, TemplateSource, WarmCode } from "../actions.ts";
+import type { Language, Runtime, TemplateRequest, TemplateSource, WarmCode } from "../actions.ts";
 import { asMitosError, type Core } from "../core.ts";
 import type { Snapshot } from "../driver.ts";
 import type { Guest } from "../guest.ts";
@@ -152,12 +152,32 @@ async function boot(
   };
   tell({ kind: "phase", phase: "boot", detail: layers ? `a root of ${layers.layers.length} layers` : "the host's files" });
   return withMachine(core, spec, signal, async (session) => {
+    if (root.config.user) await requireUser(session.guest.runtime, root.config.user);
     if (workload && command) {
       tell({ kind: "phase", phase: "start", detail: command.join(" ").slice(0, 200) });
       await runWorkload(session.guest.runtime, { env: workload.env, command, ready }, signal);
     }
     await warmUp(core, session.guest, { id, root, warm }, tell);
     return save(core, session, tell);
+  });
+}
+
+/** Said now rather than by every program of every sandbox. */
+async function requireUser(runtime: Runtime, user: string): Promise<void> {
+  let problem = "";
+  try {
+    // The one program that every machine has.
+    for await (const event of runtime.exec({ argv: ["/opt/mitos/bin/mitos-guest", "version"], cwd: "/" })) {
+      if (event.kind === "exit") problem = event.error;
+    }
+  } catch (error) {
+    problem = asMitosError(error, "it could not be tried").message;
+  }
+  if (!problem) return;
+  throw new MitosError("build_failed", {
+    cause: `nothing can be run as the user ${user}: ${problem}`,
+    remediation: "Name a user of the image, or make it in a run step before the user step.",
+    context: { step_kind: "user" },
   });
 }
 

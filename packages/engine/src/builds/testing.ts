@@ -189,7 +189,7 @@ export function programmed(real: ConnectGuest, program: Program, seen: { adoptio
     void machine.exited.then(() => ended.abort(new Error("the machine has ended")));
     const exec = async function* (start: ProcessStart): AsyncGenerator<ProcessEvent> {
       const command = `/bin/sh -c ${start.argv?.at(-1)}`;
-      if (start.argv?.at(-1) === killAll) return;
+      if (start.argv?.at(-1) === killAll || start.argv?.at(-1) === "version") return;
       seen.commands.push(command);
       yield { kind: "started", pid: 7, startedUnixMs: 0 };
       const said: string[] = [];
