@@ -100,6 +100,10 @@ USER nobody
       "[BUILD ] 7 user",
     ]);
     expect((await mitos("run", "--pool", "app", "cat settings.txt")).out).toBe("two");
+    const other = await build("--build-arg", "COLOUR=blue", "--name", "other");
+    expect(tags(other).every((line) => line.startsWith("[CACHED]"))).toBe(true);
+    expect(other.out).toMatch(/Template "other" ready in .*; 8 of 8 steps cached;/);
+    expect(other.out).not.toContain("[SEND  ]");
   });
 
   it("that fails names the step, keeps the old template, and its log can be read again", async () => {
@@ -157,7 +161,7 @@ it("a build that is canceled leaves nothing that runs", async () => {
 });
 
 it("prune removes what nothing uses", async () => {
-  expect((await mitos("template", "rm", "app")).code).toBe(0);
+  for (const name of ["app", "other"]) expect((await mitos("template", "rm", name)).code).toBe(0);
   expect(await mitos("prune", "--yes")).toMatchObject({ code: 0, out: expect.stringMatching(/^removed [1-9][\d.]* \w+\n$/) });
   expect((await mitos("run", "--pool", image, "echo still here")).out).toBe("still here\n");
 });

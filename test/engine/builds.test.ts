@@ -206,9 +206,7 @@ describe("steps", () => {
     await expect(engine.createTemplate(request("broken", { image: python, steps }))).rejects.toMatchObject({
       code: "build_failed",
       detail: {
-        cause: expect.stringMatching(
-          /^step 2 of 2 \(run .*\): it ended with exit code 100; [\s\S]*fetching[\s\S]*no such package: nosuch$/,
-        ),
+        cause: expect.stringMatching(/^step 1 \(run .*\): it ended with exit code 100; [\s\S]*fetching[\s\S]*no such package: nosuch$/),
         context: { step_index: 1, step_kind: "run", exit_code: 100 },
       },
     });
@@ -240,7 +238,7 @@ describe("steps", () => {
     await expect(engine.createTemplate(request("greedy", { image: python, steps }))).rejects.toMatchObject({
       code: "build_failed",
       detail: {
-        cause: expect.stringMatching(/step 1 of 1 .*needed more memory than the 1024 MiB/),
+        cause: expect.stringMatching(/step 0 .*needed more memory than the 1024 MiB/),
         remediation: expect.stringContaining("mem_size_mib"),
       },
     });

@@ -107,7 +107,7 @@ describe("a build on a server with keys", () => {
       const told = await collect((await build(apiKey, definition(id))).lines);
       return told.filter(({ kind, state }) => kind === "step" && state !== "running").map(({ type, state }) => `${type} ${state}`);
     };
-    expect(await states(keyOf("carol"), "carols")).toEqual(["copy cached", "env done", "run cached"]);
+    expect(await states(keyOf("carol"), "carols")).toEqual(["copy cached", "env cached", "run cached"]);
     expect(await states(eve, "eves")).toEqual(["copy done", "env done", "run done"]);
   });
 
@@ -115,7 +115,7 @@ describe("a build on a server with keys", () => {
     const alice = keyOf("alice");
     const broken = { id: "broken", image, build_steps: [run("echo about to fail >&2; exit 7")] };
     const told = await collect((await build(alice, broken)).lines);
-    expect(told.at(-1)).toMatchObject({ kind: "failed", error: { code: "build_failed", cause: expect.stringContaining("step 1 of 1") } });
+    expect(told.at(-1)).toMatchObject({ kind: "failed", error: { code: "build_failed", cause: expect.stringContaining("step 0 (run") } });
     const plain = await ask(alice, "POST", "/v1/templates", JSON.stringify(broken));
     expect([plain.status, await plain.json()]).toEqual([422, { error: told.at(-1).error }]);
     const later = await streamOf(server, "/v1/templates/broken/events", { headers: bearer(alice) });

@@ -11,7 +11,7 @@ export const globalFlags = [
       "address of the server (default: MITOS_BASE_URL, else the one of `mitos init`, else this machine's; https://mitos.run with a key of that service)",
   },
   { flags: "--api-key <key>", description: "key for the server (default: MITOS_API_KEY, else the saved one)" },
-  { flags: "--pool <name>", description: "template that sandboxes are created from (default: python)" },
+  { flags: "--pool <name>", description: "template or image that sandboxes are created from, such as python:3.12-slim (default: python)" },
   { flags: "-n, --namespace <name>", description: "accepted for scripts of clusters; a server has no namespaces" },
   { flags: "--kubeconfig <file>", description: "refused: this version talks to servers, not to clusters" },
 ] as const;

@@ -1,3 +1,5 @@
+import { cut } from "./building/text.ts";
+
 const delayMs = 1000;
 const frameMs = 100;
 const frames = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏";
@@ -15,7 +17,10 @@ export async function withProgress<T>(what: string | (() => string), work: Promi
     const elapsed = performance.now() - started;
     if (elapsed < delayMs) return;
     const text = typeof what === "string" ? what : what();
-    process.stderr.write(`\r\x1b[K${frames[drawn++ % frames.length]} ${text} … ${(elapsed / 1000).toFixed(0)} s`);
+    const time = ` … ${(elapsed / 1000).toFixed(0)} s`;
+    // A line that wraps could not be drawn over.
+    const line = cut(`${frames[drawn++ % frames.length]} ${text}`, (process.stderr.columns ?? 80) - 1 - time.length);
+    process.stderr.write(`\r\x1b[K${line}${time}`);
   }, frameMs);
   try {
     return await work;

@@ -29,17 +29,21 @@ interface FakeServer extends AsyncDisposable {
   events: object[];
   /** What other routes answer, by method and path. */
   answers: Record<string, unknown>;
+  /** Resolves when a stream has begun. */
+  readonly streaming: Promise<void>;
   /** Resolves when a client has left a stream that was open. */
   readonly left: Promise<void>;
 }
 
 async function startServer(): Promise<FakeServer> {
   const left = Promise.withResolvers<void>();
+  const streaming = Promise.withResolvers<void>();
   const fake = {
     requests: [] as FakeServer["requests"],
     events: [] as object[],
     answers: {} as Record<string, unknown>,
     left: left.promise,
+    streaming: streaming.promise,
   };
   const http = createServer(async (request: IncomingMessage, response: ServerResponse) => {
     const { method = "", url = "" } = request;
@@ -53,6 +57,8 @@ async function startServer(): Promise<FakeServer> {
       return response.writeHead(answer === undefined ? 404 : 200).end(JSON.stringify(answer ?? refusal));
     }
     response.on("close", () => response.writableFinished || left.resolve());
+    response.writeHead(200, { "Content-Type": "application/x-ndjson" });
+    streaming.resolve();
     for (const event of fake.events) response.write(`${JSON.stringify({ at_ms: 1, ...event })}\n`);
     if (["done", "failed"].includes((fake.events.at(-1) as { kind: string }).kind)) response.end();
   });
@@ -275,6 +281,16 @@ describe("on a terminal, template build", () => {
     expect(await shown(80, { NO_COLOR: "1" })).not.toMatch(colours);
     expect(await shown(80, { TERM: "dumb" })).toContain("[CACHED] step 0 run apt-get update");
   });
+});
+
+it("run is given up by Ctrl-C while its template is made, and makes no sandbox", async () => {
+  server.events = [{ kind: "phase", phase: "pull", detail: "docker.io/library/python:3.12" }];
+  const running = begin("run", "--pool", "python:3.12", "true");
+  await server.streaming;
+  running.child.kill("SIGINT");
+  expect(await running.ended).toMatchObject({ code: 130, out: "" });
+  await server.left;
+  expect(server.requests.map(({ path: at }) => at)).toEqual(["/v1/fork", "/v1/templates"]);
 });
 
 it("template push and pull print what came of it, and their events with --json", async () => {

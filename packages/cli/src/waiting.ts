@@ -16,15 +16,23 @@ export function waitFlags(): readonly [Option, Option] {
   ];
 }
 
-/** @param timeoutSeconds - 0 = as long as it takes. Its end is exit code 124. */
-export async function waiting<T>(what: string, timeoutSeconds: number, work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+/**
+ * @param timeoutSeconds - 0 = as long as it takes. Its end is exit code 124.
+ * @param progress - says how far it is. Default: what it is
+ */
+export async function waiting<T>(
+  what: string,
+  timeoutSeconds: number,
+  work: (signal: AbortSignal) => Promise<T>,
+  progress: string | (() => string) = what,
+): Promise<T> {
   using interrupt = interruptible();
-  if (timeoutSeconds === 0) return withProgress(what, work(interrupt.signal));
+  if (timeoutSeconds === 0) return withProgress(progress, work(interrupt.signal));
   const deadline = AbortSignal.timeout(timeoutSeconds * 1000);
   const elapsed = new Promise<never>((_, reject) => {
     deadline.addEventListener("abort", () => reject(waitElapsed(what, timeoutSeconds)), { once: true });
   });
-  return withProgress(what, Promise.race([work(AbortSignal.any([interrupt.signal, deadline])), elapsed]));
+  return withProgress(progress, Promise.race([work(AbortSignal.any([interrupt.signal, deadline])), elapsed]));
 }
 
 function waitElapsed(what: string, seconds: number): CommandError {

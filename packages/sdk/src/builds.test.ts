@@ -41,6 +41,13 @@ describe("a build whose events are asked for", () => {
     ]);
   });
 
+  it("is answered at its end by a server that knows no events", async () => {
+    await using server = await startFakeServer((_request, response) => json(response, 200, template));
+    const told: BuildEvent[] = [];
+    const info = await client(server).createTemplate("app", { onEvent: (event) => told.push(event) });
+    expect({ info, told }).toEqual({ info: expect.objectContaining({ id: "app", ready: true }), told: [] });
+  });
+
   it("rejects with what the last one says of the failure", async () => {
     const error = {
       code: "build_failed",
@@ -66,7 +73,7 @@ describe("a build whose events are asked for", () => {
     await using server = await startFakeServer(lines({ at_ms: 1, kind: "warning", text: "w" }));
     await expect(client(server).createTemplate("app", { onEvent: () => {} })).rejects.toMatchObject({ code: "transport_error" });
     await using cutting = await startFakeServer((_request, response) => {
-      response.writeHead(200, { "Content-Length": 100 });
+      response.writeHead(200, { "Content-Type": "application/x-ndjson", "Content-Length": 100 });
       response.write('{"kind":"warning"', () => response.destroy());
     });
     await expect(client(cutting).createTemplate("app", { onEvent: () => {} })).rejects.toMatchObject({ code: "transport_error" });
@@ -77,6 +84,7 @@ describe("a build whose events are asked for", () => {
     const controller = new AbortController();
     await using server = await startFakeServer((_request, response) => {
       response.on("close", () => closed.resolve());
+      response.writeHead(200, { "Content-Type": "application/x-ndjson" });
       response.write('{"at_ms":1,"kind":"warning","text":"w"}\n');
     });
     const building = client(server).createTemplate("app", {
@@ -174,6 +182,18 @@ describe("create, of a name that is no template yet", () => {
     await create("python:3.12-slim", { baseUrl: server.url }).catch(() => undefined);
     expect(server.requests.map(({ path }) => path)).toEqual(["/v1/fork", "/v1/templates"]);
     expect(server.requests[1]?.json()).toEqual({ id: "python:3.12-slim", image: "python:3.12-slim", init_wait_seconds: 5 });
+  });
+
+  it("tells what happens while its template is made, where somebody listens", async () => {
+    let isMade = false;
+    await using server = await startFakeServer((request, response) => {
+      if (request.path === "/v1/fork") return isMade ? json(response, 200, { id: request.json().id }) : json(response, 404, refusal);
+      isMade = true;
+      return lines({ at_ms: 1, kind: "phase", phase: "pull", detail: "d" }, { at_ms: 2, kind: "done", template })(request, response);
+    });
+    const told: string[] = [];
+    await create({ template: "python:3.12", baseUrl: server.url, onEvent: ({ kind }) => told.push(kind) });
+    expect(told).toEqual(["phase", "done"]);
   });
 
   it("that means nothing rejects with the names that are close to it", async () => {

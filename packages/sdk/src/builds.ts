@@ -69,9 +69,12 @@ export async function postWithEvents(
   headers: Readonly<Record<string, string>> = {},
 ): Promise<Record<string, unknown>> {
   if (!onEvent) return toObject(await http.post(path, body, headers, signal));
-  const response = await http.postStream(path, body, { headers: { ...headers, Accept: ndjson }, signal });
+  const wanted = { "Content-Type": "application/json", ...headers, Accept: ndjson };
+  const response = await http.send("POST", path, JSON.stringify(body), { headers: wanted, signal });
+  // An older server knows no events and answers when it is done.
+  if (!response.body || !response.headers.get("Content-Type")?.startsWith(ndjson)) return toObject(await http.json(path, response));
   try {
-    for await (const row of readNdjson(response)) {
+    for await (const row of readNdjson(response.body)) {
       const event = eventFromWire(row);
       if (!event) continue;
       onEvent(event);

@@ -1,4 +1,5 @@
 import { isImageReference } from "@mitos/protocol";
+import type { BuildEvent, BuildProgress } from "./builds.ts";
 import type { Connection } from "./config.ts";
 import { newIdempotencyKey } from "./config.ts";
 import { AgentRunError, errorForCode, NotFoundError } from "./errors.ts";
@@ -16,6 +17,8 @@ export interface CreateOptions extends Connection, ForkTemplateOptions {
   id?: string | undefined;
   /** Belongs to the template, which is built with it. */
   workload?: Workload | undefined;
+  /** Told of what happens while the template is made, when it is not there yet: an image may have to be downloaded first. */
+  onEvent?: ((event: BuildEvent) => void) | undefined;
 }
 
 /** What may stand beside the template's name. */
@@ -31,25 +34,26 @@ export type NamedCreateOptions = Omit<CreateOptions, "template" | "image">;
  */
 export async function create(first: string | CreateOptions = {}, more: NamedCreateOptions = {}): Promise<Sandbox> {
   const options: CreateOptions = typeof first === "string" ? { ...more, template: first } : first;
-  const { template: named, image, id, apiKey, baseUrl, workload, ...rest } = options;
+  const { template: named, image, id, apiKey, baseUrl, workload, onEvent, ...rest } = options;
+  const progress = { onEvent, signal: rest.signal };
   const template = templateOf(named, image);
   const server = SandboxServer.fromAuth({ apiKey, baseUrl });
   // One key for both tries: if the first did make a sandbox after all, the second answers with it.
   const fork = { ...rest, idempotencyKey: rest.idempotencyKey ?? newIdempotencyKey() };
-  if (workload) await server.ensureTemplate(template, { workload, signal: rest.signal });
+  if (workload) await server.ensureTemplate(template, { workload, ...progress });
   try {
     return await server.fork(template, id, fork);
   } catch (error) {
     if (!(error instanceof NotFoundError) || workload) throw error;
   }
-  await ensureNamed(server, template, rest.signal);
+  await ensureNamed(server, template, progress);
   return server.fork(template, id, fork);
 }
 
 /** Of what the name means on the server: a name that means nothing there is an error, which a new template's is not. */
-async function ensureNamed(server: SandboxServer, name: string, signal: AbortSignal | undefined): Promise<void> {
+async function ensureNamed(server: SandboxServer, name: string, progress: BuildProgress): Promise<void> {
   try {
-    await server.ensureTemplate(name, { image: name, signal });
+    await server.ensureTemplate(name, { image: name, ...progress });
   } catch (error) {
     if (!(error instanceof NotFoundError) || isImageReference(name)) throw error;
     throw await withCloseNames(error, name, server);

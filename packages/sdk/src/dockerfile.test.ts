@@ -172,6 +172,12 @@ CMD ["python", "app.py"]
     );
   });
 
+  it("with a quote that is never closed is refused at once, whatever follows it", () => {
+    for (const rest of ["\\".repeat(10_001), "\\'".repeat(5000), "x ".repeat(10_000)]) {
+      expect(() => steps(`ENV A="${rest}`)).toThrow(expect.objectContaining({ errorCause: "line 2: ENV: a quote is not closed" }));
+    }
+  });
+
   it("may use here-strings and shifts of its shell", () => {
     expect(steps("RUN bash -c 'cat <<< text; echo $((1<<3))'")).toHaveLength(1);
   });

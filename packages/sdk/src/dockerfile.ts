@@ -354,8 +354,9 @@ function jsonWords(text: string): string[] | undefined {
 
 /** The words of a line, divided by white space outside quotes; the quotes are still there. */
 function wordsOf(instruction: Instruction): { text: string }[] {
-  const escaped = instruction.escapedBy === "\\" ? "\\\\[\\s\\S]" : "`[\\s\\S]";
-  const words = new RegExp(`(?:${escaped}|"(?:${escaped}|[^"])*"|'[^']*'|[^\\s"'])+`, "g");
+  const by = instruction.escapedBy === "\\" ? "\\\\" : "`";
+  // No character fits two of these: one that is never closed must not be tried in every way.
+  const words = new RegExp(`(?:${by}[\\s\\S]|"(?:${by}[\\s\\S]|[^"${by}])*"|'[^']*'|[^\\s"'${by}])+`, "g");
   const found = [...instruction.rest.matchAll(words)].map(([text]) => ({ text }));
   const left = instruction.rest.replaceAll(words, "").trim();
   if (left !== "") throw refused(instruction, "a quote is not closed", "Close it.");

@@ -112,8 +112,12 @@ export class Template {
     const template = new Template();
     const spec = specOf(value);
     template.fromImage(text(spec, "image"));
-    for (const [index, step] of list(spec, "buildSteps").entries()) template.#steps.push(toStep(step, index));
+    const steps = list(spec, "buildSteps");
+    for (const [index, step] of steps.entries()) template.#steps.push(toStep(step, index));
+    // As `mitos.run/v1` has it: the older form, which counts only alone.
+    if (steps.length === 0) for (const line of words(spec, "init")) template.run(line);
     const workload = isObject(spec.workload) ? spec.workload : {};
+    requireMembers(workload, ["command", "entrypoint", "ready"], "workload.");
     const command = words(spec, "command");
     template.#command = command.length > 0 ? command : words(workload, "command");
     template.#isImagesOwn = workload.entrypoint === true;
@@ -321,12 +325,14 @@ export function networkFromSpec(spec: Record<string, unknown>): Network {
 function specOf(value: unknown): Record<string, unknown> {
   const spec = isObject(value) && isObject(value.spec) ? (isObject(value.spec.template) ? value.spec.template : value.spec) : value;
   if (!isObject(spec)) throw wrongSpec("it is not an object with an `image`");
-  const unknown = Object.keys(spec).find((name) => !specMembers.includes(name));
-  if (unknown !== undefined) throw wrongSpec(`${JSON.stringify(unknown)} is not a member of a template that is built here`);
+  requireMembers(spec, ["image", "init", "buildSteps", "command", "resources", "workload", "network", "warmKernel", "warm", "ignore"], "");
   return spec;
 }
 
-const specMembers = ["image", "buildSteps", "command", "resources", "workload", "network", "warmKernel", "warm", "ignore"];
+function requireMembers(of: Record<string, unknown>, known: readonly string[], where: string): void {
+  const unknown = Object.keys(of).find((name) => !known.includes(name));
+  if (unknown !== undefined) throw wrongSpec(`${where}${unknown} is not a member of a template that is built here`);
+}
 
 function toStep(step: unknown, index: number): BuildStep {
   const where = `buildSteps[${index}]`;

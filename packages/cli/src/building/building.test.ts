@@ -1,4 +1,6 @@
+import type { BuildEvent } from "@mitos/sdk";
 import { describe, expect, it } from "vitest";
+import { Creating } from "./creating.ts";
 import { LineReport } from "./lines.ts";
 import type { ProgressEvent } from "./report.ts";
 import { bar, cut, duration, oneLine, widthOf } from "./text.ts";
@@ -137,6 +139,31 @@ describe("on a terminal", () => {
     sending.apply(at({ kind: "context", step: 0, source: "src", state: "sent", doneBytes: 1024, totalBytes: 1024 }), 0);
     expect(texts(sending.takeFinished())).toEqual(["✓ sent src, 1.0 KiB"]);
     expect(frame(sending)).toEqual([]);
+  });
+});
+
+describe("what a new sandbox waits for", () => {
+  it("is its template, with how much of its layers is there, and then itself", () => {
+    const creating = new Creating();
+    const texts = [
+      at({ kind: "phase", phase: "pull", detail: "python:3.12" }),
+      layer("a", "downloading", 1024 * 1024),
+      layer("b", "done"),
+      layer("c", "shared"),
+      at({ kind: "phase", phase: "boot", detail: "" }),
+      at({ kind: "done", creationTimeMs: 1 }),
+    ].map((event) => {
+      creating.note(event as BuildEvent);
+      return creating.text;
+    });
+    expect(texts).toEqual([
+      "pulling python:3.12",
+      "pulling python:3.12, 1.0 MiB of 4.0 MiB",
+      "pulling python:3.12, 5.0 MiB of 8.0 MiB",
+      "pulling python:3.12, 5.0 MiB of 8.0 MiB",
+      "booting",
+      "creating the sandbox",
+    ]);
   });
 });
 

@@ -55,3 +55,13 @@ export function bar(done: number, total: number, width: number): string {
   const full = total > 0 ? Math.round((Math.min(done, total) / total) * width) : 0;
   return "█".repeat(full) + "░".repeat(width - full);
 }
+
+/** What the parts of a build that are no steps do. */
+export const phases: Readonly<Record<string, string>> = {
+  resolve: "looking up",
+  pull: "pulling",
+  boot: "booting",
+  start: "starting",
+  warm: "warming",
+  save: "saving",
+};

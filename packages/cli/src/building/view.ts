@@ -3,7 +3,7 @@ import type { Style } from "../style.ts";
 import { shortDigest } from "./lines.ts";
 import { LogLines } from "./log-lines.ts";
 import type { ProgressEvent } from "./report.ts";
-import { bar, cut, duration, labelOf, oneLine } from "./text.ts";
+import { bar, cut, duration, labelOf, oneLine, phases } from "./text.ts";
 
 export interface Line {
   readonly text: string;
@@ -29,15 +29,6 @@ const layersMax = 8;
 const logLinesMax = 6;
 const barWidth = 20;
 const frames = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏";
-
-const phases: Readonly<Record<string, string>> = {
-  resolve: "looking up",
-  pull: "pulling",
-  boot: "booting",
-  start: "starting",
-  warm: "warming",
-  save: "saving",
-};
 
 /** What has happened so far: lines that stay, and what is under way. Draws nothing itself. */
 export class BuildView {

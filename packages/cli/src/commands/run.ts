@@ -1,5 +1,6 @@
 import type { Sandbox } from "@mitos/sdk";
 import { type Command, Option } from "commander";
+import { Creating } from "../building/creating.ts";
 import { connectionOf, environmentEntry, poolOf, toCommand, wholeNumber } from "../context.ts";
 import { type ExecHereOptions, execHere } from "../exec-here.ts";
 import { Exit, exitCodes } from "../exit.ts";
@@ -17,10 +18,12 @@ export function runCommand(): Command {
     .addOption(new Option("--rm", "terminate the sandbox afterwards, which is the default").conflicts("keep"))
     .action(async (words: string[], { keep = false, ...options }: RunOptions, command: Command) => {
       const line = toCommand(words);
-      const { create } = await import("@mitos/sdk");
       using interrupt = interruptible();
-      // Not aborted by Ctrl-C: a sandbox that is half made could not be terminated.
-      const sandbox = await withProgress("creating the sandbox", create({ ...connectionOf(command), template: poolOf(command) }));
+      const creating = new Creating();
+      const sandbox = await withProgress(
+        () => creating.text,
+        creating.create(connectionOf(command), poolOf(command), { interrupt: interrupt.signal }),
+      );
       const work = async () =>
         interrupt.signal.aborted ? exitCodes.interrupted : execHere(sandbox, line, toExecOptions(options), interrupt);
       if (!keep) throw new Exit(await thenTerminate(sandbox, work));

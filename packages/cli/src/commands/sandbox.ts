@@ -1,5 +1,6 @@
 import type { Sandbox, ServerSandbox } from "@mitos/sdk";
 import { Command, Option } from "commander";
+import { Creating } from "../building/creating.ts";
 import { connectionOf, poolOf, toCommand, wholeNumber } from "../context.ts";
 import { execHere } from "../exec-here.ts";
 import { Exit } from "../exit.ts";
@@ -30,9 +31,12 @@ function createCommand(): Command {
   const command = new Command("create").description("create a sandbox and print its id").addOption(timeoutFlag());
   for (const flag of waitFlags()) command.addOption(flag);
   return command.action(async ({ timeout }: { timeout: number }) => {
-    const { create } = await import("@mitos/sdk");
-    const sandbox = await waiting("creating the sandbox", timeout, (signal) =>
-      create({ ...connectionOf(command), template: poolOf(command), signal }),
+    const creating = new Creating();
+    const sandbox = await waiting(
+      "creating the sandbox",
+      timeout,
+      (signal) => creating.create(connectionOf(command), poolOf(command), { signal }),
+      () => creating.text,
     );
     print(sandbox.id);
   });

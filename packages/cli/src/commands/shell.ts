@@ -1,8 +1,10 @@
-import type { Sandbox } from "@mitos/sdk";
+import type { Connection, Sandbox } from "@mitos/sdk";
 import { Command } from "commander";
+import { Creating } from "../building/creating.ts";
 import { connectionOf, poolOf } from "../context.ts";
 import { CommandError, Exit, UsageError } from "../exit.ts";
 import { withProgress } from "../progress.ts";
+import { interruptible } from "../signals.ts";
 import { attachTerminal } from "../terminal.ts";
 
 export function shellCommand(): Command {
@@ -10,12 +12,17 @@ export function shellCommand(): Command {
     if (!process.stdin.isTTY || !process.stdout.isTTY) {
       throw new UsageError("mitos shell needs a terminal", "Use `mitos sandbox exec <id> <command>` in scripts.");
     }
-    const { create, Sandbox } = await import("@mitos/sdk");
+    const { Sandbox } = await import("@mitos/sdk");
     const connection = connectionOf(command);
     if (id !== "new") throw new Exit(await shell(await Sandbox.connect(id, connection)));
-    const sandbox = await withProgress("creating the sandbox", create({ ...connection, template: poolOf(command) }));
-    throw new Exit(await shellThenTerminate(sandbox));
+    throw new Exit(await shellThenTerminate(await newSandbox(connection, poolOf(command))));
   });
+}
+
+async function newSandbox(connection: Connection, template: string): Promise<Sandbox> {
+  using interrupt = interruptible();
+  const creating = new Creating();
+  return await withProgress(() => creating.text, creating.create(connection, template, { interrupt: interrupt.signal }));
 }
 
 async function shellThenTerminate(sandbox: Sandbox): Promise<number> {

@@ -229,7 +229,7 @@ describe("steps", () => {
     await expect(make("t", { image: "tool:1", steps })).rejects.toMatchObject({
       code: "build_failed",
       detail: {
-        cause: expect.stringMatching(/^step 2 of 3 \(run two\): it ended with exit code 100; [\s\S]*no such package$/),
+        cause: expect.stringMatching(/^step 1 \(run two\): it ended with exit code 100; [\s\S]*no such package$/),
         context: { step_index: 1, step_kind: "run", exit_code: 100 },
         remediation: expect.stringContaining("Change that step"),
       },

@@ -56,18 +56,20 @@ export async function runSteps(core: Core, request: TemplateRequest, base: Chain
       const stored = options.noCache ? undefined : storedStep(core, key);
       let layer = stored?.layer ?? null;
       if (layer) options.keep(layer);
-      if (stored) core.counters.steps.cached += 1;
+      if (stored && changesFiles(step)) core.counters.steps.cached += 1;
       tellState(stored ? "cached" : "running");
       if (!stored && changesFiles(step)) {
         layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
           options.tell({ kind: "log", step: index, stream, text }),
         );
+      } else if (!stored) {
+        storeStep(core, request, key, null);
       }
       if (!stored) tellState("done");
       state = { key, config, layers: layer ? [...state.layers, { id: layer, origin: null }] : state.layers };
     } catch (error) {
       if (!options.signal.aborted) tellState("failed");
-      throw options.signal.aborted ? error : atStep(error, step, index, steps.length);
+      throw options.signal.aborted ? error : atStep(error, step, index);
     }
   }
   return state;
@@ -78,12 +80,19 @@ function changesFiles({ kind }: BuildStep): boolean {
   return kind === "run" || kind === "copy" || kind === "workdir";
 }
 
-/** Those that change no file never are; one whose layer was collected is not any more. */
+/** One whose layer was collected is not stored any more. */
 function storedStep(core: Core, key: Digest): { readonly layer: Digest | null } | undefined {
   const step = core.stepStore.get(key);
   if (!step || (step.layer !== null && !core.layers.has(step.layer))) return undefined;
   core.stepStore.touch(key, core.clock.nowMs());
   return step;
+}
+
+/** @param layer - null = it has changed no file */
+function storeStep(core: Core, { id }: TemplateRequest, key: Digest, layer: Pick<Layer, "id" | "bytes"> | null): void {
+  const nowMs = core.clock.nowMs();
+  const { id: layerId = null, bytes = 0 } = layer ?? {};
+  core.stepStore.put({ key, layer: layerId, bytes, createdAtMs: nowMs, lastUsedAtMs: nowMs, template: id });
 }
 
 /** Before anything is run: a client brings the files of its copy steps first. What is stored needs them no more. */
@@ -189,16 +198,8 @@ async function make(
   core.counters.steps.run += 1;
   const layer = await makeLayer(core, request, { step, state }, base.layers, signal, tell);
   const made = layer.entries > 0 ? { id: layer.id, use: core.layers.use([layer.id]) } : null;
-  const nowMs = core.clock.nowMs();
   try {
-    core.stepStore.put({
-      key,
-      layer: made?.id ?? null,
-      bytes: layer.bytes,
-      createdAtMs: nowMs,
-      lastUsedAtMs: nowMs,
-      template: request.id,
-    });
+    storeStep(core, request, key, made && layer);
   } catch (error) {
     made?.use[Symbol.dispose]();
     throw error;
@@ -249,14 +250,14 @@ export function labelOf(step: BuildStep): string {
   }
 }
 
-function atStep(error: unknown, step: BuildStep, index: number, count: number): MitosError {
+function atStep(error: unknown, step: BuildStep, index: number): MitosError {
   const ours = asMitosError(error, "it failed");
   // What is not the step's fault keeps its code, so that it is known whether to try again.
   if (ours.code !== "build_failed" && ours.code !== "internal") return ours;
   const { cause = "it failed", context, ...rest } = ours.detail;
   return new MitosError("build_failed", {
     ...rest,
-    cause: `step ${index + 1} of ${count} (${step.kind} ${labelOf(step)}): ${cause}`,
+    cause: `step ${index} (${step.kind} ${labelOf(step)}): ${cause}`,
     context: { ...context, step_index: index, step_kind: step.kind },
     remediation: rest.remediation ?? "Change that step and create the template again: the steps before it are not run again.",
   });

@@ -133,7 +133,7 @@ describe("the files of a copy step", () => {
     await using server = await startFakeServer((request, response) => {
       if (request.method === "HEAD") return response.writeHead(404).end();
       if (request.method === "PUT") return json(response, 200, {});
-      return response.end('{"kind":"done","template":{}}\n');
+      return json(response, 200, {});
     });
     await buildTemplate("t", copy("large", "/"), { baseUrl: server.url, context });
     expect(server.requests[1]?.body.length).toBe(300 * 1024 * 1024 + 512 + 1024);

@@ -13,7 +13,28 @@ const plainSizeMax = 0o77777777777;
  * The same bytes for the same entries, whoever makes them, when and where: no times, no owners, and of a file's mode only whether it
  * can be executed. Names that do not fit into the old header are in a pax record before it.
  */
-export async function* packTar(entries: readonly TarEntry[]): AsyncGenerator<Uint8Array, void, undefined> {
+export function packTar(entries: readonly TarEntry[]): AsyncGenerator<Uint8Array, void, undefined> {
+  return gathered(piecesOf(entries));
+}
+
+/** Small files would otherwise be sent in pieces of a few hundred bytes. */
+async function* gathered(pieces: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array, void, undefined> {
+  let waiting: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const piece of pieces) {
+    waiting.push(piece);
+    bytes += piece.length;
+    if (bytes < chunkBytesMin) continue;
+    yield waiting.length === 1 ? piece : Buffer.concat(waiting);
+    waiting = [];
+    bytes = 0;
+  }
+  if (bytes > 0) yield Buffer.concat(waiting);
+}
+
+const chunkBytesMin = 64 * 1024;
+
+async function* piecesOf(entries: readonly TarEntry[]): AsyncGenerator<Uint8Array, void, undefined> {
   for (const entry of entries) {
     yield headerOf(entry);
     if (entry.kind !== "file") continue;
