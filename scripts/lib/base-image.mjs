@@ -97,6 +97,11 @@ export function debianRoot(target, { packages = [], hooks = [] } = {}) {
   start("mmdebstrap", mmdebstrapMode(), [...options, codename, target, mirror]);
 }
 
+/** Whether packages that need their own scripts to be installed can be put into a root. */
+export function canRunPackageScripts() {
+  return process.getuid() === 0 || canMapIds();
+}
+
 /** The first that works here: as root, with mapped user ids, or with ownership that is only pretended. The root is the same. */
 function mmdebstrapMode() {
   if (process.getuid() === 0) return { args: ["--mode=root", "--skip=check/canmount"] };

@@ -11,12 +11,13 @@ import { promisify } from "node:util";
 import type { Sandbox, Template } from "@mitos/sdk";
 import { buildTemplate } from "@mitos/sdk/build";
 import { chromium } from "playwright-core";
-import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { template as browser } from "../../examples/templates/browser/template.ts";
 import { template as dataScience } from "../../examples/templates/data-science/template.ts";
 import { template as postgres } from "../../examples/templates/postgres/template.ts";
 import { template as webApp } from "../../examples/templates/web-app/template.ts";
 import { type EgressNetwork, hostNetwork } from "../../packages/engine/src/egress/network.ts";
+import { canRunPackageScripts } from "../../scripts/lib/base-image.mjs";
 import { ensureChromium, findChromium } from "../../scripts/lib/chromium.mjs";
 import { type Block, parsePage } from "../docs/markdown.ts";
 import { isPrinted } from "../docs/output.ts";
@@ -40,23 +41,32 @@ const network: EgressNetwork = {
       : hostNetwork.connect(address, port, signal),
 };
 
+/** Without it there are no images to build on. */
+const canMakeImages = canRunPackageScripts();
+
 let registry: Registry;
 let live: LiveServer;
 let folder: string;
 beforeAll(async () => {
+  if (!canMakeImages) return;
   site.listen(0, "127.0.0.1");
   await once(site, "listening");
   registry = await startRegistry();
   await pushStandIns(registry);
   live = await startLiveServer("gvisor", network, { mirrors: { "docker.io": [registry.host] } });
   folder = mkdtempSync(path.join(os.tmpdir(), "mitos-examples-"));
-}, 10 * minutes);
+}, 110 * minutes);
+beforeEach(({ skip }) => {
+  skip(!canMakeImages, "this user cannot run the scripts of Debian's packages: neither root nor user ids to map in /etc/subuid");
+});
 afterEach(async () => {
+  if (!canMakeImages) return;
   const left = live.engine.list().map(({ id }) => id);
   await Promise.all(left.map((id) => live.engine.terminate(id)));
   expect(left).toEqual([]);
 });
 afterAll(async () => {
+  if (!canMakeImages) return;
   rmSync(folder, { recursive: true, force: true });
   await live?.close();
   site.closeAllConnections();
@@ -65,6 +75,7 @@ afterAll(async () => {
 });
 
 async function build(name: string, template: Template): Promise<void> {
+  if (!canMakeImages) return;
   const printed: string[] = [];
   try {
     await buildTemplate(name, await onThisMachine(template.toSpec()), {
@@ -103,7 +114,7 @@ function sizeOfPng(png: Uint8Array): [number, number] {
 }
 
 describe("data-science", () => {
-  beforeAll(() => build("data-science", dataScience), 5 * minutes);
+  beforeAll(() => build("data-science", dataScience), 10 * minutes);
 
   it("draws a plot with the first code that a sandbox is given", async () => {
     await expectAsShown("data-science");
@@ -122,7 +133,7 @@ describe("web-app", () => {
   beforeAll(async () => {
     await ensureChromium();
     await build("web-app", webApp);
-  }, 5 * minutes);
+  }, 10 * minutes);
 
   it("serves a preview at once, and shows an edit in it", () => expectAsShown("web-app"));
 
@@ -136,7 +147,7 @@ describe("web-app", () => {
     try {
       await using sandbox = await live.create({ template: "web-app" });
       const page = await opened.newPage();
-      await page.goto((await sandbox.preview(5173)).browserUrl);
+      await page.goto((await sandbox.preview(5173)).browserUrl!);
       const greeting = page.locator("#greeting");
       await expect.poll(() => greeting.textContent()).toBe("Hello from a sandbox");
       await sandbox.files.write("/app/src/greeting.js", 'export const greeting = "Hello from an edit";\n');
@@ -148,7 +159,7 @@ describe("web-app", () => {
 });
 
 describe("browser", () => {
-  beforeAll(() => build("browser", browser), 5 * minutes);
+  beforeAll(() => build("browser", browser), 10 * minutes);
 
   it("opens a page, clicks in it and brings a picture out", async () => {
     await expectAsShown("browser");
@@ -188,7 +199,7 @@ describe("browser", () => {
 });
 
 describe("postgres", () => {
-  beforeAll(() => build("postgres", postgres), 5 * minutes);
+  beforeAll(() => build("postgres", postgres), 10 * minutes);
 
   it("is forked with its data into databases that differ, and its own stays as it was", () => expectAsShown("postgres"));
 
