@@ -6,7 +6,7 @@ use std::borrow::Borrow;
 
 /// A root lies below a folder of the host and together they must fit into the 4,096 bytes that the kernel takes.
 pub const PATH_BYTES_MAX: usize = 3_072;
-const NAME_BYTES_MAX: usize = 255;
+pub const NAME_BYTES_MAX: usize = 255;
 pub const DEPTH_MAX: usize = 256;
 
 /// Bytes of one path component, of a link's target or of an attribute: mostly text, but no promise of it.

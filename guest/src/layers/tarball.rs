@@ -497,3 +497,113 @@ fn sparse_list(text: &[u8]) -> Result<Vec<Part>> {
     }
     Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// xorshift64*.
+    fn next(state: &mut u64) -> u64 {
+        *state ^= *state >> 12;
+        *state ^= *state << 25;
+        *state ^= *state >> 27;
+        state.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 11
+    }
+
+    fn header(name: &[u8], kind: u8, size: usize) -> Vec<u8> {
+        let mut block = vec![0; BLOCK];
+        block[..name.len()].copy_from_slice(name);
+        block[124..135].copy_from_slice(format!("{size:011o}").as_bytes());
+        block[156] = kind;
+        block[257..265].copy_from_slice(b"ustar\x0000");
+        block
+    }
+
+    fn sign(block: &mut [u8]) {
+        block[148..156].fill(b' ');
+        let sum: u32 = block.iter().map(|&byte| u32::from(byte)).sum();
+        block[148..155].copy_from_slice(format!("{sum:06o}\0").as_bytes());
+    }
+
+    /// One of everything that has a parser of its own.
+    fn sample() -> Vec<Vec<u8>> {
+        let record = |key: &str, value: &[u8]| {
+            let rest = key.len() + value.len() + 3;
+            let length = (rest + 1..).find(|length| *length == rest + length.to_string().len()).unwrap();
+            [length.to_string().as_bytes(), b" ", key.as_bytes(), b"=", value, b"\n"].concat()
+        };
+        let records = [
+            record("mtime", b"1234567890.123456789"),
+            record("GNU.sparse.major", b"1"),
+            record("GNU.sparse.minor", b"0"),
+            record("GNU.sparse.realsize", b"4096"),
+            record("SCHILY.xattr.user.x", b"\0\xff=\n"),
+        ]
+        .concat();
+        let padded = |content: &[u8]| {
+            let mut content = content.to_vec();
+            content.resize(BLOCK, 0);
+            content
+        };
+        vec![
+            header(b"pax", b'x', records.len()),
+            padded(&records),
+            header(b"sparse", b'0', 1024),
+            padded(b"1\n100\n512\n"),
+            padded(&[7; BLOCK]),
+            header(b"old sparse", b'S', 0),
+            header(b"long", b'L', 5),
+            padded(b"name\0"),
+            header(b"cut", b'0', 5),
+            padded(b"12345"),
+            header(b"link", b'1', 0),
+            header(b"folder/", 0, 0),
+        ]
+    }
+
+    /// What random bytes in every place do: an entry or a failure, never a panic, and never more than the limits allow.
+    #[test]
+    fn altered_tars_are_read_or_refused() {
+        let given = std::env::var("MITOS_SEED").ok().and_then(|text| text.parse().ok());
+        let mut state: u64 =
+            given.unwrap_or_else(|| std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1);
+        println!("MITOS_SEED={state}");
+        let interesting = [0, 1, b'0', b'7', b'9', b' ', b'=', b'\n', 0x7f, 0x80, 0xff];
+        let (mut read, mut refused) = (0, 0);
+        for _ in 0..10_000 {
+            let mut blocks = sample();
+            for _ in 0..=next(&mut state) % 4 {
+                let block = (next(&mut state) % blocks.len() as u64) as usize;
+                let at = (next(&mut state) % BLOCK as u64) as usize;
+                blocks[block][at] = match next(&mut state) % 3 {
+                    0 => next(&mut state) as u8,
+                    _ => interesting[(next(&mut state) % interesting.len() as u64) as usize],
+                };
+            }
+            for block in &mut blocks {
+                if &block[257..262] == b"ustar" {
+                    sign(block);
+                }
+            }
+            let mut tar = blocks.concat();
+            tar.extend([0; 2 * BLOCK]);
+            tar.truncate(tar.len() - (next(&mut state) % 8 / 7 * (next(&mut state) % 3000)) as usize);
+            let mut reader = Reader::new(&tar[..], 20, true);
+            let mut entries = 0;
+            loop {
+                match reader.next() {
+                    Ok(Some(_)) => entries += 1,
+                    Ok(None) => break read += 1,
+                    Err(failure) => {
+                        assert_ne!(failure.reason, super::super::failure::Reason::Internal, "{failure:?}");
+                        break refused += 1;
+                    }
+                }
+                let mut content = [0; 700];
+                let _ = reader.read(&mut content);
+            }
+            assert!(entries <= 20);
+        }
+        assert!(read > 300 && refused > 300, "{read} read, {refused} refused");
+    }
+}

@@ -113,6 +113,9 @@ impl Tree {
         }
         let id = way.last().map_or(Some(ROOT), |(_, id)| *id);
         let parts: Vec<Bytes> = way.into_iter().map(|(part, _)| part).collect();
+        if parts.iter().any(|part| part.0.len() > names::NAME_BYTES_MAX) {
+            return Err(Failure::too_large(format!("a symbolic link leads to a name of more than {} bytes", names::NAME_BYTES_MAX)));
+        }
         if parts.len() > names::DEPTH_MAX || parts.iter().map(|part| part.0.len() + 1).sum::<usize>() > PATH_BYTES_MAX {
             return Err(Failure::too_large("symbolic links lead to a path that is too long"));
         }
@@ -161,11 +164,18 @@ impl Tree {
     /// Puts a layer on top, as a runtime unpacks it onto the ones below: whiteouts take away what lower layers have, and each entry lands where
     /// its parent leads in the root that is there by then.
     pub fn apply(&mut self, layer: u32, index: &Index) -> Result<()> {
+        // Before anything else: the layer's own files may get the names that these mean.
+        let lower_links: Vec<(&Line, Kind, Option<Rc<Meta>>)> = index
+            .lines
+            .iter()
+            .filter(|line| line.kind == LineKind::LowerLink)
+            .map(|line| self.linked_file(line).map(|(kind, meta)| (line, kind, meta)).map_err(|failure| failure.at(&line.path.0)))
+            .collect::<Result<_>>()?;
         let folders: HashSet<&[u8]> = index.lines.iter().filter(|line| line.kind == LineKind::Folder).map(|line| &*line.path.0).collect();
         for line in &index.lines {
             let parts = split(&line.path.0);
             match line.kind {
-                LineKind::Whiteout if !self.replaces_symlink(&parts[..parts.len() - 1], &folders) => {
+                LineKind::Whiteout if !self.replaces_symlink(&parts[..parts.len().saturating_sub(1)], &folders) => {
                     let place = self.resolve(&parts, false)?;
                     self.remove(&place.parts);
                 }
@@ -181,7 +191,24 @@ impl Tree {
         for (number, line) in index.lines.iter().enumerate() {
             self.apply_line(Source { layer, number: number as u32 }, line).map_err(|failure| failure.at(&line.path.0))?;
         }
+        // Their folders are there by now.
+        for (line, kind, meta) in lower_links {
+            let place = self.resolve(&split(&line.path.0), false)?;
+            self.put(&place.parts, kind, meta).map_err(|failure| failure.at(&line.path.0))?;
+        }
         Ok(())
+    }
+
+    /// What the line of a hard link leads to.
+    fn linked_file(&self, line: &Line) -> Result<(Kind, Option<Rc<Meta>>)> {
+        let target = self.resolve(&split(line.target.as_ref().map_or(&[][..], |target| &target.0)), false)?;
+        match target.id.map(|id| &self.nodes[id]) {
+            Some(Node { kind: kind @ (Kind::File(_) | Kind::Symlink(_)), meta, .. }) => Ok((kind.clone(), meta.clone())),
+            _ => {
+                let target = String::from_utf8_lossy(&names::join(&target.parts)).into_owned();
+                Err(Failure::corrupt(format!("a hard link to {target}, which is no file of this image")))
+            }
+        }
     }
 
     /// Whether a layer has a folder of its own where a path goes through a symbolic link of lower layers: then it is about what is in that
@@ -203,7 +230,7 @@ impl Tree {
     fn apply_line(&mut self, source: Source, line: &Line) -> Result<()> {
         let parts = split(&line.path.0);
         let meta = line.meta.clone().map(Rc::new);
-        if matches!(line.kind, LineKind::Whiteout | LineKind::Opaque) {
+        if matches!(line.kind, LineKind::Whiteout | LineKind::Opaque | LineKind::LowerLink) {
             return Ok(());
         }
         if parts.is_empty() {
@@ -221,18 +248,7 @@ impl Tree {
             }
             LineKind::File => (Kind::File(source), meta),
             LineKind::Symlink => (Kind::Symlink(line.target.clone().unwrap_or_else(|| Bytes::from(&b""[..]))), meta),
-            _ => {
-                let target = split(line.target.as_ref().map_or(&[][..], |target| &target.0));
-                let target = self.resolve(&target, false)?;
-                let node = target.id.filter(|_| target.parts != place.parts).map(|id| &self.nodes[id]);
-                match node {
-                    Some(Node { kind: kind @ (Kind::File(_) | Kind::Symlink(_)), meta, .. }) => (kind.clone(), meta.clone()),
-                    _ => {
-                        let target = String::from_utf8_lossy(&names::join(&target.parts)).into_owned();
-                        return Err(Failure::corrupt(format!("a hard link to {target}, which is no file of this image")));
-                    }
-                }
-            }
+            _ => self.linked_file(line)?,
         };
         self.put(&place.parts, kind, meta)
     }

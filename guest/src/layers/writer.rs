@@ -13,7 +13,7 @@ use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -227,46 +227,59 @@ impl Writer {
         Ok(footer)
     }
 
-    /// In the order of a walk: marks of a folder, then what is in it.
+    /// Marks, then links to lower layers, then all else in the order of a walk. A folder comes before what it holds. Links to lower layers are first
+    /// because this layer may have other files under the names that they mean, and whoever unpacks a tar of it goes by its order.
     fn lines(&self) -> Vec<Line> {
-        let mut lines: Vec<Line> = self
-            .marks
-            .iter()
-            .map(|(path, kind)| Line { path: Bytes::from(&**path), kind: *kind, meta: None, size: None, target: None })
-            .collect();
-        let mut first_names = HashMap::new();
-        self.append_lines(ROOT, &mut Vec::new(), &mut first_names, &mut lines);
-        lines
+        let mark = |(path, kind): (&Vec<u8>, &LineKind)| Line { kind: *kind, ..plain_line(path) };
+        let mut lines = Lines { lines: self.marks.iter().map(mark).collect(), folders: HashSet::new(), first_names: HashMap::new() };
+        self.append_lower_links(ROOT, &mut vec![(ROOT, Vec::new())], &mut lines);
+        self.append_lines(ROOT, &mut Vec::new(), &mut lines);
+        lines.lines
     }
 
-    fn append_lines(&self, id: Id, path: &mut Vec<u8>, first_names: &mut HashMap<Source, Bytes>, lines: &mut Vec<Line>) {
+    /// @param way - the node and those above it, with their paths
+    fn append_lower_links(&self, id: Id, way: &mut Vec<(Id, Vec<u8>)>, lines: &mut Lines) {
+        for (name, child) in &self.tree.node(id).children {
+            let path = below(&way[way.len() - 1].1, name);
+            match &self.tree.node(*child).kind {
+                Kind::LowerLink(target) => {
+                    for (folder, path) in way.iter() {
+                        self.append_folder(*folder, path, lines);
+                    }
+                    lines.lines.push(Line { kind: LineKind::LowerLink, target: Some(Bytes::from(&**target)), ..plain_line(&path) });
+                }
+                Kind::Folder => {
+                    way.push((*child, path));
+                    self.append_lower_links(*child, way, lines);
+                    way.pop();
+                }
+                Kind::File(_) | Kind::Symlink(_) => {}
+            }
+        }
+    }
+
+    fn append_lines(&self, id: Id, path: &mut Vec<u8>, lines: &mut Lines) {
         let node = self.tree.node(id);
-        let mut line =
-            Line { path: Bytes::from(&**path), kind: LineKind::Folder, meta: node.meta.as_deref().cloned(), size: None, target: None };
+        let mut line = Line { meta: node.meta.as_deref().cloned(), ..plain_line(path) };
         match &node.kind {
             Kind::Folder => {
-                if node.meta.is_some() {
-                    lines.push(line);
-                }
+                self.append_folder(id, path, lines);
                 for (name, child) in &node.children {
                     let length = path.len();
-                    if length > 0 {
-                        path.push(b'/');
-                    }
-                    path.extend_from_slice(&name.0);
-                    self.append_lines(*child, path, first_names, lines);
+                    *path = below(path, name);
+                    self.append_lines(*child, path, lines);
                     path.truncate(length);
                 }
                 return;
             }
-            Kind::File(source) => match first_names.get(source) {
+            Kind::File(source) => match lines.first_names.get(source) {
                 Some(first) => {
                     line.kind = LineKind::Link;
                     line.target = Some(first.clone());
                     line.meta = None;
                 }
                 None => {
-                    first_names.insert(*source, line.path.clone());
+                    lines.first_names.insert(*source, line.path.clone());
                     line.kind = LineKind::File;
                     line.size = Some(self.sizes[source.number as usize]);
                 }
@@ -275,12 +288,17 @@ impl Writer {
                 line.kind = LineKind::Symlink;
                 line.target = Some(target.clone());
             }
-            Kind::LowerLink(target) => {
-                line.kind = LineKind::LowerLink;
-                line.target = Some(Bytes::from(&**target));
-            }
+            // They stand in front.
+            Kind::LowerLink(_) => return,
         }
-        lines.push(line);
+        lines.lines.push(line);
+    }
+
+    /// Once, and only if somebody has described it.
+    fn append_folder(&self, id: Id, path: &[u8], lines: &mut Lines) {
+        if let Some(meta) = self.tree.node(id).meta.as_deref().filter(|_| lines.folders.insert(id)) {
+            lines.lines.push(Line { meta: Some(meta.clone()), ..plain_line(path) });
+        }
     }
 
     fn split<'a>(&self, path: &'a [Bytes]) -> Result<(&'a Bytes, &'a [Bytes])> {
@@ -325,6 +343,23 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// An index while it is put together.
+struct Lines {
+    lines: Vec<Line>,
+    /// That have a line.
+    folders: HashSet<Id>,
+    /// Of files with several names.
+    first_names: HashMap<Source, Bytes>,
+}
+
+fn plain_line(path: &[u8]) -> Line {
+    Line { path: Bytes::from(path), kind: LineKind::Folder, meta: None, size: None, target: None }
+}
+
+fn below(folder: &[u8], name: &Bytes) -> Vec<u8> {
+    if folder.is_empty() { name.0.to_vec() } else { [folder, b"/", &*name.0].concat() }
 }
 
 struct DigestWriter(Sha256);

@@ -84,12 +84,12 @@ fn a_layer_has_what_was_added_changed_and_removed() {
     let expected = [
         ("whiteout", "lib"),
         ("whiteout", "usr/lib/b"),
+        ("lower_link", "usr/lib/c"),
         ("folder", "etc"),
         ("file", "etc/passwd"),
         ("folder", "home"),
         ("file", "home/new"),
         ("link", "home/other"),
-        ("lower_link", "usr/lib/c"),
     ];
     assert_eq!(machine.changed(&list), lines(&expected));
     let root = machine.root();

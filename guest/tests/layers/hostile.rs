@@ -72,6 +72,9 @@ fn links_in_circles_and_through_files_are_refused() {
     refused(&tar(&[symlink("a", "b"), symlink("b", "a"), file("a/x", "")]), "corrupt", "in a circle");
     refused(&tar(&[file("a", ""), file("a/x", "")]), "corrupt", "no folder");
     refused(&tar(&[folder("a"), link("b", "a")]), "corrupt", "a hard link to a folder");
+    let long = "n".repeat(256);
+    let to_long = with(symlink("way", ""), "linkpath", long);
+    refused(&tar(&[to_long, file("way/x", "")]), "too_large", "a name of more than 255 bytes");
     // Each is twice as long as the one before it.
     let names: Vec<String> = (0..45).map(|at| format!("l{at}")).collect();
     let targets: Vec<String> = (0..45_usize).map(|at| if at == 0 { "x/y".into() } else { format!("{0}/{0}", names[at - 1]) }).collect();

@@ -6,6 +6,7 @@ mod confined;
 mod copy;
 mod hostile;
 mod merge;
+mod random_entries;
 mod tar;
 mod tool;
 mod unpack;

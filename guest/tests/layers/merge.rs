@@ -96,6 +96,19 @@ fn hard_links_reach_files_of_lower_layers() {
 }
 
 #[test]
+fn a_hard_link_means_the_file_that_was_there_before_its_layer() {
+    let folder_ = Folder::new();
+    let lower = tar(&[file("a", "lower"), file("gone", "kept by its other name"), symlink("d", "elsewhere")]);
+    let upper = tar(&[link("z", "a"), file("a", "upper"), link("y", "gone"), file(".wh.gone", ""), link("d/x", "a"), folder("d")]);
+    let root = folder_.root_of(&[lower.clone(), upper]);
+    let expected = [("a", "upper"), ("z", "lower"), ("y", "kept by its other name"), ("d", "/"), ("d/x", "upper")];
+    assert_eq!(root, paths(&expected));
+    // The same from a tar of that layer.
+    let packed = folder_.run(&["pack", "--layer", "layer-1"], &[]).unwrap();
+    assert_eq!(Folder::new().root_of(&[lower, packed]), paths(&expected));
+}
+
+#[test]
 fn a_root_shares_the_files_of_its_layers_and_has_folders_of_its_own() {
     let folder = Folder::new();
     folder.unpack("layer", &tar(&[Entry { mode: 0o4711, ..file("d/tool", "x") }])).unwrap();
@@ -123,6 +136,22 @@ fn files_are_copied_where_they_cannot_be_linked() {
     assert_eq!(tree(&root), paths(&[("d", "/"), ("d/a", "content"), ("l", "-> d/a")]));
     let found = fs::metadata(root.join("d/a")).unwrap();
     assert_eq!((found.mode() & 0o7777, found.mtime(), found.nlink()), (0o640, 77, 1));
+}
+
+#[test]
+fn a_file_that_cannot_have_more_names_is_copied() {
+    let folder = Folder::new();
+    folder.unpack("layer", &tar(&[file("a", "content")])).unwrap();
+    let names = folder.make("names");
+    let full = (0..70_000).find_map(|number| fs::hard_link(folder.at("layer/tree/a"), names.join(number.to_string())).err());
+    let Some(full) = full else {
+        eprintln!("skipped: this file system takes more than 70,000 names");
+        return;
+    };
+    assert_eq!(full.raw_os_error(), Some(libc::EMLINK));
+    folder.merge("root", &["layer"]).unwrap();
+    assert_eq!(tree(&folder.at("root")), paths(&[("a", "content")]));
+    assert_eq!(fs::metadata(folder.at("root/a")).unwrap().nlink(), 1);
 }
 
 #[test]

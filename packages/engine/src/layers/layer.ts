@@ -5,7 +5,7 @@ export type Digest = `sha256:${string}`;
  * One unpacked layer: a folder `<dataDir>/layers/<hex of its id>` that is whole when it exists and never changes, with
  *
  * - `tree/`: its files, links and folders (of mode 0700) as they lie in a root; no whiteouts, no devices, no sockets or pipes
- * - `index`: what `tree/` alone cannot say, one JSON object a line in the order of a walk: names, kinds, modes, owners, times, extended
+ * - `index`: what `tree/` alone cannot say, one JSON object a line, a folder before what it holds: names, kinds, modes, owners, times, extended
  *   attributes, hard links, whiteouts and opaque folders
  *
  * Both are written and read by the `mitos-layers` program only.
