@@ -399,8 +399,8 @@ fn changes_of_the_root_are_told_and_nothing_else_also_after_a_restore() {
         owner("/data/link/below", 1, 1, 0o644),
         owner("/data/folder-link/file", 33, 44, 0o644),
     ];
-    let channel = parent.open("SetOwners", &pb::SetOwnersRequest { owners: owners[..3].to_vec() }, false);
-    parent.message(channel, &pb::SetOwnersRequest { owners: owners[3..].to_vec() });
+    let channel = parent.open("SetOwners", &pb::SetOwnersRequest { owners: owners[..3].to_vec(), copy_bytes_max: 0 }, false);
+    parent.message(channel, &pb::SetOwnersRequest { owners: owners[3..].to_vec(), ..Default::default() });
     parent.end(channel);
     assert_eq!(parent.status(channel).code, "");
     assert_eq!(
@@ -411,7 +411,10 @@ fn changes_of_the_root_are_told_and_nothing_else_also_after_a_restore() {
     let owned = changes(&mut parent);
     assert_eq!(not_same(&owned), Vec::<String>::new());
     assert_eq!((owned["data/owned"].owner, owned["data/kept/"].owner, owned["data/kept/"].mode), ((33, 44), (33, 44), 0o750));
-    let hostile = parent.unary::<pb::Empty>("SetOwners", &pb::SetOwnersRequest { owners: vec![owner("/data/../etc", 1, 1, 0)] });
+    let hostile = parent.unary::<pb::SetOwnersReply>(
+        "SetOwners",
+        &pb::SetOwnersRequest { owners: vec![owner("/data/../etc", 1, 1, 0)], ..Default::default() },
+    );
     assert_eq!(hostile.unwrap_err().code, "invalid_argument");
 
     let program = format!(

@@ -272,6 +272,17 @@ describe.runIf(probe.usable)("a root made of layers", () => {
     expect(layer.bytes).toBeLessThan(1024);
   });
 
+  it("leaves large files to root that everybody may read when there is no room for their copies", async ({ skip }) => {
+    skip(isRoot, "root sets owners on the host, without a copy");
+    const root = await rootOf(users);
+    const sandbox = await adopt(await driver.boot(newSpec({}, root)));
+    expect(await sandbox.guest.setOwners(await driver.ownersOf(root), { copyBytesMax: 1 })).toBe(1);
+    expect(await run(sandbox, "stat -c '%n %u' /bin/as-ann /srv/ann/notes /srv/ann")).toBe(
+      "/bin/as-ann 0\n/srv/ann/notes 1000\n/srv/ann 1000",
+    );
+    await end(sandbox);
+  });
+
   it("comes with the owners that could not be set on the host, which are none as root", async () => {
     const root = await rootOf(users);
     const owners = await driver.ownersOf(root);

@@ -98,29 +98,54 @@ fn owned() -> MutexGuard<'static, HashMap<PathBuf, Stamp>> {
 }
 
 pub async fn set_owners(first: Bytes, mut call: Call) -> Result<(), Status> {
-    let mut message = Some(first);
-    while let Some(bytes) = message {
-        let request: pb::SetOwnersRequest = decode(bytes)?;
-        step(move || {
+    let mut request: pb::SetOwnersRequest = decode(first)?;
+    let mut room = Room { bytes: if request.copy_bytes_max == 0 { u64::MAX } else { request.copy_bytes_max }, left: 0 };
+    loop {
+        room = step(move || {
             for entry in &request.owners {
-                set_owner(Path::new("/"), entry)?;
+                set_owner(Path::new("/"), entry, &mut room)?;
             }
-            Ok(())
+            Ok(room)
         })
         .await?;
-        message = call.receive().await?;
+        let Some(bytes) = call.receive().await? else { break };
+        request = decode(bytes)?;
     }
-    reply(&call, &pb::Empty {}).await
+    reply(&call, &pb::SetOwnersReply { left: room.left }).await
 }
 
-fn set_owner(root: &Path, entry: &pb::OwnerEntry) -> Result<(), Status> {
+/// A file whose owner is changed is copied, so that a large image of another user than root would fill the memory of its sandbox.
+struct Room {
+    /// For further copies.
+    bytes: u64,
+    /// How many files were not copied for want of it.
+    left: u64,
+}
+
+impl Room {
+    /// Whether a file may be copied. One that its owner could not even read otherwise always may.
+    fn take(&mut self, found: &FileStat, mode: u32) -> bool {
+        let bytes = u64::try_from(found.st_size).unwrap_or(0);
+        let is_for_all = mode & 0o004 != 0 && (mode & 0o100 == 0 || mode & 0o001 != 0);
+        if bytes > self.bytes && is_for_all {
+            self.left += 1;
+            return false;
+        }
+        self.bytes = self.bytes.saturating_sub(bytes);
+        true
+    }
+}
+
+fn set_owner(root: &Path, entry: &pb::OwnerEntry, room: &mut Room) -> Result<(), Status> {
     let path = relative(&entry.path)?;
     if owned().len() >= OWNERS_MAX {
         return Err(Status::new("resource_exhausted", format!("at most {OWNERS_MAX} files can be given owners")));
     }
-    match own(root, &path, entry) {
+    match own(root, &path, entry, room) {
         Ok(stamp) => {
-            owned().insert(path, stamp);
+            if let Some(stamp) = stamp {
+                owned().insert(path, stamp);
+            }
             Ok(())
         }
         // Not there, or reached through a link: nothing of the root.
@@ -139,23 +164,28 @@ fn relative(path: &str) -> Result<PathBuf, Status> {
     Ok(relative.components().collect())
 }
 
-fn own(root: &Path, path: &Path, entry: &pb::OwnerEntry) -> nix::Result<Stamp> {
+/// None: it stays as it is, since there is no room.
+fn own(root: &Path, path: &Path, entry: &pb::OwnerEntry, room: &mut Room) -> nix::Result<Option<Stamp>> {
     let mut folder = open_root(root).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
     // The root itself, which nothing but its own handle leads to.
     let name = path.file_name().unwrap_or(OsStr::new("."));
     for part in path.parent().into_iter().flat_map(Path::components) {
         folder = File::from(open_directory(&folder, part.as_os_str())?);
     }
+    let found = fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    if kind(&found) == SFlag::S_IFREG && !room.take(&found, entry.mode) {
+        return Ok(None);
+    }
     fchownat(&folder, name, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)), AtFlags::AT_SYMLINK_NOFOLLOW)?;
     let found = fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     if kind(&found) == SFlag::S_IFLNK {
-        return Ok(Stamp::of(&found, 0));
+        return Ok(Some(Stamp::of(&found, 0)));
     }
     // After the owner: a change of that takes the set-user-id bit away. It is no link, and nothing that could make one of it runs yet.
     fchmodat(&folder, name, Mode::from_bits_truncate(entry.mode & 0o7777), FchmodatFlags::FollowSymlink)?;
     let found = fstatat(&folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
     let hash = hash(&folder, name, &found).map_err(|error| nix::Error::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-    Ok(Stamp::of(&found, hash))
+    Ok(Some(Stamp::of(&found, hash)))
 }
 
 /// 0 for what is not a regular file.
@@ -562,15 +592,43 @@ mod tests {
         let entry = |path: &str| pb::OwnerEntry { path: path.into(), uid: own.uid(), gid: own.gid(), mode: 0o4711 };
         let mode = |name: &str| std::fs::metadata(root.0.join(name)).unwrap().permissions().mode() & 0o7777;
         let before = mode("folder/file");
+        let mut room = Room { bytes: u64::MAX, left: 0 };
         for passed_over in ["/link/file", "/nowhere", "/folder/file/below"] {
-            assert_eq!(set_owner(&root.0, &entry(passed_over)), Ok(()));
+            assert_eq!(set_owner(&root.0, &entry(passed_over), &mut room), Ok(()));
             assert_eq!(mode("folder/file"), before);
         }
         for refused in ["folder/file", "", "/folder/../folder/file", "/folder/\0"] {
-            assert_eq!(set_owner(&root.0, &entry(refused)).unwrap_err().code, "invalid_argument", "{refused:?}");
+            assert_eq!(set_owner(&root.0, &entry(refused), &mut room).unwrap_err().code, "invalid_argument", "{refused:?}");
         }
-        assert_eq!(set_owner(&root.0, &entry("/folder/file")), Ok(()));
-        assert_eq!(set_owner(&root.0, &entry("/")), Ok(()));
+        assert_eq!(set_owner(&root.0, &entry("/folder/file"), &mut room), Ok(()));
+        assert_eq!(set_owner(&root.0, &entry("/"), &mut room), Ok(()));
         assert_eq!((mode("folder/file"), mode("")), (0o4711, 0o4711));
+    }
+
+    #[test]
+    fn large_files_that_all_may_use_stay_as_they_are_when_their_copies_have_no_room() {
+        let root = Folder::new();
+        let own = std::fs::metadata(&root.0).unwrap();
+        let mut room = Room { bytes: 10, left: 0 };
+        // Name, bytes, wanted mode, whether it gets that mode.
+        let files = [
+            ("fits", 6, 0o640, true),
+            ("too-large", 6, 0o644, false),
+            ("private", 6, 0o600, true),
+            ("program", 6, 0o755, false),
+            ("private-program", 6, 0o754, true),
+            ("empty", 0, 0o644, true),
+        ];
+        for (name, bytes, wanted, _) in files {
+            std::fs::write(root.0.join(name), vec![0; bytes]).unwrap();
+            std::fs::set_permissions(root.0.join(name), std::fs::Permissions::from_mode(0o666)).unwrap();
+            let entry = pb::OwnerEntry { path: format!("/{name}"), uid: own.uid(), gid: own.gid(), mode: wanted };
+            assert_eq!(set_owner(&root.0, &entry, &mut room), Ok(()));
+        }
+        for (name, _, wanted, gets) in files {
+            let mode = std::fs::metadata(root.0.join(name)).unwrap().permissions().mode() & 0o7777;
+            assert_eq!(mode, if gets { wanted } else { 0o666 }, "{name}");
+        }
+        assert_eq!(room.left, 2);
     }
 }

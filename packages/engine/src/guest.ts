@@ -34,9 +34,13 @@ export interface Guest {
   quiesce(): Promise<{ resume(): Promise<void> }>;
   /**
    * Gives files their owners (`Driver.ownersOf`), before anything else happens in a machine whose root is made of layers. What `changes` tells
-   * does not count them.
+   * does not count them. A new owner makes a copy of the file where the machine keeps what it writes.
+   *
+   * @param options.copyBytesMax - of all these copies together: larger files that everybody may read then stay root's. Default: no limit, for
+   *   machines whose scratch space lies on the disk; a part of the memory for others
+   * @returns how many files stayed root's
    */
-  setOwners(entries: readonly OwnerEntry[]): Promise<void>;
+  setOwners(entries: readonly OwnerEntry[], options?: { readonly copyBytesMax?: number | undefined }): Promise<number>;
   /**
    * What programs have changed in the root file system since it was made, as the tar that `mitos-layers changes` reads (docs/link.md). Nothing
    * should run in the machine meanwhile: what changes while it is read may be told half. Leaving early ends it.

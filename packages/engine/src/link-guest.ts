@@ -45,18 +45,19 @@ export function connectGuest(machine: Machine, hooks: GuestHooks, waits: GuestWa
       if (adoption) await link.adopt(identityOf(adoption));
       else await link.hello();
     },
-    async setOwners(entries) {
+    async setOwners(entries, { copyBytesMax = 0 } = {}) {
       const batches = Array.from({ length: Math.ceil(entries.length / ownersPerMessage) }, (_, index) => ({
         owners: entries.slice(index * ownersPerMessage, (index + 1) * ownersPerMessage).map((entry) => ({ ...entry })),
       }));
       const [first, ...rest] = batches;
-      if (!first) return;
-      const call = link.duplex(pb.Agent.method.setOwners, first, {});
+      if (!first) return 0;
+      const call = link.duplex(pb.Agent.method.setOwners, { ...first, copyBytesMax: BigInt(copyBytesMax) }, {});
       try {
         for (const message of rest) await call.send(message);
         call.end();
-        // The answer says nothing but that all is done.
-        for await (const _ of call.messages);
+        let filesLeft = 0;
+        for await (const { left } of call.messages) filesLeft += Number(left);
+        return filesLeft;
       } finally {
         call.abort();
       }

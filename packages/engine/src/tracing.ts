@@ -89,7 +89,8 @@ export function traceGuests(connectGuest: ConnectGuest): ConnectGuest {
           guest.open(adoption),
         ),
       quiesce: () => traced("engine.quiesce", {}, () => guest.quiesce()),
-      setOwners: (entries) => traced("engine.setOwners", { "mitos.owners": entries.length }, () => guest.setOwners(entries)),
+      setOwners: (entries, options) =>
+        traced("engine.setOwners", { "mitos.owners": entries.length }, () => guest.setOwners(entries, options)),
       changes: (signal) => guest.changes(signal),
       warmKernel: (language) => traced("engine.warmKernel", { "mitos.language": language }, () => guest.warmKernel(language)),
       close: (error) => guest.close(error),

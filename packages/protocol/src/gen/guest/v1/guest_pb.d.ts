@@ -1315,6 +1315,14 @@ export declare type SetOwnersRequest = Message<"guest.v1.SetOwnersRequest"> & {
    * @generated from field: repeated guest.v1.OwnerEntry owners = 1;
    */
   owners: OwnerEntry[];
+
+  /**
+   * In the first message: a new owner makes a copy of the file in the sandbox, and these may have so many bytes together. Files beyond it that
+   * everybody may read stay root's. 0 = no limit.
+   *
+   * @generated from field: uint64 copy_bytes_max = 2;
+   */
+  copyBytesMax: bigint;
 };
 
 /**
@@ -1322,6 +1330,24 @@ export declare type SetOwnersRequest = Message<"guest.v1.SetOwnersRequest"> & {
  * Use `create(SetOwnersRequestSchema)` to create a new message.
  */
 export declare const SetOwnersRequestSchema: GenMessage<SetOwnersRequest>;
+
+/**
+ * @generated from message guest.v1.SetOwnersReply
+ */
+export declare type SetOwnersReply = Message<"guest.v1.SetOwnersReply"> & {
+  /**
+   * How many files stayed root's.
+   *
+   * @generated from field: uint64 left = 1;
+   */
+  left: bigint;
+};
+
+/**
+ * Describes the message guest.v1.SetOwnersReply.
+ * Use `create(SetOwnersReplySchema)` to create a new message.
+ */
+export declare const SetOwnersReplySchema: GenMessage<SetOwnersReply>;
 
 /**
  * @generated from message guest.v1.ChangesRequest
@@ -1733,7 +1759,7 @@ export declare const Agent: GenService<{
   setOwners: {
     methodKind: "client_streaming";
     input: typeof SetOwnersRequestSchema;
-    output: typeof EmptySchema;
+    output: typeof SetOwnersReplySchema;
   },
   /**
    * What programs have changed in the root file system since it was made (docs/link.md), as a tar in chunks; the last one has `eof`.
