@@ -13,6 +13,7 @@ export const templateGeneration = 1;
 const bootBytes = 128 * 1024 * 1024;
 /** To put a root together, start the machine and hear from its agent. Roots of many files on a slow disk take minutes. */
 const bootMsMax = 10 * 60 * 1000;
+const ownersShareOfMemory = 4;
 /** How much longer than the work in it a machine lives whose server has died. */
 const graceMs = 60_000;
 /** How long a machine whose link has ended may take to say why. */
@@ -84,7 +85,7 @@ export async function withMachine<T>(
   }
 }
 
-async function openGuest(core: Core, { id, network, config, resources, root }: BuildMachine, machine: Machine): Promise<Guest> {
+async function openGuest(core: Core, { id, network, config, resources, root, scratch }: BuildMachine, machine: Machine): Promise<Guest> {
   const guest = core.connectGuest(machine, {
     onActivity: () => () => {},
     egress: core.egress.open({ id, network, usage: { sentBytes: 0, receivedBytes: 0 } }),
@@ -107,7 +108,14 @@ async function openGuest(core: Core, { id, network, config, resources, root }: B
       user: config.user,
       cwd: config.workdir,
     });
-    await guest.setOwners(await core.driver.ownersOf(root));
+    // Copies for owners that the host could not give lie where everything lies that the machine writes: in memory they must leave room.
+    const copyBytesMax = scratch === "disk" ? undefined : (resources.memSizeMiB * 1024 * 1024) / ownersShareOfMemory;
+    const left = await guest.setOwners(await core.driver.ownersOf(root), { copyBytesMax });
+    if (left > 0)
+      core.log.warn(
+        { template: id, files: left },
+        "large files of an image stay root's: this server is not root, and they would fill the memory",
+      );
     return guest;
   } catch (error) {
     guest.close(new MitosError("canceled", { cause: "the machine of a build did not come up" }));
