@@ -139,16 +139,21 @@ async function* contentOf(place: string, relative: string, size: number): AsyncG
   });
   let left = size;
   try {
-    for await (const chunk of file.createReadStream({ autoClose: false, highWaterMark: 256 * 1024 }) as AsyncIterable<Uint8Array>) {
-      left -= chunk.length;
-      if (left < 0) break;
-      yield chunk;
+    // One byte more than there should be tells whether it has grown.
+    while (left >= 0) {
+      const chunk = Buffer.allocUnsafe(Math.min(left + 1, chunkBytesMax));
+      const { bytesRead } = await file.read(chunk, 0, chunk.length);
+      if (bytesRead === 0) break;
+      left -= bytesRead;
+      if (left >= 0) yield chunk.subarray(0, bytesRead);
     }
   } finally {
     await file.close();
   }
   if (left !== 0) throw unreadable(relative, "it changed while it was read");
 }
+
+const chunkBytesMax = 256 * 1024;
 
 async function ignoreText(root: string, ignoreFile: string | undefined): Promise<string> {
   try {
