@@ -122,6 +122,8 @@ describe("a sandbox of an image", () => {
       expect(await output(sandbox, 'echo "$GREETING"', { env: { GREETING: "mine" } })).toBe("mine");
       expect(await output(sandbox, "echo mine > notes && cat notes")).toBe("mine");
       expect((await sandbox.exec("echo x > /etc/not-mine")).exitCode).not.toBe(0);
+      await sandbox.files.write("/tmp/uploaded", "x");
+      expect(await output(sandbox, "stat -c %U /tmp/uploaded")).toBe("root");
     });
   });
 
