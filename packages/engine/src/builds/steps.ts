@@ -62,9 +62,8 @@ export async function runSteps(core: Core, request: TemplateRequest, base: Chain
         layer = await shareStep(core, request, { step, key, state }, options, (stream, text) =>
           options.tell({ kind: "log", step: index, stream, text }),
         );
-      } else if (!stored) {
-        storeStep(core, request, key, null);
       }
+      if (!stored && !changesFiles(step)) storeStep(core, request, key, null);
       if (!stored) tellState("done");
       state = { key, config, layers: layer ? [...state.layers, { id: layer, origin: null }] : state.layers };
     } catch (error) {
@@ -80,7 +79,7 @@ function changesFiles({ kind }: BuildStep): boolean {
   return kind === "run" || kind === "copy" || kind === "workdir";
 }
 
-/** One whose layer was collected is not stored any more. */
+/** A step whose layer was collected is not stored any more. */
 function storedStep(core: Core, key: Digest): { readonly layer: Digest | null } | undefined {
   const step = core.stepStore.get(key);
   if (!step || (step.layer !== null && !core.layers.has(step.layer))) return undefined;
