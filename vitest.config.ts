@@ -22,7 +22,7 @@ export default defineConfig({
         },
       },
       {
-        // What kills, fills and floods, the published clients, frameworks and other runtimes: beside the project above in `npm test`.
+        // What kills, fills and floods, the published clients, frameworks, other runtimes and the example templates: beside the project above in `npm test`.
         extends: true,
         test: { name: "faults", include: ["test/{clients,examples,faults,frameworks,runtimes}/**/*.test.ts"], ...oneFileAtATime },
       },

@@ -56,7 +56,8 @@ export async function measureImages({ rounds, log }: { rounds: number; log: Log 
       const template = new Template().fromImage(image).run("echo one > /one").run("echo two > /two").run(last);
       return buildTemplate(name, template, { baseUrl: server.url, noCache });
     };
-    await timed(unpack, unpack, unpackWithUmoci);
+    using unpacked = temporaryFolder();
+    await timed(unpack, unpack, () => unpackWithUmoci(unpacked.path));
     await timed("image that is not here → first exec", unpack, () => useOnce(image));
     await timed("second image with the same base → first exec", unpack, () => useOnce(second));
     await timed("another sandbox of it → first exec", unpack, () => useOnce(second));
@@ -92,17 +93,17 @@ function nameOf(id: string): string {
   return id.replace(/^127\.0\.0\.1:\d+\//, "");
 }
 
-function unpackWithUmoci(): void {
+function unpackWithUmoci(folder: string): void {
   const tool = findImageTool("umoci");
   if (!tool) throw new Error("umoci is missing: npm run setup");
+  const rootless = process.getuid?.() === 0 ? [] : ["--rootless"];
+  const args = [...tool.args, "unpack", ...rootless, "--image", `${baseImageFolder()}:python`, path.join(folder, "bundle")];
+  execFileSync(tool.command, args, { env: { ...process.env, ...tool.env }, stdio: "pipe" });
+}
+
+function temporaryFolder(): { path: string } & Disposable {
   const folder = mkdtempSync(path.join(os.tmpdir(), "mitos-bench-umoci-"));
-  try {
-    const rootless = process.getuid?.() === 0 ? [] : ["--rootless"];
-    const args = [...tool.args, "unpack", ...rootless, "--image", `${baseImageFolder()}:python`, path.join(folder, "bundle")];
-    execFileSync(tool.command, args, { env: { ...process.env, ...tool.env }, stdio: "pipe" });
-  } finally {
-    rmSync(folder, { recursive: true, force: true });
-  }
+  return { path: folder, [Symbol.dispose]: () => rmSync(folder, { recursive: true, force: true }) };
 }
 
 async function startBenchServer(log: Log): Promise<{ url: string } & AsyncDisposable> {
