@@ -280,12 +280,12 @@ describe("a program that is ready", () => {
     await engine.createTemplate(request("commanded", { image: app, workload: { command, env: {}, ready } }));
     await start("commanded", "a");
     expect(await sh("a", "cat /tmp/up")).toBe("up");
-    const never = { kind: "command", command: "echo not yet; exit 4", timeoutSeconds: 1 } as const;
+    const never = { kind: "command", command: "echo not yet; exit 4", timeoutSeconds: 3 } as const;
     await expect(
       engine.createTemplate(request("never", { image: app, workload: { command, env: {}, ready: never } })),
     ).rejects.toMatchObject({
       code: "build_failed",
-      detail: { cause: expect.stringMatching(/not ready after 1 s.*exit code 4: not yet/) },
+      detail: { cause: expect.stringMatching(/not ready after 3 s.*exit code 4: not yet/) },
     });
   });
 

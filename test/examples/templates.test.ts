@@ -55,7 +55,7 @@ beforeAll(async () => {
   await pushStandIns(registry);
   live = await startLiveServer("gvisor", network, { mirrors: { "docker.io": [registry.host] } });
   folder = mkdtempSync(path.join(os.tmpdir(), "mitos-examples-"));
-}, 110 * minutes);
+}, 15 * minutes);
 beforeEach(({ skip }) => {
   skip(!canMakeImages, "this user cannot run the scripts of Debian's packages: neither root nor user ids to map in /etc/subuid");
 });

@@ -5,6 +5,8 @@ import type { Digest } from "./layers/layer.ts";
 
 /** What unused layers and caches together may have, unless the operator says otherwise. */
 export const cacheBytesMaxDefault = 20 * 1024 ** 3;
+/** Results of steps that are remembered, the last used ones. */
+const stepsMax = 50_000;
 /** For what is not to go by its age. */
 const anyAgeMs = Number.MAX_SAFE_INTEGER;
 
@@ -83,8 +85,19 @@ export class Collector {
     });
     const ofLayers = await core.layers.collect(keep, { olderThanMs, ...(layerBytesMax === undefined ? {} : { bytesMax: layerBytesMax }) });
     const ofLogs = await core.buildLogs.collect(new Set(core.templates.keys()), olderThanMs);
-    for (const { key, layer } of core.stepStore.all()) if (layer !== null && !core.layers.has(layer)) core.stepStore.delete(key);
+    collectSteps(core, olderThanMs);
     return ofImages + ofLayers + ofLogs;
+  }
+}
+
+/** Results go with their layer; those without one by age. */
+function collectSteps({ stepStore, layers, clock }: Core, olderThanMs: number): void {
+  const usedBeforeMs = clock.nowMs() - olderThanMs;
+  const steps = stepStore.all();
+  const tooMany = steps.length - stepsMax;
+  for (const [index, { key, layer, lastUsedAtMs }] of steps.entries()) {
+    const isGone = layer === null ? lastUsedAtMs <= usedBeforeMs : !layers.has(layer);
+    if (isGone || index < tooMany) stepStore.delete(key);
   }
 }
 

@@ -43,7 +43,8 @@ export async function runWorkload(runtime: Runtime, { command, env, ready }: Wor
     signal.throwIfAborted();
     const answer = await ask(runtime, ready, leftMs);
     if (answer.isReady) return;
-    seen = answer.seen;
+    // What the deadline cuts off says less than what was seen before it.
+    if (performance.now() < deadlineMs || seen === "nothing") seen = answer.seen;
     const row = (await runtime.listProcesses()).find((process) => process.pid === pid);
     if (row?.exit) throw await failed(runtime, pid, `the program ended with exit code ${row.exit.exitCode} before it was ready`);
     await delay(ready.kind === "command" ? commandEveryMs : probeEveryMs);

@@ -106,6 +106,13 @@ describe("the log of a build", () => {
     expect(kept.slice(-2)).toEqual([expect.stringContaining("the rest is not kept"), "done"]);
   });
 
+  it("ends with its server, whatever its build does", async () => {
+    const log = logs.begin(id);
+    await logs.close();
+    log.end({ kind: "done", creationTimeMs: 1 });
+    expect(await read()).toEqual([expect.objectContaining({ kind: "failed", code: "unavailable" })]);
+  });
+
   it("that cannot be read is none", async () => {
     const log = logs.begin(id);
     log.end({ kind: "done", creationTimeMs: 1 });

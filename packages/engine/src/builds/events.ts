@@ -97,8 +97,9 @@ export class BuildLogs {
     return old.reduce((sum, { bytes }) => sum + bytes, 0);
   }
 
-  /** Resolves when all that was said is on the disk. */
+  /** Ends what a build that would not end has left open. Resolves when all that was said is on the disk. */
   async close(): Promise<void> {
+    for (const log of this.#open.values()) log.end(failure(serverEnded));
     await Promise.all([...this.#open.values()].map(({ written }) => written));
   }
 

@@ -50,6 +50,7 @@ export class StepStore {
     this.#guarded(() => this.#delete.run(key));
   }
 
+  /** The longest unused first. */
   all(): StepRecord[] {
     return this.#all.all().map(stepOf);
   }
