@@ -188,7 +188,6 @@ const hostile: Hostile[] = [
   {
     what: "a redirect to a host's metadata service",
     names: "169.254.169.254 is no address of a registry",
-    code: "unavailable",
     put: () => lyingAbout(layer, redirect("http://169.254.169.254/latest/meta-data/")),
   },
   { what: "a redirect to a file of the host", names: /redirects|TLS/, put: () => lyingAbout(layer, redirect("file:///etc/passwd")) },
