@@ -7,8 +7,10 @@ import path from "node:path";
 import { promisify } from "node:util";
 import { Sandbox } from "@mitos/sdk";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { debian } from "../support/base-image.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { type HostSet, hostPackages, sandboxPython } from "../support/python-packages.ts";
+import { type Registry, startRegistry } from "../support/registry.ts";
 import { until } from "../support/until.ts";
 
 const run = promisify(execFile);
@@ -17,10 +19,13 @@ const fixtures = path.join(import.meta.dirname, "fixtures");
 const setUpMs = 10 * 60_000;
 const scriptMs = 100_000;
 
+let registry: Registry;
 let live: LiveServer;
 let configDir: string;
 beforeAll(async () => {
-  live = await startLiveServer();
+  registry = await startRegistry();
+  await registry.push(debian("python"), "library/python:3.12");
+  live = await startLiveServer("gvisor", undefined, { mirrors: { "docker.io": [registry.host] } });
   // No key of whoever runs the tests finds its way in.
   configDir = mkdtempSync(path.join(os.tmpdir(), "mitos-no-config-"));
 });
@@ -32,6 +37,7 @@ afterEach(async () => {
 afterAll(async () => {
   rmSync(configDir, { recursive: true, force: true });
   await live?.close();
+  await registry?.[Symbol.asyncDispose]();
 });
 
 async function python(script: string, sets: readonly HostSet[]): Promise<void> {
@@ -65,6 +71,7 @@ describe.each(["mitos-run-0.1.0", "mitos-run-0.1.1"] as const)("%s", (client) =>
     ["works asynchronously", "asynchronous.py"],
     ["forks the running sandbox, not its template", "forks.py"],
     ["sets time-outs, pauses, resumes, and retries", "lifecycle.py"],
+    ["makes sandboxes of images", "images.py"],
     ["opens ports of the sandbox", "ports.py"],
     ["serves code that was written for E2B", "e2b.py"],
     ["brings its adapters for agent frameworks", "adapters.py"],
