@@ -1,7 +1,8 @@
 import { MitosError } from "@mitos/protocol";
 import type { Core } from "./core.ts";
 import { startsAtOnce } from "./core.ts";
-import type { Machine, MachineExit } from "./driver.ts";
+import type { MachineExit } from "./driver.ts";
+import { exitWithin } from "./exit-within.ts";
 import type { LayerUse } from "./layers/layer.ts";
 import { attach, recordExit } from "./lifecycle.ts";
 import { Semaphore } from "./mutex.ts";
@@ -100,12 +101,4 @@ async function recoverRunning(core: Core, entry: Entry): Promise<void> {
 function lostBy(error: unknown): MachineExit {
   const why = error instanceof Error ? error.message : String(error);
   return { reason: "lost", detail: `it could not be taken up after a restart of the server: ${why}`, atUnixMs: Date.now() };
-}
-
-async function exitWithin(machine: Machine, ms: number): Promise<MachineExit | undefined> {
-  const { promise: late, resolve } = Promise.withResolvers<undefined>();
-  const timer = setTimeout(() => resolve(undefined), ms);
-  const exit = await Promise.race([machine.exited, late]);
-  clearTimeout(timer);
-  return exit;
 }

@@ -2,7 +2,8 @@ import { MitosError } from "@mitos/protocol";
 import type { NetworkPolicy } from "../actions.ts";
 import { machineOverheadBytes } from "../admission.ts";
 import { asMitosError, type Core, newMachineId } from "../core.ts";
-import { type Machine, type MachineExit, type MachineSpec, programsMax } from "../driver.ts";
+import { type Machine, type MachineSpec, programsMax } from "../driver.ts";
+import { exitWithin } from "../exit-within.ts";
 import type { Guest } from "../guest.ts";
 import { hostNameOf } from "../host-name.ts";
 import type { ImageConfig } from "../images/image.ts";
@@ -148,14 +149,6 @@ async function diedOf(machine: Machine, { resources }: BuildMachine, reason: unk
     });
   }
   return new MitosError("build_failed", { cause: `its machine ended (${exit.reason}): ${exit.detail}`, reason });
-}
-
-async function exitWithin(machine: Machine, ms: number): Promise<MachineExit | undefined> {
-  const { promise: late, resolve } = Promise.withResolvers<undefined>();
-  const timer = setTimeout(() => resolve(undefined), ms);
-  const exit = await Promise.race([machine.exited, late]);
-  clearTimeout(timer);
-  return exit;
 }
 
 /** Aborted by the build's own signal, or when what goes on now takes too long. */
