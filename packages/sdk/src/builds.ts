@@ -14,7 +14,7 @@ export type BuildEvent = {
       kind: "layer";
       digest: string;
       /** `shared`: it was there already. */
-      state: "waiting" | "downloading" | "unpacking" | "done" | "shared";
+      state: "waiting" | "downloading" | "unpacking" | "uploading" | "done" | "shared";
       doneBytes: number;
       /** Compressed. */
       totalBytes: number;
