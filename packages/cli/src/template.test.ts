@@ -109,7 +109,7 @@ describe("template build", () => {
     server.events = built;
     file("hello.txt", "hello");
     file("secret.txt", "secret");
-    const dockerfile = file("Dockerfile", "ARG TAG\nFROM python:$TAG\nEXPOSE 80\nCOPY *.txt /srv/\nRUN make\n");
+    const dockerfile = file("Dockerfile", "ARG TAG\nFROM python:$TAG\nEXPOSE 80\nCOPY *.txt /srv/\nRUN make\nCMD serve\n");
     file("Dockerfile.dockerignore", "secret.txt");
     const args = [
       "--name",
@@ -126,6 +126,12 @@ describe("template build", () => {
       "pypi.org:443",
       "--allow",
       "a.example",
+      "--cpu",
+      "2",
+      "--memory",
+      "1Gi",
+      "--ready-port",
+      "80",
     ];
     const { code, out, err } = await mitos("template", "build", ...args);
     expect({ code, err }).toEqual({ code: 0, err: "" });
@@ -149,6 +155,8 @@ describe("template build", () => {
         no_cache: true,
         pull: true,
         network: { allow_domains: ["pypi.org:443", "a.example"] },
+        resources: { vcpu_count: 2, mem_size_mib: 1024 },
+        workload: { command: ["serve"], ready: { kind: "port", port: 80 } },
         build_steps: [
           { type: "copy", source: "*.txt", dest: "/srv/", context: expect.stringMatching(/^sha256:[0-9a-f]{64}$/) },
           { type: "run", run: expect.stringContaining("make") },

@@ -288,7 +288,7 @@ export class Template {
     throw new AgentRunError("the template waits for a program that nothing starts", {
       code: "invalid_input",
       cause: "it says when its program is ready, and names no program",
-      remediation: "Call setStart, or entrypoint() for the image's own program.",
+      remediation: "Name it: CMD in a Dockerfile, setStart in a program, or entrypoint() for the image's own.",
     });
   }
 

@@ -4,7 +4,7 @@ import { Command, Option } from "commander";
 import { following } from "../building/following.ts";
 import { printEvent } from "../building/report.ts";
 import { duration } from "../building/text.ts";
-import { buildArgument, connectionOf } from "../context.ts";
+import { buildArgument, connectionOf, wholeNumber } from "../context.ts";
 import { CommandError, UsageError } from "../exit.ts";
 import { byteSize, print } from "../output.ts";
 
@@ -16,6 +16,10 @@ interface BuildOptions {
   buildArg?: Record<string, string>;
   allow: string[];
   egress?: "allow" | "deny";
+  cpu?: string;
+  memory?: string;
+  readyPort?: number;
+  readyCommand?: string;
   cache: boolean;
   pull?: boolean;
   json?: boolean;
@@ -36,6 +40,10 @@ export function buildCommand(): Command {
       [],
     )
     .addOption(new Option("--egress <rule>", "allow: every public address (default: nothing but --allow)").choices(["allow", "deny"]))
+    .option("--cpu <quantity>", "processors of its sandboxes, such as 2, in place of what a spec says")
+    .option("--memory <quantity>", "memory of its sandboxes, such as 1Gi or 512Mi; what they write counts as memory")
+    .option("--ready-port <port>", "save the template when its program listens on this port", wholeNumber("--ready-port", 1, 65_535))
+    .addOption(new Option("--ready-command <line>", "save it when this line ends with 0").conflicts("readyPort"))
     .option("--no-cache", "run every step again")
     .option("--pull", "ask the registry again what the image's tag means")
     .option("--json", "print the events of the build, one JSON object a line")
@@ -79,10 +87,14 @@ function requireOneFile({ dockerfile, spec, buildArg }: BuildOptions): void {
 }
 
 async function readTemplate(options: BuildOptions, onWarning: (text: string) => void): Promise<Template> {
-  const { allow, egress } = options;
+  const { allow, egress, cpu, memory, readyPort, readyCommand } = options;
   const template = await readFileOf(options, onWarning);
-  if (allow.length === 0 && egress === undefined) return template;
-  return template.network({ ...(egress ? { egress } : {}), allowDomains: allow });
+  if (allow.length > 0 || egress !== undefined) template.network({ ...(egress ? { egress } : {}), allowDomains: allow });
+  if (cpu !== undefined) template.cpu(cpu);
+  if (memory !== undefined) template.memory(memory);
+  if (readyPort !== undefined) template.readyPort(readyPort);
+  if (readyCommand !== undefined) template.readyCommand(readyCommand);
+  return template;
 }
 
 async function readFileOf({ dockerfile, spec, buildArg }: BuildOptions, onWarning: (text: string) => void): Promise<Template> {
