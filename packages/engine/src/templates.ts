@@ -10,6 +10,7 @@ import type { Core } from "./core.ts";
 import type { Snapshot } from "./driver.ts";
 import { isHostName } from "./host-templates.ts";
 import type { Digest } from "./layers/layer.ts";
+import { orAborted } from "./or-aborted.ts";
 import type { TemplateRecord, TemplateRoot } from "./store/templates.ts";
 
 export interface TemplateEntry {
@@ -125,7 +126,7 @@ async function ensureBuilt(core: Core, request: TemplateRequest, options: BuildO
     if (entry.building) {
       if (entry.building.serves(definition, fresh)) return entry.building.join(options);
       // Another definition is being built: ours replaces it, in order of arrival. Its failure is its caller's.
-      await settledUnless(entry.building.done, options.signal);
+      await orAborted(Promise.allSettled([entry.building.done]), options.signal, () => new MitosError("canceled"));
       continue;
     }
     const { built } = entry;
@@ -191,22 +192,6 @@ function replace(core: Core, entry: TemplateEntry, made: Built): void {
   const { built: replaced } = entry;
   entry.built = made;
   if (replaced) void discard(core, replaced);
-}
-
-async function settledUnless(done: Promise<unknown>, signal: AbortSignal | undefined): Promise<void> {
-  const { promise: left, reject } = Promise.withResolvers<never>();
-  const leave = (): void => reject(new MitosError("canceled"));
-  if (signal?.aborted) leave();
-  signal?.addEventListener("abort", leave, { once: true });
-  const settled = done.then(
-    () => undefined,
-    () => undefined,
-  );
-  try {
-    await Promise.race([settled, left]);
-  } finally {
-    signal?.removeEventListener("abort", leave);
-  }
 }
 
 /** @throws forbidden */

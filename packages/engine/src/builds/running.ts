@@ -1,5 +1,6 @@
 import { MitosError } from "@mitos/protocol";
 import type { BuildEvent, BuildOptions, TemplateRequest } from "../actions.ts";
+import { orAborted } from "../or-aborted.ts";
 import { type BuildLog, failure } from "./events.ts";
 
 /** What a caller wants done anew although it is known. */
@@ -59,14 +60,10 @@ export class RunningBuild<Result> {
   async join({ signal, onEvent }: BuildOptions): Promise<Result> {
     const deaf = onEvent ? this.#log.listen((event: BuildEvent) => onEvent(event)) : () => {};
     this.#waiting += 1;
-    const left = Promise.withResolvers<never>();
-    const leave = (): void => left.reject(new MitosError("canceled", { cause: `the build of ${this.request.id} was left` }));
-    signal?.addEventListener("abort", leave, { once: true });
     try {
-      if (signal?.aborted) leave();
-      return await Promise.race([this.done, left.promise]);
+      const left = () => new MitosError("canceled", { cause: `the build of ${this.request.id} was left` });
+      return await orAborted(this.done, signal, left);
     } finally {
-      signal?.removeEventListener("abort", leave);
       this.#waiting -= 1;
       if (this.#waiting === 0)
         this.abort(new MitosError("canceled", { cause: `nobody waits for the build of ${this.request.id} any more` }));

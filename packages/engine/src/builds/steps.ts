@@ -3,6 +3,7 @@ import type { BuildEvent, BuildStep, TemplateRequest } from "../actions.ts";
 import { asMitosError, type Core } from "../core.ts";
 import type { Image, ImageConfig } from "../images/image.ts";
 import type { Digest, Layer, LayerUse } from "../layers/layer.ts";
+import { orAborted } from "../or-aborted.ts";
 import { stepKey } from "./chain.ts";
 import { configAfter, expandSteps, resolveIn } from "./config.ts";
 import type { Tell } from "./events.ts";
@@ -145,15 +146,11 @@ async function shareStep(
   for (const line of running.lines) listener(line);
   running.listeners.add(listener);
   running.waiting += 1;
-  const left = Promise.withResolvers<never>();
-  const leave = (): void => left.reject(signal.reason);
-  signal.addEventListener("abort", leave, { once: true });
   try {
-    const made = await Promise.race([running.done, left.promise]);
+    const made = await orAborted(running.done, signal, () => signal.reason);
     if (made) keep(made.id);
     return made?.id ?? null;
   } finally {
-    signal.removeEventListener("abort", leave);
     running.listeners.delete(listener);
     running.waiting -= 1;
     if (running.waiting === 0) {

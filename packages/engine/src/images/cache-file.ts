@@ -1,10 +1,23 @@
-import { rm } from "node:fs/promises";
+import { readdir, rm, stat } from "node:fs/promises";
+import path from "node:path";
 
 /** A file that can be had again. */
 export interface CacheFile {
   readonly file: string;
   readonly bytes: number;
   readonly usedAtMs: number;
+}
+
+/** Those that are there; one may go meanwhile. */
+export async function filesIn(dir: string): Promise<CacheFile[]> {
+  const found = await Promise.all(
+    (await readdir(dir)).map(async (name) => {
+      const file = path.join(dir, name);
+      const there = await stat(file).catch(() => undefined);
+      return there && { file, bytes: there.size, usedAtMs: there.mtimeMs };
+    }),
+  );
+  return found.filter((file) => file !== undefined);
 }
 
 /**

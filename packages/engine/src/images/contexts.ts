@@ -1,11 +1,11 @@
 import { createHash, randomBytes } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { mkdir, open, readdir, rename, rm, stat, utimes } from "node:fs/promises";
+import { mkdir, open, readdir, rename, rm, utimes } from "node:fs/promises";
 import path from "node:path";
 import { limits, MitosError } from "@mitos/protocol";
 import type { Digest } from "../layers/layer.ts";
 import { storageError } from "../storage-error.ts";
-import type { CacheFile } from "./cache-file.ts";
+import { type CacheFile, filesIn } from "./cache-file.ts";
 import { hexOf, isDigest } from "./manifest.ts";
 import { canceled } from "./registry-error.ts";
 
@@ -63,15 +63,7 @@ export class Contexts {
   }
 
   async files(): Promise<CacheFile[]> {
-    const names = (await readdir(this.#dir)).filter((name) => !name.startsWith(unfinished));
-    const found = await Promise.all(
-      names.map(async (name) => {
-        const file = path.join(this.#dir, name);
-        const there = await stat(file).catch(() => undefined);
-        return there && { file, bytes: there.size, usedAtMs: there.mtimeMs };
-      }),
-    );
-    return found.filter((each) => each !== undefined);
+    return (await filesIn(this.#dir)).filter(({ file }) => !path.basename(file).startsWith(unfinished));
   }
 
   #fileOf(digest: Digest): string {

@@ -1,3 +1,4 @@
+import { orAborted } from "../or-aborted.ts";
 import { canceled } from "./registry-error.ts";
 
 export interface Caller<Event> {
@@ -66,13 +67,9 @@ export class SharedWork<T, Event> {
       running.listeners.add(listener);
     }
     running.callers += 1;
-    const left = Promise.withResolvers<never>();
-    const leave = () => left.reject(canceled());
-    signal?.addEventListener("abort", leave, { once: true });
     try {
-      return await Promise.race([running.result, left.promise]);
+      return await orAborted(running.result, signal, canceled);
     } finally {
-      signal?.removeEventListener("abort", leave);
       if (listener) running.listeners.delete(listener);
       running.callers -= 1;
       if (running.callers === 0) {

@@ -1,4 +1,4 @@
-import { mkdir, readdir, rm, stat } from "node:fs/promises";
+import { mkdir, readdir, rm } from "node:fs/promises";
 import path from "node:path";
 import type { DatabaseSync } from "node:sqlite";
 import { MitosError } from "@mitos/protocol";
@@ -7,7 +7,7 @@ import type { Clock } from "../clock.ts";
 import type { Digest } from "../layers/layer.ts";
 import type { LayerStore } from "../layers/store.ts";
 import { type ImageRecord, ImageRecords } from "../store/images.ts";
-import { type CacheFile, removeOld } from "./cache-file.ts";
+import { type CacheFile, filesIn, removeOld } from "./cache-file.ts";
 import { Contexts } from "./contexts.ts";
 import type { Image } from "./image.ts";
 import { LayerProgress } from "./layer-events.ts";
@@ -224,13 +224,6 @@ export class ImageStore {
   }
 
   async #cacheFiles(): Promise<CacheFile[]> {
-    const partial = await Promise.all(
-      (await readdir(this.#partial)).map(async (name) => {
-        const file = path.join(this.#partial, name);
-        const there = await stat(file).catch(() => undefined);
-        return there && { file, bytes: there.size, usedAtMs: there.mtimeMs };
-      }),
-    );
-    return [...partial.filter((file) => file !== undefined), ...(await this.#contexts.files())];
+    return [...(await filesIn(this.#partial)), ...(await this.#contexts.files())];
   }
 }

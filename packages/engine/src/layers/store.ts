@@ -4,7 +4,9 @@ import { mkdir, open, readdir, realpath, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import type { Log } from "../actions.ts";
+import { orAborted } from "../or-aborted.ts";
 import { storageError } from "../storage-error.ts";
+import { syncFolder } from "../sync-folder.ts";
 import { findLayersTool } from "./find.ts";
 import type { Digest, Layer, LayerUse } from "./layer.ts";
 import { canceled, readTool, runTool, type ToolOptions } from "./tool.ts";
@@ -89,7 +91,8 @@ export class LayerStore {
       }
       const under = this.#adding.get(expected);
       if (!under) break;
-      await settledOrAborted(under, signal);
+      // Whatever it ends with.
+      await orAborted(Promise.allSettled([under]), signal, () => canceled(signal?.reason));
     }
     const adding = unpack().finally(() => this.#adding.delete(expected));
     this.#adding.set(expected, adding);
@@ -282,20 +285,6 @@ function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted) throw canceled(signal.reason);
 }
 
-/** Whatever another one's work ends with. */
-async function settledOrAborted(work: Promise<unknown>, signal: AbortSignal | undefined): Promise<void> {
-  const settled = work.then(
-    () => {},
-    () => {},
-  );
-  if (!signal) return settled;
-  const aborted = Promise.withResolvers<void>();
-  const wake = () => aborted.resolve();
-  signal.addEventListener("abort", wake, { once: true });
-  await Promise.race([settled, aborted.promise]);
-  signal.removeEventListener("abort", wake);
-}
-
 function otherDigest(expected: Digest, found: Digest): MitosError {
   return new MitosError("build_failed", {
     message: "a layer is not the one that the image names",
@@ -322,9 +311,4 @@ async function readFooter(index: string): Promise<Footer | undefined> {
     if (error instanceof SyntaxError || code === "ENOENT" || code === "ENOTDIR") return undefined;
     throw error;
   }
-}
-
-async function syncFolder(dir: string): Promise<void> {
-  await using folder = await open(dir, "r");
-  await folder.sync();
 }

@@ -4,6 +4,7 @@ import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
+import { syncFolder } from "../../sync-folder.ts";
 import { fingerprint, hostFilesOf, requireSameFiles } from "./fingerprint.ts";
 import type { GvisorMachine } from "./machine.ts";
 import type { MachineRoot } from "./root.ts";
@@ -73,15 +74,6 @@ async function writeDetails(dir: string, details: Details): Promise<void> {
 function saysDiskFull(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
   return (error as NodeJS.ErrnoException).code === "ENOSPC" || /no space left on device|disk quota exceeded/i.test(error.message);
-}
-
-async function syncFolder(dir: string): Promise<void> {
-  const folder = await open(dir);
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
 }
 
 /** The root that a snapshot's machine had, and that its restored ones must have too. @throws snapshot_incompatible */
