@@ -1,6 +1,7 @@
 //! One binary, two roles: the agent (PID 1 of every sandbox) and the shim (its keeper on the host).
 
 mod agent;
+mod changes_list;
 mod proto;
 mod shim;
 mod wire;

@@ -28,6 +28,7 @@ use tokio::sync::{Semaphore, mpsc};
 use super::archive::open_directory;
 use super::call::{Call, Status, decode};
 use super::files::{reply, status, step};
+use crate::changes_list::{NOT_TOLD, SAME_RECORD};
 use crate::proto::guest::v1 as pb;
 use crate::proto::sandbox::v1 as sandbox;
 
@@ -40,10 +41,6 @@ const XATTR_BYTES_MAX: usize = 1 << 20;
 /// Of a tar's header; what is longer goes into a record before it.
 const NAME_BYTES_MAX: usize = 100;
 const OWNERS_MAX: usize = 1 << 22;
-
-/// Ours, made anew for each machine, or no files at all.
-const NOT_TOLD: [&str; 11] =
-    ["opt/mitos", "etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/machine-id", "etc/mtab", "run", "tmp", "proc", "sys", "dev"];
 
 /// The device number of files that come from below, as it was before any program could run. Kept in the memory of this process, as the numbers
 /// are kept in a saved machine.
@@ -433,7 +430,7 @@ struct Records {
 
 impl Records {
     fn same() -> Self {
-        Self { pairs: vec![("MITOS.same".into(), b"1".to_vec())], same: true }
+        Self { pairs: vec![(SAME_RECORD.into(), b"1".to_vec())], same: true }
     }
 
     /// Those that an image can carry.

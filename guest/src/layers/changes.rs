@@ -1,6 +1,7 @@
 //! `changes`: a layer of what programs have changed in a root, from the list that the agent of that machine tells. Programs there may have had
 //! every privilege, so the list is believed in nothing but what it says about their own files.
 
+use super::changes_list::NOT_TOLD;
 use super::failure::{Failure, Result};
 use super::index::{self, Footer, Meta};
 use super::input::Input;
@@ -14,21 +15,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-
-/// What the agent does not tell: ours, made anew for each machine, or no files at all. Not telling them is no deletion.
-const NOT_TOLD: [&[u8]; 11] = [
-    b"opt/mitos",
-    b"etc/hostname",
-    b"etc/hosts",
-    b"etc/resolv.conf",
-    b"etc/machine-id",
-    b"etc/mtab",
-    b"run",
-    b"tmp",
-    b"proc",
-    b"sys",
-    b"dev",
-];
 
 struct Changes {
     lower: Tree,
@@ -137,5 +123,5 @@ impl Changes {
 }
 
 fn is_not_told(path: &[u8]) -> bool {
-    NOT_TOLD.iter().any(|own| path.strip_prefix(*own).is_some_and(|rest| rest.is_empty() || rest[0] == b'/'))
+    NOT_TOLD.iter().any(|own| path.strip_prefix(own.as_bytes()).is_some_and(|rest| rest.is_empty() || rest[0] == b'/'))
 }

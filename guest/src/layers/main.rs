@@ -1,6 +1,8 @@
 //! `mitos-layers`: unpacks, stacks and packs the layers of images. Started by the engine for one piece of work, confined before it reads any.
 
 mod changes;
+#[path = "../changes_list.rs"]
+mod changes_list;
 mod confine;
 mod copy;
 mod failure;

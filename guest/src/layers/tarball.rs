@@ -1,5 +1,6 @@
 //! Reads a tar one entry at a time: ustar, GNU and pax, with the limits that the `tar` crate does not know.
 
+use super::changes_list::SAME_RECORD;
 use super::failure::{Failure, Result, input_failure};
 use std::io::{self, Read};
 
@@ -376,7 +377,7 @@ impl Extension {
                 b"uid" => self.uid = if given { Some(user_number(value)?) } else { None },
                 b"gid" => self.gid = if given { Some(user_number(value)?) } else { None },
                 b"mtime" => self.mtime = if given { Some(time(value)?) } else { None },
-                b"MITOS.same" => self.same = value == b"1",
+                key if key == SAME_RECORD.as_bytes() => self.same = value == b"1",
                 b"GNU.sparse.major" => sparse_version.0 = Some(decimal(value)?),
                 b"GNU.sparse.minor" => sparse_version.1 = Some(decimal(value)?),
                 b"GNU.sparse.name" => self.sparse_name = Some(value.to_vec()),
