@@ -334,18 +334,16 @@ class OpenEngine implements Engine {
 
   async #close(sandboxes: "keep" | "end"): Promise<void> {
     const core = this.#core;
-    const entries = [...core.sandboxes.all()];
-    if (sandboxes === "end") {
-      const living = entries.filter(({ record }) => record.end === null);
-      await Promise.all(living.map((entry) => endSandbox(core, entry, "terminated")));
-    }
+    if (sandboxes === "end") await this.#endAll();
     const builds = [...core.templates.values()].flatMap(({ building }) => building ?? []);
     for (const build of builds) build.abort(new MitosError("unavailable", { cause: "the server is shutting down" }));
     await settledWithin([...this.#underWay, ...builds.map(({ done }) => done)], closeMsMax);
+    // One whose creation still waited for its template is there only now.
+    if (sandboxes === "end") await this.#endAll();
     await core.collector.settled();
     await core.buildLogs.close();
     this.#deadlines.stop();
-    for (const entry of entries) {
+    for (const entry of core.sandboxes.all()) {
       const { live } = entry;
       entry.live = null;
       live?.guest.close(new MitosError("unavailable", { cause: "the server is shutting down" }));
@@ -354,6 +352,11 @@ class OpenEngine implements Engine {
     await core.places.close(sandboxes === "keep");
     core.sandboxes.close();
     this.#closeDatabase();
+  }
+
+  async #endAll(): Promise<void> {
+    const living = [...this.#core.sandboxes.all()].filter(({ record }) => record.end === null);
+    await Promise.all(living.map((entry) => endSandbox(this.#core, entry, "terminated")));
   }
 
   /** Actions that `close` waits for, and none begins after it. */
