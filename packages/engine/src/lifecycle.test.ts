@@ -352,4 +352,21 @@ describe("the end of a sandbox", () => {
     expect(await bench.snapshotFolders()).not.toContainEqual(expect.stringMatching(/^pause-/));
     expect(folders).toHaveLength(1);
   });
+
+  it("comes for one whose creation is still under way when the server ends all", async () => {
+    await bench.engine.create(sandbox("a"));
+    const [checked, release] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    bench.driver.onCheck = () => {
+      checked.resolve();
+      return release.promise;
+    };
+    const creating = bench.engine.create(sandbox("b"));
+    await checked.promise;
+    const closing = bench.engine.close({ sandboxes: "end" });
+    release.resolve();
+    await Promise.allSettled([creating, closing]);
+    expect([...bench.driver.machines.keys()]).toEqual([]);
+    await bench.reopen();
+    expect(bench.engine.list()).toEqual([]);
+  });
 });

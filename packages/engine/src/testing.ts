@@ -68,7 +68,7 @@ export class FaultyDriver implements Driver {
   onRestore: (count: number) => void | Promise<void> = () => {};
   onBoot: (spec: MachineSpec) => void | Promise<void> = () => {};
   onSnapshot: (machine: Machine) => void | Promise<void> = () => {};
-  onCheck: () => void = () => {};
+  onCheck: () => void | Promise<void> = () => {};
   swept: ReadonlySet<string>[] = [];
 
   async boot(spec: MachineSpec): Promise<Machine> {
@@ -84,7 +84,7 @@ export class FaultyDriver implements Driver {
   };
 
   checkSnapshot: Driver["checkSnapshot"] = async (snapshot) => {
-    this.onCheck();
+    await this.onCheck();
     return this.#real.checkSnapshot(snapshot);
   };
 
