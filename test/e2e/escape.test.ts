@@ -7,7 +7,7 @@ import os from "node:os";
 import path from "node:path";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { findGuest } from "../../packages/engine/src/drivers/gvisor/find.ts";
+import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
 import { heldBytes } from "../support/held-memory.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";

@@ -3,7 +3,7 @@ import os from "node:os";
 import path from "node:path";
 import { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { findGuest } from "../../packages/engine/src/drivers/gvisor/find.ts";
+import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
 import { ServedDirectory } from "./server-process.ts";
 
 const isRoot = process.getuid?.() === 0;

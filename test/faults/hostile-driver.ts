@@ -5,9 +5,9 @@ import { once } from "node:events";
 import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import type { Driver, Machine, MachineExit, OwnerEntry, RestoreSpec, Snapshot } from "../../packages/engine/src/driver.ts";
-import { readExit } from "../../packages/engine/src/drivers/gvisor/container.ts";
-import { findGuest } from "../../packages/engine/src/drivers/gvisor/find.ts";
-import { toMachineExit } from "../../packages/engine/src/drivers/gvisor/machine.ts";
+import { toMachineExit } from "../../packages/engine/src/drivers/host/exit.ts";
+import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
+import { readExit } from "../../packages/engine/src/drivers/host/shim.ts";
 import { connectShim, type ShimConnection } from "../../packages/engine/src/link/transport.ts";
 import { until } from "../support/until.ts";
 

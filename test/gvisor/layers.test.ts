@@ -3,7 +3,8 @@ import { chmod, mkdir, readFile, rm, symlink, writeFile } from "node:fs/promises
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { Driver, MachineSpec, RootSource } from "../../packages/engine/src/driver.ts";
-import { createGvisorDriver, defaultRuntimeDir, probeGvisor } from "../../packages/engine/src/drivers/gvisor/index.ts";
+import { createGvisorDriver, probeGvisor } from "../../packages/engine/src/drivers/gvisor/index.ts";
+import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
 import type { Adoption } from "../../packages/engine/src/guest.ts";
 import type { Layer } from "../../packages/engine/src/layers/layer.ts";
 import { LayerStore } from "../../packages/engine/src/layers/store.ts";

@@ -8,7 +8,8 @@ import { existsSync } from "node:fs";
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
 import type { Driver } from "../../packages/engine/src/driver.ts";
-import { createGvisorDriver, defaultRuntimeDir } from "../../packages/engine/src/drivers/gvisor/index.ts";
+import { createGvisorDriver } from "../../packages/engine/src/drivers/gvisor/index.ts";
+import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
 import { leftovers } from "./leftovers.ts";
 import { adopt, boot, end, newSpec, run, saved, start } from "./sandbox.ts";
 

@@ -1,6 +1,7 @@
 /** A server to be killed: has one machine, one ready container, tells the machine's id, and waits. `server.ts <data dir>` */
 
-import { createGvisorDriver, defaultRuntimeDir } from "../../packages/engine/src/drivers/gvisor/index.ts";
+import { createGvisorDriver } from "../../packages/engine/src/drivers/gvisor/index.ts";
+import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
 import { boot, run } from "./sandbox.ts";
 
 const dataDir = process.argv[2]!;

@@ -4,7 +4,8 @@ import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import type { EngineOptions, Log } from "../actions.ts";
 import type { Driver, ProbeResult } from "../driver.ts";
-import { createGvisorDriver, defaultRuntimeDir, probeGvisor } from "./gvisor/index.ts";
+import { createGvisorDriver, probeGvisor } from "./gvisor/index.ts";
+import { defaultRuntimeDir } from "./host/layout.ts";
 import { openMockDriver } from "./mock/driver.ts";
 
 /**

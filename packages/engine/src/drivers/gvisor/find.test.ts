@@ -1,5 +1,6 @@
 import { expect, it } from "vitest";
-import { findGuest, findRunsc, MissingPart, oldestRunsc, parseRunscVersion } from "./find.ts";
+import { findGuest, MissingPart } from "../host/parts.ts";
+import { findRunsc, oldestRunsc, parseRunscVersion } from "./find.ts";
 
 it.each([
   ["runsc version 0.0~20240729.0\nspec: 1.0.2-dev\n", { build: "runsc 0.0~20240729.0", date: 20_240_729 }],

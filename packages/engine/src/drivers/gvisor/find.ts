@@ -1,32 +1,15 @@
 import { execFile } from "node:child_process";
-import { createHash } from "node:crypto";
-import { constants } from "node:fs";
-import { access, readFile, realpath, stat } from "node:fs/promises";
+import { realpath, stat } from "node:fs/promises";
 import path from "node:path";
 import { promisify } from "node:util";
+import { firstExecutable, firstLine, MissingPart, onPath, repositoryRoot } from "../host/parts.ts";
 
 const run = promisify(execFile);
 
-/** The checkout (or the installed tree) that this file lies in. */
-const repositoryRoot = path.resolve(import.meta.dirname, "../../../../..");
-
 export const oldestRunsc = 20_240_401;
-
-/** A part that this driver needs and that is missing or does not fit: one line why, and what to do. */
-export class MissingPart extends Error {
-  override readonly name = "MissingPart";
-  readonly remedy: string;
-
-  constructor(message: string, remedy: string) {
-    super(message);
-    this.remedy = remedy;
-  }
-}
 
 const installRunsc =
   "Run `npm run setup`, or install runsc (Debian 12: the package of bookworm-backports; Debian 13: `apt install runsc`; others: gvisor.dev), or set MITOS_RUNSC to its path.";
-const buildGuest = "Run `npm run setup`, which builds it, or set MITOS_GUEST to the path of mitos-guest.";
-
 export interface Runsc {
   readonly path: string;
   /** What `runsc --version` says, for example `runsc 0.0~20240729.0`. */
@@ -96,26 +79,6 @@ export async function requireFlags(runsc: Runsc): Promise<void> {
   );
 }
 
-export interface Guest {
-  readonly path: string;
-  readonly hash: string;
-}
-
-/** @throws MissingPart */
-export async function findGuest(explicit: string | undefined): Promise<Guest> {
-  const asked = explicit ?? process.env.MITOS_GUEST;
-  const triple = `${process.arch === "arm64" ? "aarch64" : "x86_64"}-unknown-linux-gnu`;
-  const found = await firstExecutable(asked ? [asked] : [path.join(repositoryRoot, "guest/target", triple, "release/mitos-guest")]);
-  if (!found) throw new MissingPart(asked ? `${asked} cannot be run` : "mitos-guest has not been built", buildGuest);
-  const file = await realpath(found);
-  return {
-    path: file,
-    hash: createHash("sha256")
-      .update(await readFile(file))
-      .digest("hex"),
-  };
-}
-
 const oldestNode = 20;
 
 /**
@@ -132,27 +95,4 @@ export async function findNodeForMachines(): Promise<string | undefined> {
     return major >= oldestNode ? undefined : realpath(process.execPath);
   }
   return realpath(process.execPath);
-}
-
-function onPath(name: string): string[] {
-  return (process.env.PATH ?? "")
-    .split(":")
-    .filter((dir) => path.isAbsolute(dir))
-    .map((dir) => path.join(dir, name));
-}
-
-async function firstExecutable(candidates: readonly string[]): Promise<string | undefined> {
-  for (const candidate of candidates) {
-    try {
-      await access(candidate, constants.X_OK);
-      if ((await stat(candidate)).isFile()) return candidate;
-    } catch {
-      // Not there or not ours to run: the next one.
-    }
-  }
-  return undefined;
-}
-
-function firstLine(reason: unknown): string {
-  return String(reason instanceof Error ? reason.message : reason).split("\n", 1)[0] ?? "";
 }

@@ -1,5 +1,5 @@
 import type { Log } from "../../actions.ts";
-import type { Cgroups } from "./cgroup.ts";
+import type { Cgroups } from "../host/cgroup.ts";
 import type { Layout } from "./layout.ts";
 import type { RunscCommands } from "./runsc.ts";
 

@@ -3,22 +3,24 @@ import { MitosError } from "@mitos/protocol";
 import type { Log } from "../../actions.ts";
 import type { Driver, Machine, MachineSpec, RestoreSpec, RootSource, Snapshot } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
-import { closeCgroups, openCgroups } from "./cgroup.ts";
+import { closeCgroups, openCgroups } from "../host/cgroup.ts";
+import { type Facts, readCpu } from "../host/facts.ts";
+import { nameKeeper } from "../host/layout.ts";
+import { findGuest } from "../host/parts.ts";
 import { createContainer, discardContainer } from "./container.ts";
-import { findGuest, findNodeForMachines, findRunsc } from "./find.ts";
+import { findNodeForMachines, findRunsc } from "./find.ts";
 import type { Host } from "./host.ts";
-import { nameContainer, openLayout, removeFoldersIfEmpty } from "./layout.ts";
+import { openLayout, removeFoldersIfEmpty } from "./layout.ts";
 import { activate, GvisorMachine, notAMachine } from "./machine.ts";
 import { ReadyContainers } from "./ready.ts";
 import { reattach } from "./reattach.ts";
 import { Roots } from "./roots.ts";
 import { runscCommands } from "./runsc.ts";
 import { limitScratch } from "./scratch.ts";
-import { type Facts, readCpu, readRoot, requireCompatible, saveMachine } from "./snapshot.ts";
+import { readRoot, requireCompatible, saveMachine } from "./snapshot.ts";
 import type { ContainerShape } from "./spec.ts";
 import { sweep } from "./sweep.ts";
 
-export { defaultRuntimeDir } from "./layout.ts";
 export { probeGvisor } from "./probe.ts";
 
 export interface GvisorOptions {
@@ -164,7 +166,7 @@ class GvisorDriver implements Driver {
     this.readyStarts[ready ? "hits" : "misses"] += 1;
     const container = ready ?? (await createContainer(this.#host, shape));
     try {
-      await nameContainer(this.#host.layout, machineId, container.id);
+      await nameKeeper(this.#host.layout, machineId, container.id);
     } catch (error) {
       await discardContainer(this.#host, container);
       throw error;

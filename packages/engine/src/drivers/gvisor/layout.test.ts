@@ -1,7 +1,8 @@
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import path from "node:path";
 import { afterEach, beforeEach, expect, it } from "vitest";
-import { containerOf, defaultRuntimeDir, nameContainer, newContainerId, openLayout } from "./layout.ts";
+import { defaultRuntimeDir, keeperOf, nameKeeper, newKeeperId } from "../host/layout.ts";
+import { openLayout } from "./layout.ts";
 
 let base: string;
 beforeEach(async () => {
@@ -29,10 +30,10 @@ it("refuses a runtime directory that others can enter", async () => {
 
 it("knows which container a machine is, and takes no name twice", async () => {
   const layout = await openLayout(base, path.join(base, "run"));
-  const containerId = newContainerId();
-  await nameContainer(layout, "m1", containerId);
-  expect(await containerOf(layout, "m1")).toBe(containerId);
-  expect(await containerOf(layout, "m2")).toBeUndefined();
-  await expect(nameContainer(layout, "m1", newContainerId())).rejects.toMatchObject({ code: "conflict" });
-  await expect(nameContainer(layout, "../m", containerId)).rejects.toMatchObject({ code: "invalid_input" });
+  const containerId = newKeeperId();
+  await nameKeeper(layout, "m1", containerId);
+  expect(await keeperOf(layout, "m1")).toBe(containerId);
+  expect(await keeperOf(layout, "m2")).toBeUndefined();
+  await expect(nameKeeper(layout, "m1", newKeeperId())).rejects.toMatchObject({ code: "conflict" });
+  await expect(nameKeeper(layout, "../m", containerId)).rejects.toMatchObject({ code: "invalid_input" });
 });

@@ -1,137 +1,37 @@
-import { createHash, randomBytes } from "node:crypto";
-import { lstat, mkdir, readlink, realpath, rmdir, symlink } from "node:fs/promises";
+import { mkdir } from "node:fs/promises";
 import path from "node:path";
-import { MitosError } from "@mitos/protocol";
+import { type HostLayout, hostLayout, makeHostFolders, removeHostFoldersIfEmpty } from "../host/layout.ts";
 
-/** runsc accepts unique prefixes of container ids, so all have one length. */
-const containerIdPattern = /^[0-9a-f]{12}$/;
-/** Machine ids become file names. */
-const machineIdPattern = /^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$/;
-
-/** Unix socket paths end at 107 bytes; this is what the longest one below a runtime directory adds to it. */
-const socketPathBytes = "/m/0123456789ab/shim.sock".length;
-
-/**
- * Where things lie. In the runtime directory (gone at the next boot of the host): `m/<container id>` with everything of one machine, `r` for runsc,
- * `ids/<machine id>` → its container (a container is made before it is known which machine it will be). In the data directory: roots,
- * scratch files by container, and the probe's answer.
- */
-export interface Layout {
-  readonly runtimeDir: string;
-  readonly machines: string;
-  readonly ids: string;
+/** Beside what every driver has: `r` in the runtime directory for runsc; in the data directory roots, scratch files by container, and the probe's answer. */
+export interface Layout extends HostLayout {
   readonly runscRoot: string;
   readonly state: string;
   readonly scratch: string;
-  /** The one parent of all cgroups of this data directory. */
-  readonly cgroupParent: string;
-}
-
-/** A short path of this data directory's own: `/run/mitos-…` for root, else below `$XDG_RUNTIME_DIR` or `/tmp`. */
-export async function defaultRuntimeDir(dataDir: string): Promise<string> {
-  const uid = process.getuid?.() ?? 0;
-  const hash = await dataDirHash(dataDir);
-  if (uid === 0) return `/run/mitos-${hash}`;
-  const session = process.env.XDG_RUNTIME_DIR;
-  if (session && path.isAbsolute(session)) {
-    const found = await lstat(session).catch(() => undefined);
-    if (found?.isDirectory() && found.uid === uid && session.length < 60) return path.join(session, `mitos-${hash}`);
-  }
-  return `/tmp/mitos-${uid}-${hash}`;
 }
 
 /** Makes the folders. @throws MitosError when one of them belongs to somebody else */
 export async function openLayout(dataDir: string, runtimeDir: string): Promise<Layout> {
-  if (Buffer.byteLength(runtimeDir) + socketPathBytes > 107) {
-    throw new MitosError("invalid_input", { cause: `the runtime directory ${runtimeDir} is too long for unix sockets` });
-  }
   const layout: Layout = {
-    runtimeDir,
-    machines: path.join(runtimeDir, "m"),
-    ids: path.join(runtimeDir, "ids"),
+    ...(await hostLayout(dataDir, runtimeDir)),
     runscRoot: path.join(runtimeDir, "r"),
     state: path.join(dataDir, "gvisor"),
     scratch: path.join(dataDir, "gvisor", "scratch"),
-    cgroupParent: `mitos-${await dataDirHash(dataDir)}`,
   };
   await makeFolders(layout);
   await mkdir(layout.state, { recursive: true, mode: 0o700 });
   return layout;
 }
 
-/** Also before each container: cleaners of /tmp remove empty folders of a server that has had nothing to do for days. */
-export async function makeFolders(layout: Layout): Promise<void> {
-  for (const dir of [layout.runtimeDir, layout.ids, layout.runscRoot, layout.machines]) await ownFolder(dir);
+export function makeFolders(layout: Layout): Promise<void> {
+  return makeHostFolders(layout, [layout.runscRoot]);
 }
 
 /** Removes the runtime directory when no machine is left in it. */
-export async function removeFoldersIfEmpty(layout: Layout): Promise<void> {
-  for (const dir of [layout.machines, layout.runscRoot, layout.ids, layout.runtimeDir]) {
-    const removed = await rmdir(dir).then(
-      () => true,
-      () => false,
-    );
-    if (!removed) return;
-  }
-}
-
-async function dataDirHash(dataDir: string): Promise<string> {
-  return createHash("sha256")
-    .update(await realpath(dataDir))
-    .digest("hex")
-    .slice(0, 8);
-}
-
-/** The parents are shared with other users of the host: a folder that was prepared under our name is not used. */
-async function ownFolder(dir: string): Promise<void> {
-  await mkdir(dir, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "EEXIST") throw error;
-  });
-  const found = await lstat(dir);
-  if (!found.isDirectory() || found.uid !== process.getuid?.() || (found.mode & 0o077) !== 0) {
-    throw new MitosError("internal", {
-      cause: `${dir} exists and is not a private folder of this user`,
-      remediation: `Remove ${dir}, or start the server with another data directory.`,
-    });
-  }
-}
-
-export function newContainerId(): string {
-  return randomBytes(6).toString("hex");
-}
-
-export function isContainerId(name: string): boolean {
-  return containerIdPattern.test(name);
-}
-
-export function machineDir(layout: Layout, containerId: string): string {
-  return path.join(layout.machines, containerId);
+export function removeFoldersIfEmpty(layout: Layout): Promise<void> {
+  return removeHostFoldersIfEmpty(layout, [layout.runscRoot]);
 }
 
 /** Holds what the machine writes, when that lies on the disk. runsc takes the file's name away at once, so that nothing is left of a killed one. */
 export function scratchOf(layout: Layout, containerId: string): string {
   return path.join(layout.scratch, containerId);
-}
-
-/** @throws conflict when a machine of this id was there before */
-export async function nameContainer(layout: Layout, machineId: string, containerId: string): Promise<void> {
-  try {
-    await symlink(`../m/${containerId}`, nameOf(layout, machineId));
-  } catch (reason) {
-    if ((reason as NodeJS.ErrnoException).code === "EEXIST") throw new MitosError("conflict", { cause: `machine ${machineId} exists` });
-    throw reason;
-  }
-}
-
-/** The container that is (or was) this machine. */
-export async function containerOf(layout: Layout, machineId: string): Promise<string | undefined> {
-  const target = await readlink(nameOf(layout, machineId)).catch(() => undefined);
-  const containerId = target && path.basename(target);
-  return containerId && isContainerId(containerId) ? containerId : undefined;
-}
-
-export function nameOf(layout: Layout, machineId: string): string {
-  if (!machineIdPattern.test(machineId))
-    throw new MitosError("invalid_input", { cause: "a machine id has characters that it must not have" });
-  return path.join(layout.ids, machineId);
 }

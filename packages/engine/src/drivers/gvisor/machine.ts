@@ -1,12 +1,16 @@
 import { rm } from "node:fs/promises";
 import { MitosError } from "@mitos/protocol";
-import type { FrameTransport, Machine, MachineExit, MachineMetering, MachineResources } from "../../driver.ts";
+import type { FrameTransport, Machine, MachineExit, MachineMetering } from "../../driver.ts";
 import type { JsonObject } from "../../link/transport.ts";
-import { memoryLimitBytes, watchedFolders } from "./cgroup.ts";
-import { type Container, readExit, removeTraces, runCommand } from "./container.ts";
+import { memoryLimitBytes, watchedFolders } from "../host/cgroup.ts";
+import { toMachineExit } from "../host/exit.ts";
+import { nameOf } from "../host/layout.ts";
+import { descendantsOf, processGone, sendSignal } from "../host/processes.ts";
+import { readExit, runCommand } from "../host/shim.ts";
+import { type Container, removeTraces } from "./container.ts";
 import type { Host } from "./host.ts";
-import { type Layout, nameOf } from "./layout.ts";
-import { descendantsOf, killContainer, processGone, sendSignal } from "./processes.ts";
+import type { Layout } from "./layout.ts";
+import { killContainer } from "./processes.ts";
 
 const endTimeoutMs = 20_000;
 const startTimeoutMs = 30_000;
@@ -156,42 +160,6 @@ function count(value: unknown): number {
 export async function forget(host: Host, machineId: string, containerId: string): Promise<void> {
   await removeTraces(host, containerId);
   await rm(nameOf(host.layout, machineId), { force: true });
-}
-
-export function toMachineExit(told: JsonObject, resources: MachineResources | undefined): MachineExit {
-  const reason = typeof told.reason === "string" ? told.reason.slice(0, 256) : undefined;
-  const atUnixMs = typeof told.at_unix_ms === "number" ? told.at_unix_ms : Date.now();
-  if (told.oom === true) {
-    return {
-      reason: "oom_killed",
-      detail: `it used more memory than its limit${resources ? ` of ${resources.memSizeMiB} MiB` : ""}`,
-      atUnixMs,
-    };
-  }
-  if (told.process_limit === true) {
-    const limit = resources ? ` of ${resources.processesMax}` : "";
-    return { reason: "killed", detail: `it had more processes and threads than its limit${limit} allows`, atUnixMs };
-  }
-  switch (reason) {
-    case undefined:
-      return { reason: "lost", detail: "its shim on the host vanished", atUnixMs };
-    case "exited":
-      return { reason, detail: `its first process ${describeExitCode(told.exit_code)}`, atUnixMs };
-    case "killed":
-      return { reason, detail: `its host process was killed by signal ${String(told.signal)}`, atUnixMs };
-    case "deadline":
-      return { reason, detail: "its time was over", atUnixMs };
-    case "oom_killed":
-    case "lost":
-      return { reason, detail: reason, atUnixMs };
-    default:
-      return { reason: "terminated", detail: reason, atUnixMs };
-  }
-}
-
-/** runsc tells a signal from inside the machine as a shell does: 128 and its number. */
-function describeExitCode(code: unknown): string {
-  return typeof code === "number" && code > 128 ? `was killed from inside by signal ${code - 128}` : `ended with ${String(code)}`;
 }
 
 export function notAMachine(layout: Layout): MitosError {

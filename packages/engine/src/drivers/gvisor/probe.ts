@@ -4,8 +4,9 @@ import path from "node:path";
 import { resourceDefaults } from "@mitos/protocol";
 import type { ProbeResult } from "../../driver.ts";
 import { LinkClient } from "../../link/client.ts";
-import { closeCgroups, openCgroups } from "./cgroup.ts";
-import { findGuest, findRunsc, type Guest, MissingPart, type Runsc, requireFlags } from "./find.ts";
+import { closeCgroups, openCgroups } from "../host/cgroup.ts";
+import { findGuest, type Guest, MissingPart } from "../host/parts.ts";
+import { findRunsc, type Runsc, requireFlags } from "./find.ts";
 import { createGvisorDriver, type GvisorOptions } from "./index.ts";
 
 const probeVersion = 1;

@@ -1,6 +1,6 @@
 import type { Log } from "../../actions.ts";
+import { sendSignal } from "../host/processes.ts";
 import type { Container } from "./container.ts";
-import { sendSignal } from "./processes.ts";
 import { type ContainerShape, shapeKey } from "./spec.ts";
 
 const containersMax = 32;

@@ -1,16 +1,19 @@
 import type { Machine, MachineExit } from "../../driver.ts";
-import { openContainer, readExit } from "./container.ts";
+import { toMachineExit } from "../host/exit.ts";
+import { keeperOf, machineDir } from "../host/layout.ts";
+import { processGone } from "../host/processes.ts";
+import { readExit } from "../host/shim.ts";
+import { openContainer } from "./container.ts";
 import type { Host } from "./host.ts";
-import { containerOf, machineDir } from "./layout.ts";
-import { forget, GvisorMachine, toMachineExit } from "./machine.ts";
-import { commandsOf, killContainer, processGone } from "./processes.ts";
+import { forget, GvisorMachine } from "./machine.ts";
+import { commandsOf, killContainer } from "./processes.ts";
 
 /** Saving takes a second for each GiB; one that hangs is left to its own time-out. */
 const commandsMsMax = 15_000;
 
 /** A machine of an earlier server: still alive, or how it ended; nothing of an ended one is left afterwards. */
 export async function reattach(host: Host, machineId: string): Promise<Machine | MachineExit> {
-  const containerId = await containerOf(host.layout, machineId);
+  const containerId = await keeperOf(host.layout, machineId);
   if (!containerId) return { reason: "lost", detail: "nothing of it is on this host", atUnixMs: Date.now() };
   const dir = machineDir(host.layout, containerId);
   try {

@@ -3,7 +3,7 @@ import { constants } from "node:fs";
 import { chmod, copyFile, lstat, mkdir, readdir, readFile, readlink, rename, rm, stat, symlink, utimes, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { removeTree } from "../../remove-tree.ts";
-import type { Guest } from "./find.ts";
+import type { Guest } from "../host/parts.ts";
 
 /** The root file system of a machine: a folder of ours, and what of the host is bound over it. */
 export interface MachineRoot {

@@ -8,7 +8,7 @@ import { findLayersTool } from "../../layers/find.ts";
 import type { Layer } from "../../layers/layer.ts";
 import { runTool } from "../../layers/tool.ts";
 import { removeTree } from "../../remove-tree.ts";
-import type { Guest } from "./find.ts";
+import type { Guest } from "../host/parts.ts";
 import { ownLayers } from "./own-layers.ts";
 import { type MachineRoot, openHostRoot, ownersFileOf, removeOldRoots } from "./root.ts";
 

@@ -1,22 +1,19 @@
-import { createHash, randomBytes } from "node:crypto";
+import { randomBytes } from "node:crypto";
 import { mkdir, open, readFile, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
-import { MitosError } from "@mitos/protocol";
 import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
 import { syncFolder } from "../../sync-folder.ts";
+import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
+import { requireIntact, sealFiles } from "../host/seal.ts";
 import { fingerprint, hostFilesOf, requireSameFiles } from "./fingerprint.ts";
 import type { GvisorMachine } from "./machine.ts";
 import type { MachineRoot } from "./root.ts";
 import type { RunscCommands } from "./runsc.ts";
-import { requireIntact, sealFiles } from "./seal.ts";
 
 const saveTimeoutMs = 30_000;
 const saveTimeoutPerGiBMs = 60_000;
 const detailsBytesMax = 16 * 1024 * 1024;
-
-/** What holds for every machine of this server. */
-export type Facts = Omit<SnapshotRequirements, "hostFiles">;
 
 interface Details {
   readonly version: 1;
@@ -95,37 +92,9 @@ export async function readRoot(snapshot: Snapshot): Promise<MachineRoot> {
  * @throws snapshot_incompatible with what does not hold any more
  */
 export async function requireCompatible(snapshot: Snapshot, facts: Facts, { content }: { content: boolean }): Promise<void> {
-  const { requirements } = snapshot;
-  const names: Record<keyof Facts, string> = {
-    driver: "engine",
-    engineBuild: "build of runsc",
-    protocolVersion: "version of the link protocol",
-    agentHash: "guest agent",
-    cpu: "processor",
-  };
-  for (const key of Object.keys(names) as (keyof Facts)[]) {
-    if (requirements[key] === facts[key]) continue;
-    throw incompatible(`it was made with another ${names[key]}: ${show(requirements[key])}, and here is ${show(facts[key])}`);
-  }
+  requireSameFacts(snapshot, facts, "runsc");
   await requireIntact(snapshot, { content });
   const root = await readRoot(snapshot);
   if (!(await stat(root.dir).catch(() => undefined))) throw incompatible(`its root file system ${root.dir} is gone`);
-  await requireSameFiles(requirements.hostFiles);
-}
-
-function incompatible(cause: string, reason?: unknown): MitosError {
-  return new MitosError("snapshot_incompatible", { cause, reason });
-}
-
-function show(value: string | number): string {
-  return String(value).slice(0, 40);
-}
-
-/** Model and abilities of the processor: programs have chosen their code by them. */
-export async function readCpu(): Promise<string> {
-  const text = await readFile("/proc/cpuinfo", "utf8");
-  const field = (name: string) => new RegExp(`^${name}\\s*:\\s*(.*)$`, "m").exec(text)?.[1] ?? "";
-  const flags = (field("flags") || field("Features")).split(/\s+/).sort().join(" ");
-  const model = field("model name") || `${field("CPU implementer")} ${field("CPU part")}`;
-  return `${process.arch} ${model} ${createHash("sha256").update(flags).digest("hex").slice(0, 16)}`;
+  await requireSameFiles(snapshot.requirements.hostFiles);
 }

@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { resourceBounds } from "@mitos/protocol";
 import type { MachineResources } from "../../driver.ts";
-import { type Cgroups, ociResources } from "./cgroup.ts";
+import { type Cgroups, ociResources } from "../host/cgroup.ts";
 import { agentPath, type MachineRoot } from "./root.ts";
 
 /**

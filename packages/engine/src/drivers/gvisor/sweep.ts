@@ -1,9 +1,10 @@
 import { readdir, rm } from "node:fs/promises";
 import path from "node:path";
-import { listCgroups } from "./cgroup.ts";
+import { listCgroups } from "../host/cgroup.ts";
+import { isKeeperId, keeperOf } from "../host/layout.ts";
 import { containerOfState, removeTraces } from "./container.ts";
 import type { Host } from "./host.ts";
-import { containerOf, isContainerId, makeFolders } from "./layout.ts";
+import { makeFolders } from "./layout.ts";
 import { findProcesses, killContainer } from "./processes.ts";
 
 /**
@@ -15,7 +16,7 @@ export async function sweep(host: Host, keepMachines: ReadonlySet<string>, keepC
   await makeFolders(layout);
   const keep = new Set(keepContainers);
   for (const machineId of keepMachines) {
-    const containerId = await containerOf(layout, machineId);
+    const containerId = await keeperOf(layout, machineId);
     if (containerId) keep.add(containerId);
   }
   const found = new Set<string>([
@@ -26,7 +27,7 @@ export async function sweep(host: Host, keepMachines: ReadonlySet<string>, keepC
     ...(cgroups ? await listCgroups(cgroups) : []),
   ]);
   for (const containerId of found) {
-    if (!isContainerId(containerId) || keep.has(containerId)) continue;
+    if (!isKeeperId(containerId) || keep.has(containerId)) continue;
     try {
       await killContainer(layout, containerId);
       await removeTraces(host, containerId);
@@ -37,7 +38,7 @@ export async function sweep(host: Host, keepMachines: ReadonlySet<string>, keepC
     }
   }
   for (const machineId of await readdir(layout.ids)) {
-    const containerId = await containerOf(layout, machineId);
+    const containerId = await keeperOf(layout, machineId);
     if (!containerId || !keep.has(containerId)) await rm(path.join(layout.ids, machineId), { force: true });
   }
 }

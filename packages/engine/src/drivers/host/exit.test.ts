@@ -1,5 +1,5 @@
 import { expect, it } from "vitest";
-import { toMachineExit } from "./machine.ts";
+import { toMachineExit } from "./exit.ts";
 
 it.each([
   [{ reason: "terminated by its owner", at_unix_ms: 5 }, "terminated"],

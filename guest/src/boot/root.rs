@@ -1,0 +1,53 @@
+//! The root file system: the template's read-only image, and what the machine writes over it.
+
+use std::fs;
+use std::path::Path;
+
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot};
+
+/// Of ours, in the initramfs: what every root has below the image (folders that programs expect) and above it (the agent, our files in /etc).
+const OWN_LOWER: &str = "/own/lower";
+const OWN_UPPER: &str = "/own/upper";
+const IMAGE: &str = "/image";
+/// Holds the folders `data` and `work` of the overlay.
+const WRITTEN: &str = "/written";
+const ROOT: &str = "/root";
+
+/// Names a block device with what is written; without it, that lies in the machine's memory.
+const DISK_PARAMETER: &str = "mitos.disk=";
+
+/// Mounts it and makes it this process's root, as whoever starts an operating system does.
+pub fn enter() -> Result<(), String> {
+    for dir in [IMAGE, WRITTEN, ROOT] {
+        fs::create_dir_all(dir).map_err(|error| format!("make {dir}: {error}"))?;
+    }
+    mounted("/dev/vda", IMAGE, "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV, None)?;
+    let parameters = fs::read_to_string("/proc/cmdline").map_err(|error| format!("read the kernel's command line: {error}"))?;
+    match parameters.split_ascii_whitespace().find_map(|word| word.strip_prefix(DISK_PARAMETER)) {
+        Some(device) => mounted(device, WRITTEN, "ext4", MsFlags::MS_NOATIME | MsFlags::MS_NODEV, Some("discard"))?,
+        None => mounted("tmpfs", WRITTEN, "tmpfs", MsFlags::MS_NODEV, Some("mode=0755,size=100%"))?,
+    }
+    let (data, work) = (format!("{WRITTEN}/data"), format!("{WRITTEN}/work"));
+    for dir in [&data, &work] {
+        fs::create_dir_all(dir).map_err(|error| format!("make {dir}: {error}"))?;
+    }
+    // Without xino a file that nobody has changed has another device number than one that was written: the agent tells them apart by it.
+    let options = format!("lowerdir={OWN_UPPER}:{IMAGE}:{OWN_LOWER},upperdir={data},workdir={work},xino=off,metacopy=off");
+    mounted("overlay", ROOT, "overlay", MsFlags::MS_NODEV, Some(&options))?;
+    for dir in ["dev", "proc", "sys"] {
+        let target = format!("{ROOT}/{dir}");
+        let from = format!("/{dir}");
+        mount(Some(from.as_str()), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .map_err(|error| format!("move {from} into the root: {error}"))?;
+    }
+    let failed = |error: nix::Error| format!("enter the root: {error}");
+    chdir(ROOT).map_err(failed)?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed)?;
+    chroot(".").and_then(|()| chdir("/")).map_err(failed)
+}
+
+fn mounted(source: &str, target: &str, kind: &str, flags: MsFlags, options: Option<&str>) -> Result<(), String> {
+    mount(Some(source), Path::new(target), Some(kind), flags, options)
+        .map_err(|error| format!("mount {kind} {source} on {target}: {error}"))
+}

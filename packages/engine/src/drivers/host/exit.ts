@@ -1,0 +1,39 @@
+import type { MachineExit, MachineResources } from "../../driver.ts";
+import type { JsonObject } from "../../link/transport.ts";
+
+/** What a shim has said about the end of its machine. */
+export function toMachineExit(told: JsonObject, resources: MachineResources | undefined): MachineExit {
+  const reason = typeof told.reason === "string" ? told.reason.slice(0, 256) : undefined;
+  const atUnixMs = typeof told.at_unix_ms === "number" ? told.at_unix_ms : Date.now();
+  if (told.oom === true) {
+    return {
+      reason: "oom_killed",
+      detail: `it used more memory than its limit${resources ? ` of ${resources.memSizeMiB} MiB` : ""}`,
+      atUnixMs,
+    };
+  }
+  if (told.process_limit === true) {
+    const limit = resources ? ` of ${resources.processesMax}` : "";
+    return { reason: "killed", detail: `it had more processes and threads than its limit${limit} allows`, atUnixMs };
+  }
+  switch (reason) {
+    case undefined:
+      return { reason: "lost", detail: "its shim on the host vanished", atUnixMs };
+    case "exited":
+      return { reason, detail: `its first process ${describeExitCode(told.exit_code)}`, atUnixMs };
+    case "killed":
+      return { reason, detail: `its host process was killed by signal ${String(told.signal)}`, atUnixMs };
+    case "deadline":
+      return { reason, detail: "its time was over", atUnixMs };
+    case "oom_killed":
+    case "lost":
+      return { reason, detail: reason, atUnixMs };
+    default:
+      return { reason: "terminated", detail: reason, atUnixMs };
+  }
+}
+
+/** runsc tells a signal from inside the machine as a shell does: 128 and its number. */
+function describeExitCode(code: unknown): string {
+  return typeof code === "number" && code > 128 ? `was killed from inside by signal ${code - 128}` : `ended with ${String(code)}`;
+}

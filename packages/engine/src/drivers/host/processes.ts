@@ -1,0 +1,41 @@
+import { readdir, readFile } from "node:fs/promises";
+
+/** Time for a killed process to vanish. Only a process in uninterruptible sleep needs longer than a moment. */
+export const vanishTimeoutMs = 10_000;
+
+/** Resolves when the process is gone or only waits to be reaped. Node has no pidfd, so this looks every few milliseconds. */
+export async function processGone(pid: number, untilMs = Date.now() + vanishTimeoutMs): Promise<void> {
+  while (await isAlive(pid)) {
+    if (Date.now() > untilMs) throw new Error(`process ${pid} does not end`);
+    await new Promise((resolve) => setTimeout(resolve, 2));
+  }
+}
+
+async function isAlive(pid: number): Promise<boolean> {
+  const text = await readFile(`/proc/${pid}/stat`, "latin1").catch(() => "");
+  const state = text.slice(text.lastIndexOf(")") + 2, text.lastIndexOf(")") + 3);
+  return text !== "" && state !== "Z" && state !== "X";
+}
+
+/** Children, their children and so on. Those that end meanwhile are left out. */
+export async function descendantsOf(pid: number): Promise<number[]> {
+  const found: number[] = [];
+  const queue = [pid];
+  for (let parent = queue.shift(); parent !== undefined; parent = queue.shift()) {
+    const tasks = await readdir(`/proc/${parent}/task`).catch(() => []);
+    const lists = await Promise.all(tasks.map((task) => readFile(`/proc/${parent}/task/${task}/children`, "latin1").catch(() => "")));
+    const children = lists.join(" ").split(" ").filter(Boolean).map(Number);
+    found.push(...children);
+    queue.push(...children);
+  }
+  return found;
+}
+
+/** A process that is gone is no error. */
+export function sendSignal(pid: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(pid, signal);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
