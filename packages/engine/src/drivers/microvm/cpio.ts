@@ -11,9 +11,8 @@ const typeBits = { folder: 0o040000, file: 0o100000, link: 0o120000, "character 
 export function cpioOf(entries: readonly CpioEntry[]): Uint8Array {
   const pieces: Uint8Array[] = [];
   entries.forEach((entry, index) => {
-    pieces.push(
-      header(entry.name, { inode: index + 1, mode: typeBits[entry.kind] | modeOf(entry), content: contentOf(entry), device: entry }),
-    );
+    const device = entry.kind === "character device" ? entry : undefined;
+    pieces.push(header(entry.name, { inode: index + 1, mode: typeBits[entry.kind] | modeOf(entry), content: contentOf(entry), device }));
     pieces.push(padded(contentOf(entry)));
   });
   pieces.push(header("TRAILER!!!", { inode: 0, mode: 0, content: nothing }));
