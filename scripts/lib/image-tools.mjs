@@ -24,7 +24,7 @@ const tools = {
 export function ensureImageTools(names = Object.keys(tools)) {
   const missing = names.filter((name) => !findImageTool(name));
   if (missing.length === 0) return "found";
-  // With those that are there, since the folder is emptied first.
+  // With those that are there, since the folder is replaced.
   const unpacked = Object.keys(tools).filter((name) => missing.includes(name) || (!isOnPath(name) && findImageTool(name)));
   unpackDistributionPackages(unpacked, { folder, suites: ({ codename }) => [codename], remedy });
   const unusable = unpacked.filter((name) => !findImageTool(name));
