@@ -58,10 +58,11 @@ function perlModules() {
   return modules.length === 0 ? {} : { PERL5LIB: modules.join(":") };
 }
 
+/** The machine may have the library without the program. */
 function preloadedLibrary() {
-  const libraries = path.join(folder, "usr/lib");
-  const library = (existsSync(libraries) ? readdirSync(libraries) : [])
-    .map((dir) => path.join(libraries, dir, "libfakeroot/libfakeroot-sysv.so"))
+  const library = [path.join(folder, "usr/lib"), "/usr/lib"]
+    .flatMap((dir) => (existsSync(dir) ? readdirSync(dir).map((name) => path.join(dir, name)) : []))
+    .map((dir) => path.join(dir, "libfakeroot/libfakeroot-sysv.so"))
     .find((file) => existsSync(file));
   return ["-l", library ?? "", "--faked", path.join(folder, "usr/bin/faked-sysv")];
 }
