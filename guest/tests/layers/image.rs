@@ -77,7 +77,8 @@ impl Folder {
     pub fn extracted(&self, image: &str) -> Option<BTreeMap<String, String>> {
         let program = std::env::var_os("MITOS_FSCK_EROFS")?;
         let arguments = ["--extract=extracted", "--no-preserve", image];
-        let checked = Command::new(program).args(arguments).current_dir(&self.path).output().unwrap();
+        let libraries = std::env::var_os("MITOS_FSCK_EROFS_LIBRARIES").unwrap_or_default();
+        let checked = Command::new(program).args(arguments).env("LD_LIBRARY_PATH", libraries).current_dir(&self.path).output().unwrap();
         assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
         Some(tree(&self.at("extracted")))
     }
