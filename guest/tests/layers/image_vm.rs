@@ -95,7 +95,7 @@ fn describe(root: &Path, side: Side) -> Vec<String> {
             assert_eq!((entry.ino(), entry.file_type().unwrap()), (found.ino(), found.file_type()), "{}", entry.path().display());
             paths.push(entry.path());
         }
-        for absent in [" ", "-", "m", "sizes/4096.", "~~~", "\u{ff}"] {
+        for absent in [" ", "-\t", "m\t", "sizes/4096.", "~~~", "\u{ff}"] {
             assert!(!folder.join(absent).exists(), "{}", folder.display());
         }
     }
