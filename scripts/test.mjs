@@ -2,6 +2,7 @@
 import { spawn } from "node:child_process";
 import path from "node:path";
 import { findImageTool } from "./lib/image-tools.mjs";
+import { microvmEnvironment } from "./lib/microvm/index.mjs";
 import { fail, pinnedNode, root } from "./lib/run.mjs";
 import { findRunsc } from "./lib/runsc.mjs";
 import { setup } from "./lib/setup.mjs";
@@ -58,7 +59,14 @@ function fsckErofs() {
 }
 
 await setup({ development: true }).catch(fail);
-const environment = { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1", MITOS_RUNSC: findRunsc().path, ...fsckErofs() };
+const environment = {
+  ...process.env,
+  FORCE_COLOR: "0",
+  NO_COLOR: "1",
+  MITOS_RUNSC: findRunsc().path,
+  ...fsckErofs(),
+  ...microvmEnvironment(),
+};
 const only = process.argv.includes("--only") ? process.argv[process.argv.indexOf("--only") + 1] : undefined;
 const running = new Set();
 for (const signal of ["SIGINT", "SIGTERM"]) {
