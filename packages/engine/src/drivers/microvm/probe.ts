@@ -29,8 +29,7 @@ export async function probeMicrovm(options: MicrovmOptions): Promise<ProbeResult
     const guest = await findGuest(options.guest);
     if (accel === "kvm") {
       const kvm = await probeKvm(guest);
-      if (!kvm.usable)
-        return notUsable(options, kvm.detail, ["Use a machine with hardware virtualisation and access to /dev/kvm, or another engine."]);
+      if (!kvm.usable) return notUsable(options, kvm.detail, [kvm.remedy]);
     }
     const { vmm, kernel } = await findAssets(guest);
     const bootId = (await readFile("/proc/sys/kernel/random/boot_id", "utf8")).trim();
