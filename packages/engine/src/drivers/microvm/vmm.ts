@@ -95,7 +95,7 @@ export async function openVmm(host: Host, id: string): Promise<Vmm> {
       readPid(path.join(dir, pidFile)),
       readPid(path.join(dir, "shim.pid")),
     ]);
-    const image = host.images.hold(shape.image);
+    const image = await host.images.useKnown(shape.image);
     held.push(image);
     const base = await host.bases.use(shape.base);
     held.push(base);
@@ -160,7 +160,10 @@ export async function runSteps({ control }: Keeper, doing: string, steps: readon
   try {
     reply = await control.request("vmm", { steps, timeout_ms: timeoutMs });
   } catch (reason) {
-    throw new MitosError("internal", { cause: `could not ${doing}: ${reason instanceof MitosError ? reason.detail.cause : String(reason)}`, reason });
+    throw new MitosError("internal", {
+      cause: `could not ${doing}: ${reason instanceof MitosError ? reason.detail.cause : String(reason)}`,
+      reason,
+    });
   }
   const { results, stopped_us: stoppedUs } = reply;
   return { results: Array.isArray(results) ? results : [], stoppedMs: typeof stoppedUs === "number" ? stoppedUs / 1000 : undefined };
