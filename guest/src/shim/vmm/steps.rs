@@ -269,7 +269,7 @@ fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, target: Opt
         Action::Await(wanted) => wait_for(qmp, &wanted, deadline),
         Action::SaveMemory(save) => {
             let target = target.ok_or_else(|| Failure::new("save_memory: there is no machine yet; send watch first"))?;
-            let saved = target.while_it_lives(|pid| save.run(pid)).map_err(|error| Failure::new(format!("save_memory: {error}")))?;
+            let saved = save.run(target).map_err(|error| Failure::new(format!("save_memory: {error}")))?;
             Ok(json!(saved))
         }
     }

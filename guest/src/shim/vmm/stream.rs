@@ -9,8 +9,8 @@
 //!
 //! Sections, flags and their meaning: docs/devel/migration/main.rst and migration/ram.c of QEMU. Checked with QEMU 10.0.2.
 
-use super::mapping;
 use super::private::{BATCH_PAGES, PAGE_BYTES, Scanner};
+use super::{Target, mapping};
 use crate::shim::sys;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -67,13 +67,16 @@ pub struct Saved {
 
 impl SaveMemory {
     /// The machine must stand still meanwhile.
-    pub fn run(&self, pid: i32) -> Result<Saved, String> {
+    pub fn run(&self, machine: &Target) -> Result<Saved, String> {
         let base = File::open(&self.base).map_err(|error| format!("open {}: {error}", self.base.display()))?;
-        let memory = mapping::find(pid, &base)?;
+        let memory = mapping::find(machine.pid, &base)?;
         let devices = self.read_device_state()?;
         let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.out);
         let mut out = out.map_err(|error| format!("create {}: {error}", self.out.display()))?;
-        let saved = self.write(&mut out, pid, memory, &devices);
+        let saved = self.write(&mut out, machine.pid, memory, &devices).and_then(|saved| {
+            // Its pid may be another's once it is gone: what was read is its own only if it is still there now.
+            if machine.has_ended() { Err("the machine has ended".into()) } else { Ok(saved) }
+        });
         saved.inspect_err(|_| drop(fs::remove_file(&self.out)))
     }
 
@@ -167,7 +170,7 @@ impl Stream<'_> {
             let zero = page == ZEROES;
             let kind = if zero { RAM_ZERO } else { RAM_PAGE };
             let same = if self.named { RAM_SAME_BLOCK } else { 0 };
-            batch.encoded.extend((address - start | kind | same).to_be_bytes());
+            batch.encoded.extend(((address - start) | kind | same).to_be_bytes());
             if !self.named {
                 self.named = true;
                 batch.encoded.push(BLOCK.len() as u8);
