@@ -96,9 +96,10 @@ impl Drop for Shim {
 
 pub fn marked(dir: &Path) -> Vec<String> {
     let mark = format!("MITOS_TEST_DIR={}\0", dir.display());
-    let found = fs::read_dir("/proc").unwrap().flatten().filter(|entry| {
-        fs::read(entry.path().join("environ")).is_ok_and(|environ| environ.windows(mark.len()).any(|part| part == mark.as_bytes()))
-    });
+    let found = fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter(|entry| fs::read(entry.path().join("environ")).is_ok_and(|environ| String::from_utf8_lossy(&environ).contains(&mark)));
     found.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
