@@ -75,7 +75,8 @@ impl Shim {
     }
 
     pub fn alive(&self) -> bool {
-        Path::new(&format!("/proc/{}", self.pid)).exists()
+        // Its parent is init by then, which may take its time to wait for it.
+        fs::read_to_string(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| !stat.contains(") Z "))
     }
 }
 
