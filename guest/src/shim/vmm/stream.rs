@@ -213,3 +213,78 @@ impl Batch {
         sys::read_process(pid, ranges, &mut self.pages)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::sys::{self, FileMap};
+    use crate::shim::vmm::private::tests::scratch;
+    use std::os::unix::fs::FileExt;
+
+    const PAGES: u64 = 1500;
+    const DEVICES: &[u8] = b"QEVM\0\0\0\x03some devices\0";
+
+    /// What a stream says of each page: zeroes or content, by the rules of the monitor's own reader.
+    fn pages_of(stream: &[u8]) -> Vec<(u64, Vec<u8>)> {
+        let opening = opening(PAGES * PAGE_BYTES as u64);
+        assert!(stream.starts_with(&opening));
+        let mut rest = &stream[opening.len()..];
+        let mut pages = Vec::new();
+        loop {
+            let word = u64::from_be_bytes(rest[..8].try_into().unwrap());
+            if word == RAM_END {
+                assert_eq!(rest, closing(DEVICES));
+                return pages;
+            }
+            rest = &rest[8..];
+            let flags = word % PAGE_BYTES as u64;
+            assert_eq!(flags & RAM_SAME_BLOCK == 0, pages.is_empty(), "the first page names the block");
+            if pages.is_empty() {
+                rest = rest.strip_prefix(b"\x03mem").unwrap();
+            }
+            let length = if flags & RAM_ZERO != 0 { 1 } else { PAGE_BYTES };
+            assert_eq!(flags & (RAM_ZERO | RAM_PAGE), if length == 1 { RAM_ZERO } else { RAM_PAGE });
+            let mut content = rest[..length].to_vec();
+            content.resize(PAGE_BYTES, 0);
+            pages.push((word / PAGE_BYTES as u64, content));
+            rest = &rest[length..];
+        }
+    }
+
+    #[test]
+    fn a_stream_holds_what_was_written_and_nothing_else() {
+        let base = scratch(PAGES * PAGE_BYTES as u64);
+        for page in 0..PAGES {
+            base.write_all_at(&[1; PAGE_BYTES], page * PAGE_BYTES as u64).unwrap();
+        }
+        let map = FileMap::new(&base, PAGES * PAGE_BYTES as u64).unwrap();
+        let mut expected = Vec::new();
+        for page in (0..PAGES).filter(|page| page % 5 == 1 || *page > 800) {
+            let mut content = vec![1; PAGE_BYTES];
+            // Zeroes but for the last byte must not count as zeroes.
+            let zeroes = match page % 4 {
+                0 => PAGE_BYTES,
+                1 => PAGE_BYTES - 1,
+                _ => 1,
+            };
+            for offset in 0..zeroes {
+                map.write(page * PAGE_BYTES as u64 + offset as u64, 0);
+            }
+            content[..zeroes].fill(0);
+            expected.push((page, content));
+        }
+        let dir = std::env::temp_dir().join(format!("mitos-stream-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("devices"), DEVICES).unwrap();
+        // The base has no name any more, but this process has it open.
+        let base = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&base)).into();
+        let save = SaveMemory { base, device_state: dir.join("devices"), out: dir.join("out"), sync: true };
+        let pid = std::process::id() as i32;
+        let saved = save.run(&Target { pid, pidfd: sys::pidfd_open(pid).unwrap() }).unwrap();
+        let stream = fs::read(dir.join("out")).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        let zero_pages = expected.iter().filter(|(page, _)| page % 4 == 0).count() as u64;
+        assert_eq!(saved, Saved { pages: expected.len() as u64 - zero_pages, zero_pages, bytes: stream.len() as u64 });
+        assert!(pages_of(&stream) == expected);
+    }
+}
