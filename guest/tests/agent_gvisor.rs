@@ -194,7 +194,7 @@ fn a_live_fork_under_gvisor_carries_the_link_and_every_process_into_parent_and_c
     let paused = Instant::now();
     machines.checkpoint("parent-01", "image");
     eprintln!("checkpoint: {:?}", paused.elapsed());
-    parent.control(FrameType::Resume, &pb::Resume { round: 7 });
+    parent.control(FrameType::Resume, &pb::Resume { round: 7, ..Default::default() });
 
     for (id, generation) in [("child-001", 2), ("child-002", 3)] {
         let restore = Instant::now();
@@ -433,7 +433,7 @@ for name in (\"mapped\", \"owned-mapped\"):
 
     parent.quiesce(7);
     machines.checkpoint("parent-01", "image");
-    parent.control(FrameType::Resume, &pb::Resume { round: 7 });
+    parent.control(FrameType::Resume, &pb::Resume { round: 7, ..Default::default() });
     let mut child = machines.restore("child-001", "image");
     child.hello("child");
     assert_eq!(child.adopt(&adopt(2)).error, "");
