@@ -3,6 +3,7 @@
 //! Needs QEMU and what a machine is booted from, in variables that scripts/test.mjs sets, so it runs when asked for, as `npm test` does:
 //! `cargo test --test agent_qemu -- --ignored`.
 
+mod changed_root;
 #[allow(dead_code)]
 mod link_client;
 #[allow(dead_code)]
@@ -80,7 +81,7 @@ fn no_program_of_a_child_runs_with_what_its_parent_was_under_qemu() {
     let late = parent.host.start(shell("echo late"));
     parent.host.quiesce(7);
     let state = parts.dir.join("state");
-    parent.save(&state);
+    parent.save(&state, None);
     let resumed_at = now_nanos() + HOUR_NANOS;
     parent.host.control(FrameType::Resume, &pb::Resume { round: 7, wall_clock_unix_nanos: resumed_at });
     assert_eq!(parent.host.finish(late).text(), "late\n");
@@ -131,9 +132,29 @@ fn no_program_of_a_child_runs_with_what_its_parent_was_under_qemu() {
 
 #[test]
 #[ignore = "needs QEMU"]
+fn changes_of_the_root_are_told_and_nothing_else_also_in_a_child_under_qemu() {
+    let parts = Parts::with_data("changes", changed_root::lay);
+    let (disk, copy, state) = (parts.new_disk("disk"), parts.dir.join("copy"), parts.dir.join("state"));
+    let mut parent = Machine::booted(&parts, &Options { disk: Some(&disk), ..Options::default() });
+    assert_eq!(parent.host.adopt(&adopt(1)).error, "");
+    changed_root::change(&mut parent.host);
+    let told = changed_root::changes(&mut parent.host);
+    changed_root::check(&told);
+    parent.host.quiesce(7);
+    parent.save(&state, Some((&disk, &copy)));
+    let mut child = Machine::start(&parts, &Options { disk: Some(&copy), from: Some(&state), ..Options::default() });
+    child.host.greet("child", true);
+    child.host.acknowledged("child", BOOT_PATIENCE).expect("a HELLO_ACK");
+    assert_eq!(child.host.adopt(&adopt(2)).error, "");
+    assert_eq!(changed_root::changes(&mut child.host), told, "a child is told apart from its root as its parent is");
+}
+
+#[test]
+#[ignore = "needs QEMU"]
 fn look_under_qemu() {
     let parts = Parts::new("look");
-    let mut machine = Machine::booted(&parts, &Options::default());
+    let disk = parts.new_disk("disk");
+    let mut machine = Machine::booted(&parts, &Options { disk: std::env::var_os("DISK").map(|_| disk.as_path()), ..Options::default() });
     println!("{:?}", machine.host.adopt(&adopt(1)));
     let script = std::env::var("LOOK").unwrap();
     let outcome = machine.host.shell(&script);

@@ -1,6 +1,9 @@
 //! The archive that a machine boots from, as the driver writes it (drivers/microvm/initramfs.ts).
 
+use std::collections::HashMap;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 const FOLDER: u32 = 0o40755;
@@ -16,7 +19,11 @@ struct Archive {
 impl Archive {
     fn add(&mut self, name: &str, mode: u32, content: &[u8], device: (u32, u32)) {
         self.entries += 1;
-        let fields = [self.entries, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
+        self.add_link(self.entries, 1, name, mode, content, device);
+    }
+
+    fn add_link(&mut self, inode: u32, links: u32, name: &str, mode: u32, content: &[u8], device: (u32, u32)) {
+        let fields = [inode, mode, 0, 0, links, 0, content.len() as u32, 0, 0, device.0, device.1, name.len() as u32 + 1, 0];
         self.bytes.extend_from_slice(b"070701");
         self.bytes.extend(fields.map(|field| format!("{field:08x}")).concat().as_bytes());
         self.bytes.extend_from_slice(name.as_bytes());
@@ -26,12 +33,35 @@ impl Archive {
         self.pad();
     }
 
+    /// A folder of this host with all that is in it. The first name of a file has its content.
+    fn add_tree(&mut self, name: &str, dir: &Path) {
+        let mut inodes: HashMap<u64, u32> = HashMap::new();
+        let mut waiting = vec![(name.to_owned(), dir.to_owned())];
+        while let Some((name, path)) = waiting.pop() {
+            let found = fs::symlink_metadata(&path).unwrap();
+            if found.is_dir() {
+                self.add(&name, found.mode(), b"", (0, 0));
+                let entries = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap());
+                waiting.extend(entries.map(|entry| (format!("{name}/{}", entry.file_name().to_str().unwrap()), entry.path())));
+            } else if found.is_symlink() {
+                self.add(&name, found.mode(), fs::read_link(&path).unwrap().as_os_str().as_bytes(), (0, 0));
+            } else {
+                self.entries += 1;
+                let own = self.entries;
+                let inode = *inodes.entry(found.ino()).or_insert(own);
+                let content = if inode == own { fs::read(&path).unwrap() } else { Vec::new() };
+                self.add_link(inode, found.nlink() as u32, &name, found.mode(), &content, (0, 0));
+            }
+        }
+    }
+
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 }
 
-pub fn write(modules: &Path, agent: &Path) -> Vec<u8> {
+/// `data`, if there is any, becomes `/data` below what the machine writes.
+pub fn write(modules: &Path, agent: &Path, data: Option<&Path>) -> Vec<u8> {
     let mut archive = Archive::default();
     let none = (0, 0);
     archive.add("dev", FOLDER, b"", none);
@@ -59,6 +89,9 @@ pub fn write(modules: &Path, agent: &Path) -> Vec<u8> {
         ("resolv.conf", "nameserver 127.0.0.1\n"),
     ] {
         archive.add(&format!("own/upper/etc/{name}"), FILE, content.as_bytes(), none);
+    }
+    if let Some(data) = data {
+        archive.add_tree("own/upper/data", data);
     }
     archive.add("TRAILER!!!", 0, b"", none);
     archive.bytes

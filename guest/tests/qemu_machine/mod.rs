@@ -38,10 +38,24 @@ fn variable(name: &str) -> PathBuf {
 
 impl Parts {
     pub fn new(name: &str) -> Self {
+        Self::lay(name, None)
+    }
+
+    /// What `fill` puts into the folder that it is given becomes `/data` of the machines' roots.
+    pub fn with_data(name: &str, fill: fn(&Path)) -> Self {
+        Self::lay(name, Some(fill))
+    }
+
+    fn lay(name: &str, fill: Option<fn(&Path)>) -> Self {
         let dir = std::env::temp_dir().join(format!("mitos-agent-qemu-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         let initramfs = dir.join("initramfs");
-        fs::write(&initramfs, initramfs::write(&variable("MITOS_VM_MODULES"), &variable("MITOS_VM_AGENT"))).unwrap();
+        let data = dir.join("data");
+        let data = fill.map(|fill| {
+            fill(&data);
+            data.as_path()
+        });
+        fs::write(&initramfs, initramfs::write(&variable("MITOS_VM_MODULES"), &variable("MITOS_VM_AGENT"), data)).unwrap();
         Self {
             vmm: variable("MITOS_QEMU_ROOT"),
             kernel: variable("MITOS_VM_KERNEL"),
@@ -55,8 +69,7 @@ impl Parts {
     /// A disk of its own for one machine: a sparse copy of the empty one.
     pub fn new_disk(&self, name: &str) -> PathBuf {
         let copy = self.dir.join(name);
-        let copied = Command::new("cp").args(["--sparse=always", "--no-preserve=mode"]).arg(&self.disk).arg(&copy).status().unwrap();
-        assert!(copied.success());
+        copy_disk(&self.disk, &copy);
         copy
     }
 
@@ -161,8 +174,8 @@ impl Machine {
         self.console()
     }
 
-    /// Writes the whole state while the machine stands still, and lets it go on.
-    pub fn save(&mut self, state: &Path) {
+    /// Writes the whole state while the machine stands still, with a copy of its disk if it has one, and lets it go on.
+    pub fn save(&mut self, state: &Path, disk: Option<(&Path, &Path)>) {
         self.monitor.execute("stop", serde_json::json!({}));
         self.monitor.execute("migrate-set-parameters", serde_json::json!({ "max-bandwidth": 1_u64 << 40 }));
         self.monitor.execute("migrate", serde_json::json!({ "uri": format!("file:{}", state.display()) }));
@@ -171,8 +184,16 @@ impl Machine {
             Some("failed" | "cancelled") => panic!("{answer}"),
             _ => false,
         });
+        if let Some((disk, copy)) = disk {
+            copy_disk(disk, copy);
+        }
         self.monitor.execute("cont", serde_json::json!({}));
     }
+}
+
+fn copy_disk(from: &Path, to: &Path) {
+    let copied = Command::new("cp").args(["--sparse=always", "--no-preserve=mode"]).arg(from).arg(to).status().unwrap();
+    assert!(copied.success());
 }
 
 impl Drop for Machine {
