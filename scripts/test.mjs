@@ -28,13 +28,19 @@ const lanes = [
     { name: "rust lint", command: ["cargo", "clippy", "--quiet", "--locked", "--all-targets", "--", "-D", "warnings"], cwd: guest },
     {
       name: "rust tests",
-      command: ["cargo", "test", "--quiet", "--locked", "--", "--include-ignored", "--skip", "under_gvisor"],
+      command: ["cargo", "test", "--quiet", "--locked", "--", "--include-ignored", "--skip", "under_gvisor", "--skip", "under_qemu"],
       cwd: guest,
       count: countCargo,
     },
     {
       name: "agent under gVisor",
       command: inUserNamespace("cargo", "test", "--quiet", "--locked", "--test", "agent_gvisor", "--", "--ignored", "under_gvisor"),
+      cwd: guest,
+      count: countCargo,
+    },
+    {
+      name: "guest and shim with virtual machines",
+      command: ["cargo", "test", "--quiet", "--locked", "--", "--ignored", "under_qemu"],
       cwd: guest,
       count: countCargo,
     },
