@@ -41,3 +41,6 @@ export interface SaveMemory {
 
 export const execute = (command: string, args?: Readonly<Record<string, unknown>>): ExecuteStep =>
   args === undefined ? { execute: command } : { execute: command, arguments: args };
+
+/** Numbers of the sets that our steps use. */
+export const fdSets = { disk: 1, memory: 2, deviceState: 3 } as const;
