@@ -5,7 +5,7 @@
 //!    └────── end, deadline, limit, abandoned ─────────────────────────────────^
 //! ```
 
-use super::command::{Caller, Command};
+use super::command::{Caller, Command, MachineEnds};
 use super::connection::{Connection, Received};
 use super::daemon::Files;
 use super::exit::{Exit, unix_ms};
@@ -16,12 +16,14 @@ use super::machine::{Machine, Status};
 use super::meter;
 use super::protocol::{Event, Reply, Request, Stdio};
 use super::sys;
+use super::vmm::Vmm;
 use crate::wire::FrameType;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
@@ -66,10 +68,12 @@ pub struct Keeper {
     next_connection: u64,
     commands: Vec<Command>,
     log: MachineLog,
-    /// The stderr of what commands with `link` have left running.
+    /// The stderr of what commands that start machines have left running.
     log_pipes: Vec<OwnedFd>,
     log_budget: LogBudget,
     machine: Option<Machine>,
+    /// The monitor of what the last command with `vmm` has started.
+    vmm: Option<Vmm>,
     on_end: Vec<Vec<String>>,
     deadline: Option<Deadline>,
     memory_limit: Option<MemoryLimit>,
@@ -130,6 +134,7 @@ enum Token {
     LinkSocket,
     ControlSocket,
     Machine,
+    Vmm,
     Link,
     Server,
     Control(u64),
@@ -164,6 +169,7 @@ impl Keeper {
             log_pipes: Vec::new(),
             log_budget: LogBudget { second: now, left: LOG_BYTES_PER_SECOND },
             machine: None,
+            vmm: None,
             on_end: Vec::new(),
             deadline: None,
             memory_limit: None,
@@ -213,6 +219,9 @@ impl Keeper {
         if let Some(machine) = self.machine.as_ref().filter(|machine| machine.ended.is_none()) {
             add(machine.pidfd.as_fd(), true, false, Token::Machine);
         }
+        if let Some(vmm) = &self.vmm {
+            add(vmm.fd(), true, false, Token::Vmm);
+        }
         if self.link.closed.is_none() {
             let server_reads = self.server.as_ref().is_none_or(|server| server.outbox.len() < OUTBOX_BYTES_HIGH);
             add(self.link.ours.as_fd(), server_reads, !self.link.to_machine.is_empty(), Token::Link);
@@ -230,7 +239,7 @@ impl Keeper {
                 add(fd, true, false, Token::Stdout(command.pid));
             }
             if let Some(fd) = command.stderr.fd() {
-                add(fd, log || !command.link, false, Token::Stderr(command.pid));
+                add(fd, log || !command.machine, false, Token::Stderr(command.pid));
             }
         }
         for pipe in &self.log_pipes {
@@ -284,6 +293,7 @@ impl Keeper {
             Token::LinkSocket => self.accept_server(),
             Token::ControlSocket => self.accept_control(),
             Token::Machine => self.machine_gone(),
+            Token::Vmm => self.answer_steps(),
             Token::Link => {
                 if revents & !libc::POLLOUT != 0 && self.link.receive(self.server.as_mut().map(|server| &mut server.outbox)) {
                     self.link_closed();
@@ -306,8 +316,8 @@ impl Keeper {
             }
             Token::Stderr(pid) => {
                 if let Some(command) = self.commands.iter_mut().find(|command| command.pid == pid) {
-                    let log = command.link.then_some(&mut self.log);
-                    if command.stderr.read(log) && command.link {
+                    let log = command.machine.then_some(&mut self.log);
+                    if command.stderr.read(log) && command.machine {
                         self.log_budget.spend();
                     }
                 }
@@ -343,7 +353,7 @@ impl Keeper {
         if let Some(index) = self.commands.iter().position(|command| command.pid == pid) {
             let mut command = self.commands.swap_remove(index);
             command.drain(&mut self.log);
-            if command.link
+            if command.machine
                 && let Some(pipe) = command.stderr.take_pipe()
                 && self.log_pipes.len() < LOG_PIPES_MAX
             {
@@ -484,8 +494,7 @@ impl Keeper {
                     return Err(format!("run {argv:?}: {COMMANDS_MAX} commands are running; wait for one to end"));
                 }
                 let timeout = Duration::from_millis(timeout_ms).min(RUN_TIMEOUT_MAX);
-                let link = (stdio == Some(Stdio::Link)).then_some(&self.link.machines);
-                self.commands.push(Command::spawn(&argv, env.as_ref(), link, timeout, Some(caller))?);
+                self.run_command(caller, &argv, env.as_ref(), stdio.unwrap_or(Stdio::Null), timeout)?;
                 return Ok(None);
             }
             Request::Watch { pid, pid_file, cgroup_memory, cgroup_pids } => {
@@ -518,9 +527,47 @@ impl Keeper {
                 let shared_bytes = shared.then(|| meter::shared_bytes(&self.machine_processes()));
                 return Ok(Some(Reply::Metered { ok: true, memory_bytes: usage.memory_bytes, shared_bytes, cpu_ms: usage.cpu_ms }));
             }
+            Request::Vmm { steps, timeout_ms } => {
+                let vmm = self.vmm.as_mut().ok_or("vmm: there is no monitor yet; run a command with stdio vmm first")?;
+                vmm.ask(caller, steps, timeout_ms)?;
+                return Ok(None);
+            }
             Request::End { .. } => unreachable!("answered above"),
         }
         Ok(Some(Reply::done()))
+    }
+
+    fn run_command(
+        &mut self,
+        caller: Caller,
+        argv: &[String],
+        env: Option<&BTreeMap<String, String>>,
+        stdio: Stdio,
+        timeout: Duration,
+    ) -> Result<(), String> {
+        let link = &self.link.machines;
+        let command = match stdio {
+            Stdio::Null => Command::spawn(argv, env, None, timeout, Some(caller))?,
+            Stdio::Link => Command::spawn(argv, env, Some(MachineEnds { stdin: link, stdout: link }), timeout, Some(caller))?,
+            Stdio::Vmm => {
+                if self.vmm.as_ref().is_some_and(Vmm::pending) {
+                    return Err("run: the monitor of the machine before is still at work; wait for its operations".into());
+                }
+                let (vmm, monitor) = Vmm::new()?;
+                let command = Command::spawn(argv, env, Some(MachineEnds { stdin: link, stdout: &monitor }), timeout, Some(caller))?;
+                self.vmm = Some(vmm);
+                command
+            }
+        };
+        self.commands.push(command);
+        Ok(())
+    }
+
+    fn answer_steps(&mut self) {
+        let outcomes = self.vmm.as_mut().map(Vmm::take).unwrap_or_default();
+        for (caller, outcome) in outcomes {
+            self.reply(caller, &Reply::Stepped(outcome));
+        }
     }
 
     fn require_machine(&self, operation: &str) -> Result<&Machine, String> {
@@ -571,13 +618,15 @@ impl Keeper {
             self.check_limits(now, first_connection);
         }
         if let Phase::Draining { until } = self.phase
-            && (self.commands.is_empty() || until <= now)
+            && (self.idle() || until <= now)
         {
             self.phase = Phase::Killing { until: now + KILL_TIMEOUT };
         }
         if let Phase::Killing { until } = self.phase {
             self.kill_all();
-            if self.reap() || until <= now {
+            let nobody_left = self.reap();
+            // What was being asked of the monitor fails with it, and is answered.
+            if (nobody_left && !self.vmm.as_ref().is_some_and(Vmm::pending)) || until <= now {
                 if let Some(machine) = &mut self.machine {
                     machine.note_limits();
                 }
@@ -593,6 +642,10 @@ impl Keeper {
                 self.phase = Phase::Over;
             }
         }
+    }
+
+    fn idle(&self) -> bool {
+        self.commands.is_empty() && !self.vmm.as_ref().is_some_and(Vmm::pending)
     }
 
     fn check_limits(&mut self, now: Instant, first_connection: Option<Instant>) {
