@@ -7,6 +7,8 @@ export type VmmStep = (
   | { readonly add_fd: AddFd }
   | { readonly await: Await }
   | { readonly save_memory: SaveMemory }
+  | { readonly await_status: { readonly values: readonly string[] } }
+  | { readonly save_devices: SaveDevices }
   | { readonly punch_mapped_ram: { readonly file: string; readonly sync?: boolean } }
 ) & { readonly always?: true };
 
@@ -16,11 +18,11 @@ export interface ExecuteStep {
   readonly arguments?: Readonly<Record<string, unknown>>;
 }
 
-/** Opens a file and hands it to the VMM, which knows it as `/dev/fdset/<set>`. `create`: it must not be there yet. */
+/** Opens a file and hands it to the VMM, which knows it as `/dev/fdset/<set>`. `create`, `create_write`: it must not be there yet. */
 export interface AddFd {
   readonly set: number;
   readonly path: string;
-  readonly access: "read" | "write" | "read_write" | "create";
+  readonly access: "read" | "write" | "read_write" | "create" | "create_write";
 }
 
 /** Waits for an event of the VMM, of those since these steps began, whose field has one of the values. Failures fail the step. */
@@ -34,6 +36,14 @@ export interface Await {
 /** Writes what a restored machine loads: the device state, and the pages that differ from those of `base`. */
 export interface SaveMemory {
   readonly base: string;
+  readonly device_state: string;
+  readonly out: string;
+  readonly sync?: boolean;
+}
+
+/** The same without any page, for a machine whose memory is all in its base. */
+export interface SaveDevices {
+  readonly memory_bytes: number;
   readonly device_state: string;
   readonly out: string;
   readonly sync?: boolean;
