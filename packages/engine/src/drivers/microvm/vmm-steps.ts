@@ -52,5 +52,5 @@ export interface SaveDevices {
 export const execute = (command: string, args?: Readonly<Record<string, unknown>>): ExecuteStep =>
   args === undefined ? { execute: command } : { execute: command, arguments: args };
 
-/** Numbers of the sets that our steps use. */
-export const fdSets = { disk: 1, memory: 2, deviceState: 3 } as const;
+/** Numbers of the sets that our steps use; lower ones are for what the command line of a VMM brings. */
+export const fdSets = { disk: 11, memory: 12, deviceState: 13 } as const;
