@@ -53,7 +53,7 @@ beforeAll(async () => {
   await once(site, "listening");
   registry = await startRegistry();
   await pushStandIns(registry);
-  live = await startLiveServer("gvisor", network, { mirrors: { "docker.io": [registry.host] } });
+  live = await startLiveServer("real", network, { mirrors: { "docker.io": [registry.host] } });
   folder = mkdtempSync(path.join(os.tmpdir(), "mitos-examples-"));
 }, 15 * minutes);
 beforeEach(({ skip }) => {
