@@ -11,8 +11,17 @@ import { type Assets, findAssets } from "../../packages/engine/src/drivers/micro
 import { files, qemuArgs } from "../../packages/engine/src/drivers/microvm/command-line.ts";
 import { attachDisk, snapshotDisk } from "../../packages/engine/src/drivers/microvm/disk-steps.ts";
 import { type Disk, Disks, type NewDisk } from "../../packages/engine/src/drivers/microvm/disks.ts";
+import {
+  beginNewBase,
+  completeNewBase,
+  finishNewBase,
+  holdNewBase,
+  newBaseProgress,
+  newBaseProgressOf,
+} from "../../packages/engine/src/drivers/microvm/memory-steps.ts";
 import { execute, fdSets, type VmmStep } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
 import { adopt, run, type Sandbox } from "../gvisor/sandbox.ts";
+import { until } from "../support/until.ts";
 
 const stepsTimeoutMs = 60_000;
 const forgetState = execute("remove-fd", { "fdset-id": fdSets.deviceState });
@@ -22,6 +31,13 @@ export interface State {
   readonly disk: string;
   readonly memory: { readonly file: string; readonly offset: number };
   readonly stream: string;
+}
+
+export interface Punched {
+  readonly offset: number;
+  readonly memory_bytes: number;
+  readonly pages: number;
+  readonly freed_bytes: number;
 }
 
 /** A folder with disks, memory files and shims in it; all of it goes when it is disposed of. */
@@ -63,11 +79,9 @@ export class Bench implements AsyncDisposable {
     const vm = await this.#start({ file: memory, offset: 0 }, true);
     vm.disk = await this.disks.create(null);
     await vm.steps([...attachDisk(vm.disk.chain), execute("cont")]);
-    const sandbox = await vm.adopt();
-    const quiet = await sandbox.guest.quiesce();
-    const state = await vm.save();
-    await quiet.resume();
-    await vm.end();
+    await vm.adopt();
+    // It writes to the file itself: were it to go on, that would not be what belongs to the state any more.
+    const state = await vm.saveAndEnd();
     await chmod(memory, 0o444);
     return state;
   }
@@ -208,6 +222,38 @@ export class Vm {
     process.kill(this.pid, "SIGKILL");
     await this.end();
     return state;
+  }
+
+  /**
+   * The same with all of its memory in a new base.
+   *
+   * @param whileCopying - once copying has begun, while its programs run
+   */
+  async saveAsNewBase(whileCopying: () => Promise<unknown> = async () => {}): Promise<State & { punched: Punched; quietMs: number }> {
+    const files = { base: this.#bench.newFile("memory"), deviceState: this.#bench.newFile("devices") };
+    const stream = this.#bench.newFile("stream");
+    const next = await this.#bench.disks.create(this.disk.id);
+    const disk = snapshotDisk({ current: this.disk.path, next: next.path });
+    await this.steps([...disk.before, ...beginNewBase(files)]);
+    await whileCopying();
+    await until("little is left", async () => {
+      const { state } = newBaseProgressOf((await this.steps(newBaseProgress))[0]);
+      assert(state === "copying" || state === "little is left", state);
+      return state === "little is left";
+    });
+    await this.steps(holdNewBase);
+    const quietMs = await this.quietly(async () => {
+      const begun = performance.now();
+      await this.steps(finishNewBase(disk.whileStopped));
+      return performance.now() - begun;
+    });
+    await this.steps(disk.afterwards);
+    const memoryBytes = this.#bench.memoryMiB * 2 ** 20;
+    const [punched] = (await this.steps(completeNewBase(files, { out: stream, memoryBytes, sync: false }))) as [Punched];
+    await chmod(files.base, 0o444);
+    const frozen = this.disk.id;
+    this.disk = next;
+    return { disk: frozen, memory: { file: files.base, offset: punched.offset }, stream, punched, quietMs };
   }
 
   #stopAndSave(): { state: State; stop: (whileStopped: readonly VmmStep[]) => VmmStep[] } {
