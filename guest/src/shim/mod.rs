@@ -4,6 +4,7 @@
 
 mod cgroup;
 mod command;
+mod connect_link;
 mod connection;
 mod daemon;
 mod exit;
