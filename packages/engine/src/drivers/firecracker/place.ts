@@ -84,14 +84,14 @@ function free({ layout, firecracker, guestPath }: Host, keeperId: string, cgroup
  */
 const startJailer = `while [ "$1" != -- ]; do echo $$ > "$1" || exit 1; shift; done; shift; exec "$@" < /dev/null >&2`;
 
-function jailed({ layout, firecracker }: Host, keeperId: string, { uid, gid }: Jail, cgroupProcs: readonly string[]): Place {
+function jailed({ layout, firecracker, cgroups }: Host, keeperId: string, { uid, gid }: Jail, cgroupProcs: readonly string[]): Place {
   const id = vmId(layout, keeperId);
   const program = path.basename(firecracker.path);
   const root = path.join(layout.jails, program, id, "root");
   const disk = path.join(root, writtenName);
   const jailer = [
     ...[firecracker.jailer ?? "", "--id", id, "--exec-file", firecracker.path, "--uid", String(uid), "--gid", String(gid)],
-    ...["--chroot-base-dir", layout.jails, "--cgroup-version", cgroupProcs.length > 1 ? "1" : "2", "--new-pid-ns"],
+    ...["--chroot-base-dir", layout.jails, "--cgroup-version", String(cgroups?.version ?? 2), "--new-pid-ns"],
     ...["--", "--api-sock", apiName],
   ];
   const lend = async (file: string, name: string) => {
