@@ -24,24 +24,30 @@ pub struct Caller {
     pub channel: u32,
 }
 
+/// The machine's ends of its sockets, as a command's stdin and stdout.
+pub struct MachineEnds<'a> {
+    pub stdin: &'a OwnedFd,
+    pub stdout: &'a OwnedFd,
+}
+
 pub struct Command {
     pub pid: i32,
     /// None: one of the commands of `on_end`.
     pub caller: Option<Caller>,
     pub stdout: Capture,
     pub stderr: Capture,
-    /// Its stdin and stdout are the link, its stderr belongs in `machine.log`.
-    pub link: bool,
+    /// What it starts is the machine: its stderr belongs in `machine.log`.
+    pub machine: bool,
     pub deadline: Instant,
     timed_out: bool,
 }
 
 impl Command {
-    /// Starts it in a process group of its own, so that a time-out reaches what it has started. `link`: the machine's end.
+    /// Starts it in a process group of its own, so that a time-out reaches what it has started.
     pub fn spawn(
         argv: &[String],
         env: Option<&BTreeMap<String, String>>,
-        link: Option<&OwnedFd>,
+        ends: Option<MachineEnds>,
         timeout: Duration,
         caller: Option<Caller>,
     ) -> Result<Self, String> {
@@ -53,9 +59,9 @@ impl Command {
             command.env_clear().envs(env);
         }
         let mut stdout = Capture::default();
-        match link {
-            Some(end) => {
-                command.stdin(end.try_clone().map_err(failed)?).stdout(end.try_clone().map_err(failed)?);
+        match &ends {
+            Some(ends) => {
+                command.stdin(ends.stdin.try_clone().map_err(failed)?).stdout(ends.stdout.try_clone().map_err(failed)?);
             }
             None => {
                 command.stdin(Stdio::null()).stdout(stdout.open().map_err(failed)?);
@@ -68,7 +74,7 @@ impl Command {
         // Waited for by the loop, which reaps every child: the handle is not needed, and dropping it does neither kill nor wait.
         let child = command.spawn().map_err(failed)?;
         let deadline = Instant::now() + timeout;
-        Ok(Self { pid: child.id() as i32, caller, stdout, stderr, link: link.is_some(), deadline, timed_out: false })
+        Ok(Self { pid: child.id() as i32, caller, stdout, stderr, machine: ends.is_some(), deadline, timed_out: false })
     }
 
     pub fn kill(&mut self, timed_out: bool) {
@@ -87,7 +93,7 @@ impl Command {
                 break;
             }
         }
-        let mut log = self.link.then_some(log);
+        let mut log = self.machine.then_some(log);
         for _ in 0..16 {
             if !self.stderr.read(log.as_deref_mut()) {
                 break;

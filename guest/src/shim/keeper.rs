@@ -5,7 +5,7 @@
 //!    └────── end, deadline, limit, abandoned ─────────────────────────────────^
 //! ```
 
-use super::command::{Caller, Command};
+use super::command::{Caller, Command, MachineEnds};
 use super::connect_link::{LinkConnector, Progress};
 use super::connection::{Connection, Received};
 use super::daemon::Files;
@@ -17,12 +17,14 @@ use super::machine::{Machine, Status};
 use super::meter;
 use super::protocol::{Event, Reply, Request, Stdio};
 use super::sys;
+use super::vmm::Vmm;
 use crate::wire::FrameType;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
@@ -69,10 +71,12 @@ pub struct Keeper {
     next_connection: u64,
     commands: Vec<Command>,
     log: MachineLog,
-    /// The stderr of what commands with `link` have left running.
+    /// The stderr of what commands that start machines have left running.
     log_pipes: Vec<OwnedFd>,
     log_budget: LogBudget,
     machine: Option<Machine>,
+    /// The monitor of what the last command with `vmm` has started.
+    vmm: Option<Vmm>,
     on_end: Vec<Vec<String>>,
     deadline: Option<Deadline>,
     memory_limit: Option<MemoryLimit>,
@@ -133,6 +137,7 @@ enum Token {
     LinkSocket,
     ControlSocket,
     Machine,
+    Vmm,
     Link,
     Connecting,
     Server,
@@ -169,6 +174,7 @@ impl Keeper {
             log_pipes: Vec::new(),
             log_budget: LogBudget { second: now, left: LOG_BYTES_PER_SECOND },
             machine: None,
+            vmm: None,
             on_end: Vec::new(),
             deadline: None,
             memory_limit: None,
@@ -218,6 +224,9 @@ impl Keeper {
         if let Some(machine) = self.machine.as_ref().filter(|machine| machine.ended.is_none()) {
             add(machine.pidfd.as_fd(), true, false, Token::Machine);
         }
+        if let Some(vmm) = &self.vmm {
+            add(vmm.fd(), true, false, Token::Vmm);
+        }
         if self.link.closed.is_none() {
             let server_reads = self.server.as_ref().is_none_or(|server| server.outbox.len() < OUTBOX_BYTES_HIGH);
             add(self.link.ours.as_fd(), server_reads, !self.link.to_machine.is_empty(), Token::Link);
@@ -240,7 +249,7 @@ impl Keeper {
                 add(fd, true, false, Token::Stdout(command.pid));
             }
             if let Some(fd) = command.stderr.fd() {
-                add(fd, log || !command.link, false, Token::Stderr(command.pid));
+                add(fd, log || !command.machine, false, Token::Stderr(command.pid));
             }
         }
         for pipe in &self.log_pipes {
@@ -297,6 +306,7 @@ impl Keeper {
             Token::LinkSocket => self.accept_server(),
             Token::ControlSocket => self.accept_control(),
             Token::Machine => self.machine_gone(),
+            Token::Vmm => self.answer_steps(),
             Token::Link => {
                 if revents & !libc::POLLOUT != 0 && self.link.receive(self.server.as_mut().map(|server| &mut server.outbox)) {
                     self.link_closed();
@@ -320,8 +330,8 @@ impl Keeper {
             }
             Token::Stderr(pid) => {
                 if let Some(command) = self.commands.iter_mut().find(|command| command.pid == pid) {
-                    let log = command.link.then_some(&mut self.log);
-                    if command.stderr.read(log) && command.link {
+                    let log = command.machine.then_some(&mut self.log);
+                    if command.stderr.read(log) && command.machine {
                         self.log_budget.spend();
                     }
                 }
@@ -357,7 +367,7 @@ impl Keeper {
         if let Some(index) = self.commands.iter().position(|command| command.pid == pid) {
             let mut command = self.commands.swap_remove(index);
             command.drain(&mut self.log);
-            if command.link
+            if command.machine
                 && let Some(pipe) = command.stderr.take_pipe()
                 && self.log_pipes.len() < LOG_PIPES_MAX
             {
@@ -498,8 +508,7 @@ impl Keeper {
                     return Err(format!("run {argv:?}: {COMMANDS_MAX} commands are running; wait for one to end"));
                 }
                 let timeout = Duration::from_millis(timeout_ms).min(RUN_TIMEOUT_MAX);
-                let link = (stdio == Some(Stdio::Link)).then_some(&self.link.machines);
-                self.commands.push(Command::spawn(&argv, env.as_ref(), link, timeout, Some(caller))?);
+                self.run_command(caller, &argv, env.as_ref(), stdio.unwrap_or(Stdio::Null), timeout)?;
                 return Ok(None);
             }
             Request::Watch { pid, pid_file, cgroup_memory, cgroup_pids } => {
@@ -543,6 +552,11 @@ impl Keeper {
                 self.connect_link();
                 return Ok(None);
             }
+            Request::Vmm { steps, timeout_ms } => {
+                let vmm = self.vmm.as_mut().ok_or("vmm: there is no monitor yet; run a command with stdio vmm first")?;
+                vmm.ask(caller, steps, timeout_ms)?;
+                return Ok(None);
+            }
             Request::End { .. } => unreachable!("answered above"),
         }
         Ok(Some(Reply::done()))
@@ -562,6 +576,39 @@ impl Keeper {
         };
         self.connecting = None;
         self.reply(caller, &reply);
+    }
+
+    fn run_command(
+        &mut self,
+        caller: Caller,
+        argv: &[String],
+        env: Option<&BTreeMap<String, String>>,
+        stdio: Stdio,
+        timeout: Duration,
+    ) -> Result<(), String> {
+        let link = &self.link.machines;
+        let command = match stdio {
+            Stdio::Null => Command::spawn(argv, env, None, timeout, Some(caller))?,
+            Stdio::Link => Command::spawn(argv, env, Some(MachineEnds { stdin: link, stdout: link }), timeout, Some(caller))?,
+            Stdio::Vmm => {
+                if self.vmm.as_ref().is_some_and(Vmm::pending) {
+                    return Err("run: the monitor of the machine before is still at work; wait for its operations".into());
+                }
+                let (vmm, monitor) = Vmm::new()?;
+                let command = Command::spawn(argv, env, Some(MachineEnds { stdin: link, stdout: &monitor }), timeout, Some(caller))?;
+                self.vmm = Some(vmm);
+                command
+            }
+        };
+        self.commands.push(command);
+        Ok(())
+    }
+
+    fn answer_steps(&mut self) {
+        let outcomes = self.vmm.as_mut().map(Vmm::take).unwrap_or_default();
+        for (caller, outcome) in outcomes {
+            self.reply(caller, &Reply::Stepped(outcome));
+        }
     }
 
     fn require_machine(&self, operation: &str) -> Result<&Machine, String> {
@@ -615,13 +662,15 @@ impl Keeper {
             self.reply(caller, &Reply::failed("connect_link: the machine has ended"));
         }
         if let Phase::Draining { until } = self.phase
-            && (self.commands.is_empty() || until <= now)
+            && (self.idle() || until <= now)
         {
             self.phase = Phase::Killing { until: now + KILL_TIMEOUT };
         }
         if let Phase::Killing { until } = self.phase {
             self.kill_all();
-            if self.reap() || until <= now {
+            let nobody_left = self.reap();
+            // What was being asked of the monitor fails with it, and is answered.
+            if (nobody_left && !self.vmm.as_ref().is_some_and(Vmm::pending)) || until <= now {
                 if let Some(machine) = &mut self.machine {
                     machine.note_limits();
                 }
@@ -637,6 +686,10 @@ impl Keeper {
                 self.phase = Phase::Over;
             }
         }
+    }
+
+    fn idle(&self) -> bool {
+        self.commands.is_empty() && !self.vmm.as_ref().is_some_and(Vmm::pending)
     }
 
     fn check_limits(&mut self, now: Instant, first_connection: Option<Instant>) {

@@ -1,6 +1,7 @@
 //! The shim: one small host process per machine, which owns its life and outlives the server (docs/shim.md).
 //!
-//! One thread and one `poll` loop. `daemon` leaves the server behind, `keeper` is the loop and the life cycle, the others are its parts.
+//! One thread and one `poll` loop, and a second thread for the monitor of a virtual machine. `daemon` leaves the server behind, `keeper` is the
+//! loop and the life cycle, the others are its parts.
 
 mod cgroup;
 mod command;
@@ -16,6 +17,7 @@ mod machine;
 mod meter;
 mod protocol;
 mod sys;
+mod vmm;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -1,6 +1,7 @@
 //! The JSON between server and shim.
 
 use super::exit::Exit;
+use super::vmm::{Outcome, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -49,6 +50,10 @@ pub enum Request {
         port: u32,
         timeout_ms: u64,
     },
+    Vmm {
+        steps: Vec<Step>,
+        timeout_ms: u64,
+    },
     End {
         reason: String,
     },
@@ -58,7 +63,10 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Stdio {
     Null,
+    /// The link for both.
     Link,
+    /// Stdin is the link, stdout the monitor.
+    Vmm,
 }
 
 /// `"SIGSTOP"` or its number.
@@ -118,6 +126,7 @@ pub enum Reply {
         shared_bytes: Option<u64>,
         cpu_ms: u64,
     },
+    Stepped(Outcome),
 }
 
 impl Reply {
