@@ -90,7 +90,7 @@ impl Agent {
 
     /// Whatever is under way, the agent takes a new session and answers in it.
     fn answers(&mut self, session: &str) {
-        self.host.control(FrameType::Hello, &pb::Hello { protocol_version: 1, session: session.into() });
+        self.host.control(FrameType::Hello, &pb::Hello { protocol_version: 1, session: session.into(), adopt_follows: false });
         let deadline = Instant::now() + PATIENCE;
         loop {
             assert!(Instant::now() < deadline, "no HELLO_ACK for {session}");

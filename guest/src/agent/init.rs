@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{egress, identity, paths, socket};
+use super::{egress, identity, paths, programs, socket};
 
 const PATH: &str = "/opt/mitos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Of the agent's own environment; programs do not see them.
@@ -26,6 +26,7 @@ pub fn run() {
             eprintln!("init: cannot unmount /tmp: {error}");
         }
         mount_file_systems();
+        programs::prepare();
     }
     close_inherited_on_exec();
     for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755), ("/run/sandbox", 0o755), ("/workspace", 0o755), ("/etc", 0o755)] {

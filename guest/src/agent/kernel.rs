@@ -28,7 +28,7 @@ use super::files::Place;
 use super::identity::{self, Identity};
 use super::reaper::ExitStatus;
 use super::spawn::{self, Program};
-use super::{paths, process, user, utf8};
+use super::{paths, process, programs, user, utf8};
 use crate::proto::guest::v1 as pb;
 use crate::proto::guest::v1::run_code_input::Msg as Input;
 use crate::proto::sandbox::v1::run_code_response::Msg as Output;
@@ -919,11 +919,10 @@ impl Kernel {
         };
         let env = environment.clone();
         let program_user = user.clone();
-        // Loading a program can wait for a slow file system; the link must not.
-        let started = tokio::task::spawn_blocking(move || {
+        let started = programs::start(move || {
             spawn::spawn(Program { argv: &argv, env: &env, cwd: &cwd, user: program_user.as_ref(), fds, terminal: None })
         });
-        let started = started.await.map_err(|_| "the start was abandoned".to_owned())??;
+        let started = started.await?;
         let mut kernel = Self {
             pid: started.pid,
             exit: started.exit,

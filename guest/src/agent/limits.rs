@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::proctable;
+use super::{proctable, programs};
 
 /// Tasks of the agent, which count for root as well: its threads, most of which come and go with file transfers.
 const OWN_TASKS: u64 = 32;
@@ -20,6 +20,9 @@ pub fn set_processes_max(processes_max: u32) {
     // SAFETY: cannot fail.
     if unsafe { libc::getpid() } != 1 {
         return; // not a sandbox of its own: a test
+    }
+    if let Err(error) = programs::set_processes_max(processes_max) {
+        eprintln!("programs cannot be limited to {processes_max} processes: {error}");
     }
     for pid in proctable::pids().filter(|pid| *pid != 1) {
         // SAFETY: reads one limit. One that has ended meanwhile needs none.

@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn after_a_broken_header_the_next_thing_is_a_hello() {
-        let hello = Hello { protocol_version: 4, session: "s".into() }.encode_to_vec();
+        let hello = Hello { protocol_version: 5, session: "s".into(), adopt_follows: false }.encode_to_vec();
         let mut reader = FrameReader::default();
         reader.push(&[0xff; 37]);
         reader.push(&frame(FrameType::Data, 2, b"lost"));

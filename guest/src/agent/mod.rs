@@ -18,6 +18,7 @@ mod link_attributes;
 pub mod paths;
 pub mod process;
 mod proctable;
+mod programs;
 mod pty;
 pub mod reaper;
 mod ring;

@@ -20,7 +20,7 @@ use super::call::{Call, Gone, Status, decode};
 use super::reaper::ExitStatus;
 use super::ring::{self, CHUNK_BYTES_MAX, Next, Reader, Ring};
 use super::spawn::{self, Program};
-use super::{identity, paths, proctable, pty, user};
+use super::{identity, paths, proctable, programs, pty, user};
 use crate::proto::guest::v1 as pb;
 use crate::proto::guest::v1::exec_input::Msg as Input;
 use crate::proto::guest::v1::exec_output::Msg as Output;
@@ -141,8 +141,7 @@ impl Process {
         let started = Instant::now();
         let started_unix_ms = unix_ms();
         let has_terminal = terminal.is_some();
-        // Loading a program can wait for a slow file system; the link must not.
-        let child = tokio::task::spawn_blocking(move || {
+        let child = programs::start(move || {
             spawn::spawn(Program {
                 argv: &argv,
                 env: &environment,
@@ -152,7 +151,7 @@ impl Process {
                 terminal: has_terminal.then_some(0),
             })
         });
-        let child = child.await.map_err(|_| "the start was abandoned".to_owned())??;
+        let child = child.await?;
         let process = Arc::new(Self {
             pid: child.pid,
             command,

@@ -14,12 +14,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::call::{Call, Status};
 use super::channel::{Arrived, Channel, ReceiveWindow, SendCredit, Violation};
-use super::identity;
 use super::link::{Outgoing, Received};
+use super::{identity, programs};
 use crate::proto::guest::v1 as pb;
 use crate::wire::{FrameType, Header};
 
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
 pub const CHANNELS_MAX: usize = 512;
 const PING_BYTES_MAX: usize = 64;
 const CONTROL_FRAMES_MAX: usize = 1024;
@@ -33,20 +33,19 @@ enum Phase {
     AwaitingHello,
     /// HELLO was acknowledged: calls are served.
     Serving,
-    /// QUIESCE has come: nothing is sent but its QUIESCED. RESUME of the same round leads back to Serving with all channels and credit as
-    /// they were; HELLO leads there with none.
+    /// QUIESCE has come: programs stand still and nothing is sent but its QUIESCED. RESUME of the same round leads back to Serving with all
+    /// channels and credit as they were; HELLO leads there with none. Programs run again from RESUME, or, in a restored machine (HELLO says
+    /// so), from ADOPT.
     Quiesced { round: u64 },
 }
 
 /// What the writer may do; follows `Phase`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Gate {
     Shut,
     Open,
     /// One QUIESCED is still to be written, then Shut.
-    Quiescing {
-        round: u64,
-    },
+    Quiescing(pb::Quiesced),
 }
 
 type HandlerFuture = Pin<Box<dyn Future<Output = Result<(), Status>> + Send>>;
@@ -310,16 +309,16 @@ async fn write(
     outgoing: mpsc::Sender<Outgoing>,
 ) {
     loop {
-        let now = *gate.borrow_and_update();
-        let queued = match now {
+        let now = gate.borrow_and_update().clone();
+        let queued = match &now {
             Gate::Open => tokio::select! {
                 biased;
                 _ = gate.changed() => continue,
                 Some(queued) = control.recv() => queued,
                 Some(queued) = data.recv() => queued,
             },
-            Gate::Quiescing { round } => {
-                let payload = pb::Quiesced { round }.encode_to_vec().into();
+            Gate::Quiescing(quiesced) => {
+                let payload = quiesced.encode_to_vec().into();
                 let frame = Outgoing { kind: FrameType::Quiesced, more: false, channel: 0, payload };
                 if outgoing.send(frame).await.is_err() {
                     return;
@@ -401,19 +400,25 @@ impl Session {
             FrameType::Quiesce => {
                 let pb::Quiesce { round } = decode(payload)?;
                 self.phase = Phase::Quiesced { round };
-                self.link.shared.gate.send_replace(Gate::Quiescing { round });
+                let error = programs::freeze().await.err().unwrap_or_default();
+                self.link.shared.gate.send_replace(Gate::Quiescing(pb::Quiesced { round, error }));
                 Ok(())
             }
             FrameType::Resume => {
                 let pb::Resume { round } = decode(payload)?;
                 if self.phase == (Phase::Quiesced { round }) {
                     self.phase = Phase::Serving;
+                    programs::thaw();
                     self.link.shared.gate.send_replace(Gate::Open);
                 }
                 Ok(())
             }
             FrameType::Adopt => {
                 let adopted = identity::adopt(decode(payload)?).await;
+                // A machine that is half renewed is not served, and nothing runs in it.
+                if adopted.error.is_empty() {
+                    programs::thaw();
+                }
                 self.link.control(self.link.epoch(), FrameType::Adopted, 0, adopted.encode_to_vec().into()).await;
                 Ok(())
             }
@@ -454,6 +459,9 @@ impl Session {
         }
         self.drop_channels();
         self.phase = Phase::Serving;
+        if !hello.adopt_follows {
+            programs::thaw();
+        }
         let ack = pb::HelloAck {
             protocol_version: PROTOCOL_VERSION,
             session: hello.session,

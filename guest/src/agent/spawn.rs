@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use super::reaper::{self, ExitStatus};
 use super::user::User;
-use super::{limits, link_attributes};
+use super::{limits, link_attributes, programs};
 
 const NOFILE_DEFAULT: u64 = 65_536;
 const NOFILE_MIN: u64 = 64;
@@ -116,7 +116,8 @@ struct CapabilityData {
 #[derive(Clone, Copy)]
 #[repr(i32)]
 enum Step {
-    Session = 1,
+    Cgroup = 1,
+    Session,
     Terminal,
     Descriptors,
     Filter,
@@ -141,6 +142,8 @@ struct Prepared {
     terminal: Option<RawFd>,
     nofile: u64,
     processes: Option<libc::rlimit>,
+    /// Of the cgroup of programs.
+    members: Option<RawFd>,
     drop_bounding_set: bool,
     filter: Option<&'static [libc::sock_filter]>,
     /// Written by the child, read by us after it has called execve or exited.
@@ -194,6 +197,7 @@ impl Prepared {
             terminal: program.terminal,
             nofile: nofile_limit(),
             processes: limits::processes().filter(|_| may_drop_bounding_set()),
+            members: programs::members(),
             drop_bounding_set: may_drop_bounding_set(),
             filter: link_attributes::filter().filter(|_| may_drop_bounding_set()),
             failed_step: 0,
@@ -251,6 +255,11 @@ impl Prepared {
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
             libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+            if let Some(members) = self.members
+                && libc::write(members, c"0".as_ptr().cast(), 1) != 1
+            {
+                return failed(Step::Cgroup);
+            }
             if libc::setsid() < 0 {
                 return failed(Step::Session);
             }

@@ -176,7 +176,7 @@ impl Host {
 
     /// Opens a session; frames of an older one are ignored as a server does.
     pub fn hello(&mut self, session: &str) -> pb::HelloAck {
-        self.control(FrameType::Hello, &pb::Hello { protocol_version: 4, session: session.into() });
+        self.control(FrameType::Hello, &pb::Hello { protocol_version: 5, session: session.into(), adopt_follows: false });
         self.inboxes.clear();
         self.control.clear();
         self.opened_by_guest.clear();

@@ -58,10 +58,31 @@ describe("handshake", () => {
     expect(fake.frames.map((frame) => frame.type)).toEqual([frameType.hello, frameType.adopt]);
   });
 
+  it("says in HELLO whether ADOPT follows, so that a restored machine keeps its programs frozen until then", async () => {
+    const adopted = new FakeGuest();
+    await new LinkClient(adopted.transport).adopt({ sandboxId: "sandbox-1" });
+    const { fake } = await connected();
+    const helloOf = ({ frames }: FakeGuest) => fromBinary(guest.HelloSchema, frames[0]?.payload ?? new Uint8Array(0));
+    expect(helloOf(adopted)).toMatchObject({ protocolVersion: 5, adoptFollows: true });
+    expect(helloOf(fake)).toMatchObject({ protocolVersion: 5, adoptFollows: false });
+  });
+
   it("adopts in a session that is open already without a second HELLO", async () => {
     const { fake, link } = await connected();
     await link.adopt({ sandboxId: "sandbox-1" });
     expect(fake.sent(frameType.hello)).toHaveLength(1);
+  });
+
+  it("gives up a quiet moment at once when the guest says that its programs run on", async () => {
+    const fake = new FakeGuest({ quiesceError: "one waits for a device" });
+    const link = new LinkClient(fake.transport);
+    await link.hello();
+    await expect(link.quiesce()).rejects.toMatchObject({
+      code: "unavailable",
+      detail: { cause: "it could not be made quiet: one waits for a device" },
+    });
+    await expect(link.ping()).resolves.toBeGreaterThan(0);
+    expect(fake.sent(frameType.resume)).toHaveLength(1);
   });
 
   it("refuses a machine whose ADOPTED carries an error, and ends the session", async () => {

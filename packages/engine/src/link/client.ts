@@ -19,7 +19,7 @@ import { CallTrace } from "./trace.ts";
 import { LinkViolation } from "./violation.ts";
 import { FrameWriter } from "./writer.ts";
 
-export const protocolVersion = 4;
+export const protocolVersion = 5;
 
 const channelsMax = 512;
 const openMessageBytesMax = 60_000;
@@ -205,7 +205,7 @@ export class LinkClient {
 
   /** Opens the session. Once. @throws unavailable, snapshot_incompatible when the agent speaks another protocol */
   hello(): Promise<guest.HelloAck> {
-    return this.#greet([]);
+    return this.#greet();
   }
 
   /**
@@ -228,11 +228,11 @@ export class LinkClient {
         });
       }
       const frame = control(frameType.adopt, payload);
-      if (this.#state === "fresh") await this.#greet([frame]);
+      if (this.#state === "fresh") await this.#greet(frame);
       else if (this.#state === "open") this.#writer.session(frame);
       else throw this.#closeError ?? new MitosError("conflict", { cause: "the session is being opened already" });
       const adopted = await this.#within(adopting.promise, this.#handshakeTimeoutMs, "ADOPTED");
-      if (adopted.error !== "") throw errorOfAdopted(adopted);
+      if (adopted.error !== "") throw errorOfGuest(`it could not be adopted: ${adopted.error}`);
       return adopted;
     } catch (error) {
       if (!(error instanceof MitosError && error.code === "invalid_input")) this.#finish(asError(error));
@@ -242,12 +242,12 @@ export class LinkClient {
     }
   }
 
-  async #greet(following: readonly Frame[]): Promise<guest.HelloAck> {
+  async #greet(adopt?: Frame): Promise<guest.HelloAck> {
     if (this.#state !== "fresh") throw this.#closeError ?? new MitosError("conflict", { cause: "the session has been opened already" });
     this.#state = "greeting";
     this.#hello = pending();
-    const hello = create(guest.HelloSchema, { protocolVersion, session: this.#session });
-    this.#writer.session(control(frameType.hello, toBinary(guest.HelloSchema, hello)), ...following);
+    const hello = create(guest.HelloSchema, { protocolVersion, session: this.#session, adoptFollows: adopt !== undefined });
+    this.#writer.session(control(frameType.hello, toBinary(guest.HelloSchema, hello)), ...(adopt ? [adopt] : []));
     try {
       return await this.#within(this.#hello.promise, this.#handshakeTimeoutMs, "HELLO_ACK");
     } catch (error) {
@@ -514,7 +514,7 @@ export class LinkClient {
     if (this.#quiet) throw new LinkViolation("a frame between QUIESCED and RESUME");
     switch (type) {
       case frameType.quiesced:
-        this.#quiesced(decodeFrame(guest.QuiescedSchema, payload).round);
+        this.#quiesced(decodeFrame(guest.QuiescedSchema, payload));
         break;
       case frameType.adopted:
         this.#adopted(decodeFrame(guest.AdoptedSchema, payload));
@@ -578,13 +578,14 @@ export class LinkClient {
     this.#adopting = undefined;
   }
 
-  #quiesced(round: bigint): void {
+  #quiesced({ round, error }: guest.Quiesced): void {
     if (round !== this.#quiescing?.round) {
       if (round < 1n || round > this.#round) throw new LinkViolation("QUIESCED without QUIESCE");
       return; // the late answer to a round that was given up
     }
     this.#quiet = true;
-    this.#quiescing.resolve();
+    if (error === "") this.#quiescing.resolve();
+    else this.#quiescing.reject(errorOfGuest(`it could not be made quiet: ${error}`));
   }
 
   #pong(payload: Uint8Array): void {
@@ -750,11 +751,8 @@ function asError(value: unknown): Error {
   return value instanceof Error ? value : new Error(String(value));
 }
 
-function errorOfAdopted(adopted: guest.Adopted): MitosError {
-  return errorOfStatus(
-    create(guest.StatusSchema, { code: "unavailable", message: `it could not be adopted: ${adopted.error}` }),
-    "",
-  ) as MitosError;
+function errorOfGuest(message: string): MitosError {
+  return errorOfStatus(create(guest.StatusSchema, { code: "unavailable", message }), "") as MitosError;
 }
 
 /** @throws LinkViolation */

@@ -90,6 +90,7 @@ export interface FakeGuestOptions {
   readonly protocolVersion?: number;
   readonly answerHello?: boolean;
   readonly answerQuiesce?: boolean;
+  readonly quiesceError?: string;
   readonly adoptError?: string;
 }
 
@@ -182,7 +183,8 @@ export class FakeGuest {
         if (this.#options.answerQuiesce === false) break;
         const { round } = fromBinary(guest.QuiesceSchema, payload);
         this.quiet = true;
-        this.control(frameType.quiesced, toBinary(guest.QuiescedSchema, create(guest.QuiescedSchema, { round })));
+        const quiesced = create(guest.QuiescedSchema, { round, error: this.#options.quiesceError ?? "" });
+        this.control(frameType.quiesced, toBinary(guest.QuiescedSchema, quiesced));
         break;
       }
       case frameType.resume:
@@ -218,7 +220,7 @@ export class FakeGuest {
   }
 
   acknowledge(session: string): void {
-    const ack = create(guest.HelloAckSchema, { protocolVersion: this.#options.protocolVersion ?? 4, session, agentVersion: "fake" });
+    const ack = create(guest.HelloAckSchema, { protocolVersion: this.#options.protocolVersion ?? 5, session, agentVersion: "fake" });
     this.control(frameType.helloAck, toBinary(guest.HelloAckSchema, ack));
   }
 }

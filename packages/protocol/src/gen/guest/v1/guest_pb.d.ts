@@ -31,6 +31,13 @@ export declare type Hello = Message<"guest.v1.Hello"> & {
    * @generated from field: string session = 2;
    */
   session: string;
+
+  /**
+   * ADOPT comes next: a restored machine keeps its programs frozen until then. Without it they run.
+   *
+   * @generated from field: bool adopt_follows = 3;
+   */
+  adoptFollows: boolean;
 };
 
 /**
@@ -96,6 +103,13 @@ export declare type Quiesced = Message<"guest.v1.Quiesced"> & {
    * @generated from field: uint64 round = 1;
    */
   round: bigint;
+
+  /**
+   * Non-empty when programs cannot be made to stand still: they run, and the machine must not be saved.
+   *
+   * @generated from field: string error = 2;
+   */
+  error: string;
 };
 
 /**
