@@ -17,7 +17,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "engine",
-          include: ["test/{cli,conformance,docs,e2e,engine,gvisor,images,mcp,sdk,server}/**/*.test.ts"],
+          include: ["test/{cli,conformance,docs,e2e,engine,firecracker,gvisor,images,mcp,sdk,server}/**/*.test.ts"],
           ...oneFileAtATime,
         },
       },
