@@ -40,7 +40,8 @@ pub enum Progress {
 
 impl LinkConnector {
     pub fn new(path: PathBuf, port: u32, timeout: Duration) -> Result<Self, String> {
-        let address = UnixAddr::new(&path).map_err(|error| format!("connect_link: {}: {error}; give a path of 107 bytes at most", path.display()))?;
+        let address =
+            UnixAddr::new(&path).map_err(|error| format!("connect_link: {}: {error}; give a path of 107 bytes at most", path.display()))?;
         let now = Instant::now();
         let request = format!("CONNECT {port}\n").into_bytes();
         let until = now + timeout.min(TIMEOUT_MAX);
