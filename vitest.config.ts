@@ -1,4 +1,5 @@
 import { defineConfig } from "vitest/config";
+import { engineUnderTest } from "./test/support/engine-under-test.ts";
 
 /** Against real sandboxes: one file of a project at a time, so that figures and leak counts are those of one suite. */
 const oneFileAtATime = { maxWorkers: 1, fileParallelism: false, testTimeout: 120_000 } as const;
@@ -17,7 +18,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "engine",
-          include: ["test/{cli,conformance,docs,e2e,engine,firecracker,gvisor,images,mcp,sdk,server}/**/*.test.ts"],
+          include: [`test/{cli,conformance,docs,e2e,engine,firecracker,${engineUnderTest},images,mcp,sdk,server}/**/*.test.ts`],
           ...oneFileAtATime,
         },
       },

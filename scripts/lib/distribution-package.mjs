@@ -5,28 +5,32 @@ import path from "node:path";
 import { answers, cache, capture, SetupError } from "./run.mjs";
 
 /**
- * Unpacks `names`, with those of their dependencies that the machine does not have.
+ * Unpacks packages, with those of their dependencies that the machine does not have.
  *
+ * @param wanted - their names, or the release `{ id, codename }` → their names
  * @param options.folder - is emptied first
- * @param options.suites - the release `{ id, codename }` → suites of its archive, in the order in which they are tried, one at a time
+ * @param options.suites - the release → suites of its archive, in the order in which they are tried: one at a time, or, as a list in the
+ *   list, several together, the last of which is preferred
+ * @param options.dependencies - only dependencies whose names match are unpacked. Default: all
  * @param options.remedy - what the user can do when there are no such packages
  * @param options.have - the `status` file of the root for which dependencies are missing. Default: the machine's own
  * @param options.onArchive - told each archive that was unpacked, while it is there
  */
-export function unpackDistributionPackages(names, { folder, suites, remedy, have, onArchive = () => {} }) {
+export function unpackDistributionPackages(wanted, { folder, suites, remedy, have, dependencies, onArchive = () => {} }) {
+  const release = readRelease();
+  const names = typeof wanted === "function" ? wanted(release) : wanted;
   const what = names.join(", ");
   requireApt(what, remedy);
-  const release = readRelease();
   const work = path.join(cache, `apt-${process.pid}`);
   try {
-    for (const suite of release.codename ? suites(release) : []) {
+    for (const together of release.codename ? suites(release) : []) {
       rmSync(work, { recursive: true, force: true });
-      const options = privateApt(work, release, suite, { what, remedy, have });
+      const options = privateApt(work, release, [together].flat(), { what, remedy, have });
       try {
         capture("apt-get", [...options, "update"]);
-        capture("apt-get", [...options, "download", ...withDependencies(names, options)], { cwd: work });
+        capture("apt-get", [...options, "download", ...withDependencies(names, options, dependencies)], { cwd: work });
       } catch {
-        continue; // This suite does not have them; the next one may.
+        continue; // This archive does not have them; the next one may.
       }
       rmSync(folder, { recursive: true, force: true });
       mkdirSync(folder, { recursive: true });
@@ -56,10 +60,10 @@ function requireApt(what, remedy) {
 }
 
 /** What apt would install for them on this machine. */
-function withDependencies(names, options) {
+function withDependencies(names, options, dependencies = /^/) {
   const simulation = capture("apt-get", [...options, "install", "--simulate", "--no-install-recommends", ...names]);
   const missing = [...simulation.matchAll(/^Inst (\S+)/gm)].map(([, wanted]) => wanted);
-  return [...new Set([...names, ...missing])];
+  return [...new Set([...names, ...missing.filter((name) => dependencies.test(name))])];
 }
 
 function readRelease() {
@@ -73,15 +77,17 @@ function readRelease() {
   return { id: fields.ID ?? "linux", codename: fields.VERSION_CODENAME ?? "" };
 }
 
-/** apt options for a configuration of our own: one suite from the machine's mirror, own lists and cache. */
-function privateApt(work, { id }, suite, { what, remedy, have }) {
+/** apt options for a configuration of our own: these suites from the machine's mirror, own lists and cache. */
+function privateApt(work, { id }, suites, { what, remedy, have }) {
   for (const folder of ["lists/partial", "cache/archives/partial", "etc"]) mkdirSync(path.join(work, folder), { recursive: true });
   const keyring = [`/usr/share/keyrings/${id}-archive-keyring.gpg`, "/usr/share/keyrings/debian-archive-keyring.gpg"].find((file) =>
     existsSync(file),
   );
   const list = path.join(work, "etc/sources.list");
-  writeFileSync(list, `deb ${keyring ? `[signed-by=${keyring}] ` : ""}${machineMirror(id, { what, remedy })} ${suite} ${components(id)}\n`);
+  const source = `deb ${keyring ? `[signed-by=${keyring}] ` : ""}${machineMirror(id, { what, remedy })}`;
+  writeFileSync(list, suites.map((suite) => `${source} ${suite} ${components(id)}\n`).join(""));
   return Object.entries({
+    "APT::Default-Release": suites.at(-1),
     "Dir::Etc::sourcelist": list,
     "Dir::Etc::sourceparts": "/dev/null",
     "Dir::Etc::preferencesparts": "/dev/null",

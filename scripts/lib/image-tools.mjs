@@ -17,12 +17,15 @@ const tools = {
   fakeroot: { command: "fakeroot", unpackedCommand: "fakeroot-sysv", args: preloadedLibrary },
 };
 
-/** @returns a note about where they were found. */
-export function ensureImageTools() {
-  const missing = Object.keys(tools).filter((name) => !findImageTool(name));
+/**
+ * @param names - of those that are needed
+ * @returns a note about where they were found.
+ */
+export function ensureImageTools(names = Object.keys(tools)) {
+  const missing = names.filter((name) => !findImageTool(name));
   if (missing.length === 0) return "found";
-  // All of them, since the folder is emptied first.
-  const unpacked = Object.keys(tools).filter((name) => missing.includes(name) || !isOnPath(name));
+  // With those that are there, since the folder is emptied first.
+  const unpacked = Object.keys(tools).filter((name) => missing.includes(name) || (!isOnPath(name) && findImageTool(name)));
   unpackDistributionPackages(unpacked, { folder, suites: ({ codename }) => [codename], remedy });
   const unusable = unpacked.filter((name) => !findImageTool(name));
   if (unusable.length > 0) throw new Error(`unpacked, but does not start: ${unusable.join(", ")}`);

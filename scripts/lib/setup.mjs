@@ -6,6 +6,7 @@ import path from "node:path";
 import { ensureBaseImage } from "./base-image.mjs";
 import { ensureChromium } from "./chromium.mjs";
 import { ensureImageTools } from "./image-tools.mjs";
+import { ensureMicrovm } from "./microvm/index.mjs";
 import { answers, cache, capture, pinnedNode, root, SetupError, step } from "./run.mjs";
 import { ensureRunsc } from "./runsc.mjs";
 
@@ -25,6 +26,7 @@ export async function setup({ development = false } = {}) {
   await step("Chromium", ensureChromium);
   await step("registry and image tools", ensureImageTools);
   await step("base image of the tests", ensureBaseImage);
+  if (process.arch === "x64") await ensureMicrovm();
 }
 
 function installPackages(development) {

@@ -9,6 +9,7 @@ import { startServer } from "@mitos/server";
 import { baseImageFolder } from "../../scripts/lib/base-image.mjs";
 import { findImageTool } from "../../scripts/lib/image-tools.mjs";
 import { debian, onDebian } from "../support/base-image.ts";
+import { engineOptions } from "../support/engine-under-test.ts";
 import { layerOf } from "../support/oci.ts";
 import { startRegistry } from "../support/registry.ts";
 
@@ -108,7 +109,7 @@ function temporaryFolder(): { path: string } & Disposable {
 
 async function startBenchServer(log: Log): Promise<{ url: string } & AsyncDisposable> {
   const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-bench-"));
-  const engine = await openEngine({ dataDir, engine: "gvisor", log });
+  const engine = await openEngine({ dataDir, ...engineOptions, log });
   const server = await startServer({ engine, host: "127.0.0.1", port: 0, log, version: "bench" });
   return {
     url: server.url,

@@ -6,6 +6,7 @@ import path from "node:path";
 import { type Log, openEngine } from "@mitos/engine";
 import { create, type Sandbox } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
+import { engineOptions } from "../support/engine-under-test.ts";
 import { describeImages, measureImages } from "./images.ts";
 
 const rounds = Number(process.argv[2] ?? 15);
@@ -20,7 +21,7 @@ const misbehaving = {
 };
 
 const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-bench-"));
-const engine = await openEngine({ dataDir, engine: "gvisor", log: silent });
+const engine = await openEngine({ dataDir, ...engineOptions, log: silent });
 const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: silent, version: "bench" });
 const samples = new Map<string, number[]>();
 

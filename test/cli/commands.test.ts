@@ -19,6 +19,7 @@ import path from "node:path";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Ended, start } from "../../packages/cli/src/testing.ts";
+import { isolationUnderTest } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
 
@@ -266,7 +267,7 @@ describe("a sandbox", () => {
       name: sandbox.id,
       pool: "python",
       phase: "Ready",
-      isolation: "gvisor",
+      isolation: isolationUnderTest,
       parent: null,
       children: [],
       deadline: null,

@@ -3,6 +3,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
+import { engineEnvironment } from "../support/engine-under-test.ts";
 
 // The command against the real engine, as a user starts it.
 const bin = path.resolve(import.meta.dirname, "../../packages/cli/bin/mitos.js");
@@ -11,7 +12,7 @@ afterAll(() => rmSync(dir, { recursive: true }));
 
 function start(args: readonly string[], env: Record<string, string> = {}) {
   const child = spawn(process.execPath, [bin, ...args], {
-    env: { ...process.env, TMPDIR: dir, ...env },
+    env: { ...process.env, ...engineEnvironment, TMPDIR: dir, ...env },
     stdio: ["ignore", "pipe", "pipe"],
   });
   const seen = { out: "", err: "" };

@@ -25,7 +25,7 @@ let configDir: string;
 beforeAll(async () => {
   registry = await startRegistry();
   await registry.push(debian("python"), "library/python:3.12");
-  live = await startLiveServer("gvisor", undefined, { mirrors: { "docker.io": [registry.host] } });
+  live = await startLiveServer("real", undefined, { mirrors: { "docker.io": [registry.host] } });
   // No key of whoever runs the tests finds its way in.
   configDir = mkdtempSync(path.join(os.tmpdir(), "mitos-no-config-"));
 });

@@ -1,9 +1,13 @@
 import { SandboxServer } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { engineUnderTest } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 
 // The scenario that every client of the family runs against every server (specification: conformance, 1). Order matters.
-describe.each(["mock", "gvisor"] as const)("the shared client scenario on the %s engine", (engine) => {
+describe.each([
+  ["mock", "mock"],
+  [engineUnderTest, "real"],
+] as const)("the shared client scenario on the %s engine", (_name, engine) => {
   let live: LiveServer;
   let server: SandboxServer;
   beforeAll(async () => {

@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync
 import path from "node:path";
 import { create } from "@mitos/sdk";
 import { expect } from "vitest";
+import { engineEnvironment } from "../support/engine-under-test.ts";
 import { type HostSet, hostPackages, sandboxPython } from "../support/python-packages.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
 import { root } from "./markdown.ts";
@@ -142,6 +143,7 @@ exec ${path.join(bin, "mitos")} "$@"
         LANG: "C.UTF-8",
         MITOS_CONFIG_DIR: path.join(this.#home, ".config/mitos"),
         MITOS_BASE_URL: this.#serverUrl,
+        ...engineEnvironment,
         ...(process.env.MITOS_RUNSC ? { MITOS_RUNSC: process.env.MITOS_RUNSC } : {}),
         ...variables,
       },

@@ -94,7 +94,7 @@ let sandbox: Sandbox;
 
 beforeAll(async () => {
   await upstream.listen();
-  server = await startLiveServer("gvisor", upstream.network);
+  server = await startLiveServer("real", upstream.network);
   sandbox = await server.create({
     network: {
       allowDomains: ["web.test:80", "web.test:7", "web.test:9", "*.wild.test:80", "private.test:80", "metadata.test:80", "mixed.test:80"],

@@ -106,8 +106,8 @@ describe("files", () => {
   });
 });
 
-describe("the host template", () => {
-  it("lists folders of the host without a complaint", async () => {
+describe("the template base", () => {
+  it("lists folders of its root without a complaint", async () => {
     await using sandbox = await server.create({ template: "base" });
     const { stderr, exitCode } = await sandbox.exec("ls -la / /usr/bin /usr/lib > /dev/null && cp -a /usr/bin/awk /workspace/awk");
     expect([exitCode, stderr]).toEqual([0, ""]);

@@ -8,6 +8,7 @@ import { type BuildEvent, type BuildStep, type Engine, openEngine, type Template
 import { resourceDefaults, toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { debian, onDebian } from "../support/base-image.ts";
+import { engineOptions } from "../support/engine-under-test.ts";
 import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.ts";
 import { layerOf } from "../support/oci.ts";
 import { type Registry, startRegistry } from "../support/registry.ts";
@@ -355,7 +356,7 @@ describe("the next server", () => {
     const before = engine.listTemplates().find(({ id }) => id === "lasting");
     // Their snapshots were in memory and are given back.
     await engine.close({ sandboxes: "end" });
-    engine = await openEngine({ dataDir: live.dataDir, engine: "gvisor", log: quiet });
+    engine = await openEngine({ dataDir: live.dataDir, ...engineOptions, log: quiet });
     registry.forgetRequests();
     await start("lasting", "a");
     expect(await sh("a", "cat lasting; id -un; pwd")).toBe("lasting\napp\n/srv/app");
@@ -377,7 +378,7 @@ describe("a server that is killed in the middle of a build", () => {
     server.kill("SIGKILL");
     await once(server, "exit");
 
-    const next = await openEngine({ dataDir, engine: "gvisor", log: quiet });
+    const next = await openEngine({ dataDir, ...engineOptions, log: quiet });
     const id = toTemplateId("unfinished");
     expect(next.listTemplates()).toEqual([]);
     const events = await Array.fromAsync(next.buildEvents(id, { follow: true }));

@@ -6,6 +6,7 @@ import path from "node:path";
 import { type CreateRequest, type Engine, openEngine } from "@mitos/engine";
 import { resourceDefaults, type SandboxId, toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { engineOptions } from "../support/engine-under-test.ts";
 import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
 import { until } from "../support/until.ts";
@@ -245,7 +246,7 @@ describe("a server that is killed", () => {
     server.kill("SIGKILL");
     await once(server, "exit");
 
-    const next = await openEngine({ dataDir: ownDir, engine: "gvisor", log: quiet });
+    const next = await openEngine({ dataDir: ownDir, ...engineOptions, log: quiet });
     const state = () => next.list().map(({ id, state }) => [id, state]);
     expect(state()).toEqual([
       ["survivor", "running"],

@@ -3,11 +3,12 @@
 import { Readable } from "node:stream";
 import { openEngine } from "@mitos/engine";
 import { resourceDefaults, toSandboxId, toTemplateId } from "@mitos/protocol";
+import { engineOptions } from "../support/engine-under-test.ts";
 
 const log = { debug: () => {}, info: () => {}, warn: console.error, error: console.error };
 const dataDir = process.argv[2];
 if (!dataDir) throw new Error("usage: keep-alive.ts DATA_DIR");
-const engine = await openEngine({ dataDir, engine: "gvisor", log });
+const engine = await openEngine({ dataDir, ...engineOptions, log });
 const template = toTemplateId("base");
 const network = { block: false, egress: "deny", allowDomains: [], allowCidrs: [], inbound: "deny", inboundCidrs: [] } as const;
 await engine.createTemplate({ id: template, network, resources: resourceDefaults });

@@ -2,11 +2,12 @@
 
 import { openEngine } from "@mitos/engine";
 import { resourceDefaults, toTemplateId } from "@mitos/protocol";
+import { engineOptions } from "../support/engine-under-test.ts";
 
 const log = { debug: () => {}, info: () => {}, warn: console.error, error: console.error };
 const [dataDir, image] = process.argv.slice(2);
 if (!dataDir || !image) throw new Error("usage: keep-building.ts DATA_DIR IMAGE");
-const engine = await openEngine({ dataDir, engine: "gvisor", log });
+const engine = await openEngine({ dataDir, ...engineOptions, log });
 const network = { block: false, egress: "deny", allowDomains: [], allowCidrs: [], inbound: "deny", inboundCidrs: [] } as const;
 const steps = [
   { kind: "run", command: "echo done > /srv/done" },

@@ -1,6 +1,7 @@
 import { type Engine, openEngine, type TemplateRequest, type Workload } from "@mitos/engine";
 import { resourceDefaults, toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { engineOptions } from "../support/engine-under-test.ts";
 import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.ts";
 
 let live: LiveEngine;
@@ -75,7 +76,7 @@ describe("a template", () => {
   it("is ready at once for a server that was closed with its sandboxes kept", async () => {
     await engine.createTemplate(request("base"));
     await engine.close({ sandboxes: "keep" });
-    engine = await openEngine({ dataDir: live.dataDir, engine: "gvisor", log: quiet });
+    engine = await openEngine({ dataDir: live.dataDir, ...engineOptions, log: quiet });
     const [before] = engine.listTemplates().filter(({ id }) => id === "base");
     const again = await engine.createTemplate(request("base"));
     expect(again.createdAtMs).toBe(before?.createdAtMs);

@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
 import path from "node:path";
-import { debianRoot } from "../../scripts/lib/base-image.mjs";
+import { debianRoot } from "../../scripts/lib/debian-root.mjs";
 import { machineArchive } from "../../scripts/lib/distribution-package.mjs";
 import { cache, pinnedNode } from "../../scripts/lib/run.mjs";
 import { imageOf, type LayerBlob, layerOf, type OciImage, type RunConfig } from "../support/oci.ts";

@@ -17,8 +17,8 @@ import { template as dataScience } from "../../examples/templates/data-science/t
 import { template as postgres } from "../../examples/templates/postgres/template.ts";
 import { template as webApp } from "../../examples/templates/web-app/template.ts";
 import { type EgressNetwork, hostNetwork } from "../../packages/engine/src/egress/network.ts";
-import { canRunPackageScripts } from "../../scripts/lib/base-image.mjs";
 import { ensureChromium, findChromium } from "../../scripts/lib/chromium.mjs";
+import { canRunPackageScripts } from "../../scripts/lib/debian-root.mjs";
 import { type Block, parsePage } from "../docs/markdown.ts";
 import { isPrinted } from "../docs/output.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
@@ -53,7 +53,7 @@ beforeAll(async () => {
   await once(site, "listening");
   registry = await startRegistry();
   await pushStandIns(registry);
-  live = await startLiveServer("gvisor", network, { mirrors: { "docker.io": [registry.host] } });
+  live = await startLiveServer("real", network, { mirrors: { "docker.io": [registry.host] } });
   folder = mkdtempSync(path.join(os.tmpdir(), "mitos-examples-"));
 }, 15 * minutes);
 beforeEach(({ skip }) => {

@@ -1,6 +1,7 @@
 import { createHash } from "node:crypto";
 import { existsSync, readdirSync, readFileSync, realpathSync } from "node:fs";
 import path from "node:path";
+import { engineUnderTest } from "../support/engine-under-test.ts";
 
 /** What a data directory has on this host, counted from outside and without any of the server's code. */
 export interface HostAccount {
@@ -8,6 +9,7 @@ export interface HostAccount {
   machines: string[];
   machineFolders: string[];
   machineNames: string[];
+  /** What gVisor keeps of each container; other engines keep nothing of the kind. */
   runscStates: string[];
   cgroups: string[];
   /** Snapshot folders on disk and tmpfs, by kind: `template-…`, `pause-…`, `fork-…`. */
@@ -33,15 +35,15 @@ export function accountOf(dataDir: string): HostAccount {
     runscStates: list(path.join(runtimeDir, "r")).filter((name) => name.endsWith(".state")),
     cgroups: [...new Set(cgroupRoots().flatMap((root) => folders(path.join(root, `mitos-${hash}`))))].sort(),
     snapshots: snapshotFolders.filter((name) => !name.includes(".partial-")).sort(),
-    partial: [...snapshotFolders, ...list(path.join(real, "gvisor"))].filter((name) => name.includes(".partial-")),
+    partial: [...snapshotFolders, ...list(path.join(real, engineUnderTest))].filter((name) => name.includes(".partial-")),
   };
 }
 
-/** The host process of a machine, and its shim. */
-export function processesOf(dataDir: string, machineName: string): { sentry: number; shim: number } {
+/** The host process of a machine (gVisor's sentry, a microVM's VMM), and its shim. */
+export function processesOf(dataDir: string, machineName: string): { machine: number; shim: number } {
   const dir = path.join(runtimeDirOf(dataDir), "ids", machineName);
   const pid = (name: string) => Number(readFileSync(path.join(dir, name), "utf8").trim());
-  return { sentry: pid("sentry.pid"), shim: pid("shim.pid") };
+  return { machine: pid(engineUnderTest === "gvisor" ? "sentry.pid" : "vmm.pid"), shim: pid("shim.pid") };
 }
 
 function runtimeDirOf(dataDir: string): string {

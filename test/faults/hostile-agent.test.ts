@@ -42,7 +42,7 @@ beforeAll(async () => {
   const write = (fields: object, message: string) => logged.push(`${message} ${JSON.stringify(fields)}`);
   const log: Log = { debug: write, info: write, warn: write, error: (fields, message) => write({ ...fields, isError: true }, message) };
   engine = await openEngineWith(
-    { dataDir, engine: "gvisor", log },
+    { dataDir, engine: "auto", log },
     {
       pickDriver: async () => driver,
       connectGuest: (machine, hooks) => connectGuest(machine, hooks, driver.behaviour === "" ? {} : waits),

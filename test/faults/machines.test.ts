@@ -12,14 +12,14 @@ beforeAll(async () => {
 afterAll(() => directory[Symbol.asyncDispose]());
 
 /**
- * Nothing on the way waits for a tick longer than 500 ms: the shim sleeps on its children's signals and the sentry's pidfd, looks every 20 ms
+ * Nothing on the way waits for a tick longer than 500 ms: the shim sleeps on its children's signals and the machine's pidfd, looks every 20 ms
  * while it ends what is left, and its sockets close with it, which wakes the server. Only memory (500 ms) is looked at by the clock.
  */
 const noticedWithinMs = 1_000;
 /** This process and others compete with the server for the processor. */
 const patience = 5;
 
-async function create(id: string): Promise<{ sandbox: Sandbox; sentry: number; shim: number }> {
+async function create(id: string): Promise<{ sandbox: Sandbox; machine: number; shim: number }> {
   const before = accountOf(directory.dataDir).machineNames;
   const sandbox = await directory.api.fork("base", id, { resources: { memSizeMiB: 128 } });
   const name = accountOf(directory.dataDir).machineNames.find((found) => !before.includes(found));
@@ -54,7 +54,7 @@ async function expectFailed(id: string, reason: string, why: RegExp, counted: nu
 
 describe("a machine that is killed from outside", () => {
   it.each([
-    ["its sentry", "sentry", "killed", /^killed: its host process was killed by signal 9/],
+    ["its host process", "machine", "killed", /^killed: its host process was killed by signal 9/],
     ["its shim", "shim", "lost", /^lost: its shim on the host vanished/],
   ] as const)("is noticed within a second, with the reason: %s", async (_what, which, reason, why) => {
     const counted = await endsOf(reason);
@@ -74,7 +74,7 @@ describe("a machine that is killed from outside", () => {
   });
 
   it.each([
-    ["its sentry", "sentry", "killed", /^killed: its host process was killed by signal 9/],
+    ["its host process", "machine", "killed", /^killed: its host process was killed by signal 9/],
     ["its shim", "shim", "lost", /^lost: its shim on the host vanished/],
   ] as const)("while no server lives is reported once by the next one, with the reason: %s", async (_what, which, reason, why) => {
     const made = await create(`alone-${which}`);

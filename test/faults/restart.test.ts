@@ -128,9 +128,9 @@ describe("a request that is repeated with its Idempotency-Key", () => {
 describe("a deadline is a time, not a duration", () => {
   it("holds while no server lives, and the next one says so", async () => {
     await directory.api.fork("python", "short", { timeoutSeconds: 3 });
-    const { sentry, shim } = processesOf(directory.dataDir, accountOf(directory.dataDir).machineNames[0]!);
+    const { machine, shim } = processesOf(directory.dataDir, accountOf(directory.dataDir).machineNames[0]!);
     await directory.server.kill();
-    await until("its machine has ended", () => [sentry, shim].every((pid) => !existsSync(`/proc/${pid}`)));
+    await until("its machine has ended", () => [machine, shim].every((pid) => !existsSync(`/proc/${pid}`)));
     await directory.restart();
     await expect(at("short").info()).rejects.toMatchObject({ status: 410, errorCause: expect.stringContaining("time-out") });
     expect(await directory.api.listSandboxes()).toEqual([]);
@@ -153,8 +153,8 @@ describe("a deadline is a time, not a duration", () => {
     await directory.api.fork("python", "suspended", { timeoutSeconds: 3 });
     const { deadlineUnix } = await at("suspended").info();
     const names = accountOf(directory.dataDir).machineNames;
-    const { sentry, shim } = processesOf(directory.dataDir, names[0]!);
-    const everybody = [directory.server.child.pid!, shim, sentry];
+    const { machine, shim } = processesOf(directory.dataDir, names[0]!);
+    const everybody = [directory.server.child.pid!, shim, machine];
     for (const pid of everybody) process.kill(pid, "SIGSTOP");
     await until("its time is over", () => Date.now() / 1000 > deadlineUnix! + 1);
     for (const pid of everybody) process.kill(pid, "SIGCONT");

@@ -5,6 +5,7 @@ import os from "node:os";
 import path from "node:path";
 import { Sandbox, SandboxServer } from "@mitos/sdk";
 import { expect } from "vitest";
+import { engineEnvironment } from "../support/engine-under-test.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
 
 const bin = path.resolve(import.meta.dirname, "../../packages/cli/bin/mitos.js");
@@ -43,7 +44,9 @@ export class ServerProcess {
   /** Resolves at once; the server may still be starting, or about to refuse. */
   static spawn(dataDir: string, { args = [], env = {}, through = [] }: StartOptions = {}): ServerProcess {
     const [command, ...rest] = [...through, process.execPath, bin, "serve", "--addr", "127.0.0.1:0", "--data-dir", dataDir, ...args];
-    return new ServerProcess(spawn(command!, rest, { env: { ...process.env, ...env }, stdio: ["ignore", "pipe", "pipe"] }));
+    return new ServerProcess(
+      spawn(command!, rest, { env: { ...process.env, ...engineEnvironment, ...env }, stdio: ["ignore", "pipe", "pipe"] }),
+    );
   }
 
   /** How a server ends that is not to come up. @throws when it does */

@@ -19,10 +19,12 @@ import path from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { type AgentRunError, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { engineUnderTest } from "../support/engine-under-test.ts";
 import { accountOf } from "./host-account.ts";
 import { ServedDirectory, ServerProcess } from "./server-process.ts";
 
 const isRoot = process.getuid?.() === 0;
+const anotherBuild = engineUnderTest === "gvisor" ? /another build of runsc/ : /another build of QEMU/;
 const rootReason = "only root can mount a small disk";
 const base = mkdtempSync(path.join(os.tmpdir(), "mitos-storage-"));
 afterAll(() => rmSync(base, { recursive: true }));
@@ -76,7 +78,7 @@ describe("a data directory that is full", () => {
     await sleeper.pause();
     const before = accountOf(directory.dataDir);
 
-    // Room for records, not for a snapshot: runsc fails in the middle of writing it.
+    // Room for records, not for a snapshot: the engine fails in the middle of writing it.
     const giveBack = fill(disk, 4 * 1024 * 1024);
     expect(await failureOf(sandbox.pause())).toMatchObject(diskFull);
     expect(await printed(sandbox, "print(x + 1)")).toBe("42");
@@ -207,7 +209,7 @@ describe("a paused sandbox whose snapshot was damaged", () => {
     const original = recordOf(directory.dataDir, "saved");
     for (const [change, cause] of [
       [{ files: undefined }, /earlier version of Mitos/],
-      [{ requirements: { ...original.snapshot.requirements, engineBuild: "runsc 0.0~19990101.0" } }, /another build of runsc/],
+      [{ requirements: { ...original.snapshot.requirements, engineBuild: "of 1999" } }, anotherBuild],
     ] as const) {
       writeRecord(directory.dataDir, { ...original, snapshot: { ...original.snapshot, ...change } });
       await directory.restart();
@@ -228,7 +230,10 @@ describe("a paused sandbox whose snapshot was damaged", () => {
     const [root] = [path.join(directory.dataDir, "snapshots"), ...readdirSync("/dev/shm").map((found) => `/dev/shm/${found}`)].filter(
       (found) => statSync(found).isDirectory() && readdirSync(found).includes(name!),
     );
-    flipBit(path.join(root!, name!, "pages.img"));
+    const largest = readdirSync(path.join(root!, name!))
+      .map((file) => path.join(root!, name!, file))
+      .reduce((most, file) => (statSync(file).size > statSync(most).size ? file : most));
+    flipBit(largest);
     const fresh = await Sandbox.create({ template: "python", baseUrl: directory.server.url });
     expect(await printed(fresh, "print(6 * 7)")).toBe("42");
     expect(accountOf(directory.dataDir).snapshots.filter((found) => found.startsWith("template-"))).not.toEqual([name]);

@@ -5,6 +5,7 @@ import { type Engine, type ImageOptions, openEngine } from "@mitos/engine";
 import { type CreateOptions, create, Sandbox, SandboxServer } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
 import { expect } from "vitest";
+import { engineOptions } from "../support/engine-under-test.ts";
 import { quiet } from "../support/live-server.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
 
@@ -25,7 +26,7 @@ export class ImageServer implements AsyncDisposable {
   }
 
   async #open(images: ImageOptions): Promise<void> {
-    const options = { dataDir: this.dataDir, engine: "gvisor", log: quiet, images: { dockerConfig: noDockerConfig, ...images } } as const;
+    const options = { dataDir: this.dataDir, ...engineOptions, log: quiet, images: { dockerConfig: noDockerConfig, ...images } } as const;
     this.engine = await openEngine(options);
     this.#server = await startServer({ engine: this.engine, host: "127.0.0.1", port: 0, log: quiet, version: "test" });
   }

@@ -6,6 +6,7 @@ import { AgentRunError, create, NotFoundError, Sandbox, SandboxServer, Unauthori
 import { type RunningServer, startServer } from "@mitos/server";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
+import { engineOptions } from "../support/engine-under-test.ts";
 import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.ts";
 
 // Two owners on one real server that asks for keys. What each route and RPC answers is in packages/server/src/auth.
@@ -43,7 +44,7 @@ let bob: string;
 let hers: Sandbox;
 
 beforeAll(async () => {
-  live = await startLiveEngine("gvisor");
+  live = await startLiveEngine();
   engine = live.engine;
   server = await listen();
   alice = makeKey("alice");
@@ -147,7 +148,7 @@ describe("two owners on one server", () => {
   it("a restart keeps keys, owners and sandboxes", async () => {
     await server.close();
     await engine.close({ sandboxes: "keep" });
-    engine = await openEngine({ dataDir: live.dataDir, engine: "gvisor", log: quiet });
+    engine = await openEngine({ dataDir: live.dataDir, ...engineOptions, log: quiet });
     server = await listen();
     const again = await Sandbox.connect(hers.id, { baseUrl: server.url, apiKey: alice });
     expect(await again.files.read("/workspace/a")).toBe("1");

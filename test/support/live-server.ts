@@ -1,13 +1,14 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import type { Engine, ImageOptions, Log } from "@mitos/engine";
+import type { Engine, EngineOptions, ImageOptions, Log } from "@mitos/engine";
 import { type CreateOptions, create, type Sandbox } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
 import { expect } from "vitest";
 import { pickDriver } from "../../packages/engine/src/drivers/pick.ts";
 import type { EgressNetwork } from "../../packages/engine/src/egress/network.ts";
 import { openEngineWith } from "../../packages/engine/src/engine.ts";
+import { engineOptions } from "./engine-under-test.ts";
 import { noTraces, Tracker } from "./traces.ts";
 
 /** A server with an engine (the real one unless said otherwise) in this process, on a port of its own, with a data directory of its own. */
@@ -25,7 +26,7 @@ export interface LiveServer {
  * @param images - where they come from. Default: from Docker Hub
  */
 export async function startLiveServer(
-  kind: EngineKind = "gvisor",
+  kind: EngineKind = "real",
   egressNetwork?: EgressNetwork,
   images?: ImageOptions,
 ): Promise<LiveServer> {
@@ -43,7 +44,8 @@ export async function startLiveServer(
   };
 }
 
-type EngineKind = "gvisor" | "mock";
+/** `real`: the engine that the suites are run on. */
+type EngineKind = "real" | "mock";
 
 /** An engine in this process, with a data directory of its own. */
 export interface LiveEngine {
@@ -58,13 +60,13 @@ export interface LiveEngine {
 }
 
 export async function startLiveEngine(
-  kind: EngineKind = "gvisor",
+  kind: EngineKind = "real",
   egressNetwork?: EgressNetwork,
   images?: ImageOptions,
 ): Promise<LiveEngine> {
   const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-test-"));
   const tracker = new Tracker(dataDir);
-  const options = { dataDir, engine: kind, log: quiet, images };
+  const options: EngineOptions = { dataDir, ...(kind === "mock" ? { engine: "mock" } : engineOptions), log: quiet, images };
   const engine = await openEngineWith(options, { pickDriver: () => pickDriver(options), ...(egressNetwork ? { egressNetwork } : {}) });
   return {
     engine,

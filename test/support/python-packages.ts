@@ -6,8 +6,10 @@ import type { Sandbox } from "@mitos/sdk";
 
 const run = promisify(execFile);
 const cache = path.join(import.meta.dirname, "../../.cache/python-packages");
-/** The interpreter that the host template shows to its sandboxes. */
+/** The host's interpreter, which gVisor's host template shows to its sandboxes too. */
 export const sandboxPython = "/usr/bin/python3";
+
+const printVersion = "import sys; print('%d.%d' % sys.version_info[:2])";
 
 /** Named sets, so that a suite brings no more into a sandbox than it is about. */
 const sets = {
@@ -17,12 +19,12 @@ const sets = {
 } as const;
 
 /**
- * A gzipped tar of PyPI packages that the host template's interpreter can import. Fetched once and kept in the checkout's cache folder.
+ * A gzipped tar of PyPI packages for an interpreter of this version, the host's unless said otherwise. Fetched once and kept in the checkout's cache folder.
  *
  * Debian's own interpreter often has no pip; whichever pip there is on PATH fetches wheels for the version that counts.
  */
-export async function pythonPackages(set: keyof typeof sets): Promise<string> {
-  const version = await sandboxPythonVersion();
+export async function pythonPackages(set: keyof typeof sets, version?: string): Promise<string> {
+  version ??= await hostPythonVersion();
   const tar = path.join(cache, `${set}-${version}.tar.gz`);
   if (existsSync(tar)) return tar;
   mkdirSync(cache, { recursive: true });
@@ -51,13 +53,19 @@ export async function unpackedPackages(...wanted: (keyof typeof sets)[]): Promis
 
 /** Brings a set into a sandbox as one upload and unpacks it there. @returns the folder for PYTHONPATH or sys.path */
 export async function installPackages(sandbox: Sandbox, set: keyof typeof sets): Promise<string> {
-  const tar = await pythonPackages(set);
+  const tar = await pythonPackages(set, await pythonVersionIn(sandbox));
   const folder = `/workspace/packages/${set}`;
   await sandbox.files.write(`${folder}.tar.gz`, createReadStream(tar));
   const unpack = `mkdir ${folder} && tar -xzf ${folder}.tar.gz -C ${folder} && rm ${folder}.tar.gz`;
   const { exitCode, stderr } = await sandbox.exec(unpack, { timeoutSeconds: 120 });
   if (exitCode !== 0) throw new Error(`unpacking ${set} ended with ${exitCode}: ${stderr}`);
   return folder;
+}
+
+async function pythonVersionIn(sandbox: Sandbox): Promise<string> {
+  const { stdout, stderr, exitCode } = await sandbox.exec(["python3", "-c", printVersion]);
+  if (exitCode !== 0) throw new Error(`python3 in ${sandbox.id} ended with ${exitCode}: ${stderr}`);
+  return stdout.trim();
 }
 
 /** Sets for programs on the host, by the interpreter of the sandboxes. What they were tested with is what is pinned. */
@@ -73,7 +81,7 @@ export type HostSet = keyof typeof hostSets;
 
 /** PyPI packages for a program on the host, fetched once and kept in the checkout's cache folder. @returns a folder for PYTHONPATH */
 export async function hostPackages(set: HostSet): Promise<string> {
-  const version = await sandboxPythonVersion();
+  const version = await hostPythonVersion();
   const folder = path.join(cache, `${set}-${version}-host`);
   if (existsSync(folder)) return folder;
   mkdirSync(cache, { recursive: true });
@@ -93,8 +101,8 @@ function becomeFolder(partial: string, folder: string): void {
   }
 }
 
-async function sandboxPythonVersion(): Promise<string> {
-  const { stdout } = await run(sandboxPython, ["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]);
+async function hostPythonVersion(): Promise<string> {
+  const { stdout } = await run(sandboxPython, ["-c", printVersion]);
   return stdout.trim();
 }
 

@@ -1,11 +1,14 @@
-//! `mitos-layers`: unpacks, stacks and packs the layers of images. Started by the engine for one piece of work, confined before it reads any.
+//! `mitos-layers`: unpacks, stacks and packs the layers of images, and makes file systems of them. Started by the engine for one piece of work, confined before it reads any.
 
 mod changes;
 #[path = "../changes_list.rs"]
 mod changes_list;
 mod confine;
 mod copy;
+mod erofs;
 mod failure;
+mod image;
+mod image_plan;
 mod index;
 mod input;
 mod merge;
@@ -20,7 +23,7 @@ mod writer;
 
 use confine::confine;
 use failure::{Failure, Result};
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, open, openat, renameat};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use serde::Serialize;
@@ -36,12 +39,14 @@ const USAGE: &str = "usage: mitos-layers unpack --into DIR [--bytes-max N] [--en
        mitos-layers changes --into DIR [--base INDEX ...]  < what an agent tells of its root
        mitos-layers copy --into DIR --dest PATH --uid N --gid N [--base INDEX ...]  < tar of a context
        mitos-layers merge --into ROOT --layer DIR [--layer DIR ...]
+       mitos-layers image --out FILE DIR ...
        mitos-layers pack --layer DIR  > tar";
 
 const BYTES_MAX: u64 = 16 << 30;
 const ENTRIES_MAX: u64 = 500_000;
 /// A machine tells every file of its root, whatever layer it is of.
 const CHANGES_ENTRIES_MAX: u64 = 2_000_000;
+const IMAGE_BYTES_MAX: u64 = 64 << 30;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -54,6 +59,7 @@ fn main() -> ExitCode {
         "changes" => changes(&options),
         "copy" => copy(&options),
         "merge" => merge(&options),
+        "image" => image(&options),
         _ => pack(&options),
     };
     match done {
@@ -71,6 +77,7 @@ fn main() -> ExitCode {
 #[derive(Default)]
 struct Options {
     into: PathBuf,
+    out: PathBuf,
     layers: Vec<PathBuf>,
     base: Vec<PathBuf>,
     dest: String,
@@ -85,6 +92,12 @@ impl Options {
     fn parse(arguments: &[String]) -> Option<Self> {
         let (command, rest) = arguments.split_first()?;
         let mut options = Self::default();
+        if command == "image" {
+            let ["--out", out, layers @ ..] = &rest.iter().map(String::as_str).collect::<Vec<_>>()[..] else { return None };
+            options.out = out.into();
+            options.layers = layers.iter().map(PathBuf::from).collect();
+            return (!out.is_empty() && !layers.is_empty()).then_some(options);
+        }
         for pair in rest.chunks(2) {
             let [name, value] = pair else { return None };
             match (command.as_str(), name.as_str()) {
@@ -156,7 +169,7 @@ fn merge(options: &Options) -> Result<String> {
     // Everything outside of the root is opened here; nothing can be opened later.
     let layers = options.layers.iter().map(|dir| open_layer(dir)).collect::<Result<Vec<_>>>()?;
     let root = open_empty(&options.into)?;
-    let (parent, owners_name) = owners_place(&options.into)?;
+    let (parent, owners_name) = beside(&options.into, ".owners")?;
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let owners = openat(&parent, owners_name.as_path(), flags, Mode::S_IRUSR | Mode::S_IWUSR)
         .map_err(|error| Failure::system(&format!("make {}", owners_name.display()), error))?;
@@ -169,15 +182,38 @@ fn merge(options: &Options) -> Result<String> {
     Ok(line(&merged))
 }
 
-/// `ROOT.owners` beside the root.
-fn owners_place(root: &Path) -> Result<(OwnedFd, PathBuf)> {
-    let (Some(parent), Some(name)) = (root.parent(), root.file_name()) else {
-        return Err(Failure::new(failure::Reason::Internal, format!("{} has no name", root.display())));
+fn image(options: &Options) -> Result<String> {
+    // Everything is opened here: nothing can be opened later but by these handles.
+    let layers = options.layers.iter().map(|dir| open_layer(dir)).collect::<Result<Vec<_>>>()?;
+    let (parent, partial) = beside(&options.out, &format!(".partial-{}", std::process::id()))?;
+    let name = options.out.file_name().unwrap_or_default();
+    let confined_to = layers[0].tree.try_clone().map_err(|error| Failure::system("open a layer", error))?;
+    let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let out = openat(&parent, partial.as_path(), flags, Mode::S_IRUSR | Mode::S_IWUSR)
+        .map_err(|error| Failure::system(&format!("make {}", partial.display()), error))?;
+    let made =
+        confine(&confined_to, IMAGE_BYTES_MAX).and_then(|_| image::image(&File::from(out), layers, IMAGE_BYTES_MAX)).and_then(|made| {
+            match renameat(&parent, partial.as_path(), &parent, name) {
+                Ok(()) => Ok(made),
+                Err(error) => Err(Failure::system("give the image its name", error)),
+            }
+        });
+    if made.is_err() {
+        // What matters is why there is none; whoever looks after the folder removes what is left half-made.
+        let _ = unlinkat(&parent, partial.as_path(), UnlinkatFlags::NoRemoveDir);
+    }
+    Ok(line(&made?))
+}
+
+/// The folder that something is in, and its name with an ending: `ROOT.owners` beside the root.
+fn beside(path: &Path, ending: &str) -> Result<(OwnedFd, PathBuf)> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Failure::new(failure::Reason::Internal, format!("{} has no name", path.display())));
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-    let mut owners = name.to_owned();
-    owners.push(".owners");
-    Ok((open_folder(parent, OFlag::O_PATH)?, owners.into()))
+    let mut beside = name.to_owned();
+    beside.push(ending);
+    Ok((open_folder(parent, OFlag::O_PATH)?, beside.into()))
 }
 
 fn open_empty(dir: &Path) -> Result<OwnedFd> {

@@ -60,6 +60,11 @@ impl Tree {
         Self { nodes: vec![Node { kind: Kind::Folder, meta: None, children: BTreeMap::new() }], nodes_max }
     }
 
+    /// Ids are below this; some are of what has been replaced or removed.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
     pub fn node(&self, id: Id) -> &Node {
         &self.nodes[id]
     }

@@ -1,13 +1,48 @@
 import os from "node:os";
 import path from "node:path";
-import type { ImageOptions, Log } from "@mitos/engine";
+import type { Accel, EngineChoice, ImageOptions, Log } from "@mitos/engine";
 import type { ServerOptions } from "@mitos/server";
+import { type Command, Option } from "commander";
 import { version } from "./commands/version.ts";
-import { CommandError, exitCodes } from "./exit.ts";
+import { CommandError, exitCodes, UsageError } from "./exit.ts";
 import { makeFirstKey, needsFirstKey } from "./first-key.ts";
 
-export const engines = ["auto", "gvisor", "mock"] as const;
-export type EngineName = (typeof engines)[number];
+const engines = ["auto", "gvisor", "microvm", "mock"] as const satisfies readonly EngineChoice[];
+const accels = ["kvm", "tcg"] as const satisfies readonly Accel[];
+
+/** What runs sandboxes, as its flags say. */
+export interface EngineFlags {
+  readonly engine: EngineChoice;
+  readonly accel?: Accel;
+}
+
+/** Of every command that opens an engine. */
+export function engineOptions(): Option[] {
+  return [
+    new Option("--engine <name>", "how sandboxes run: auto takes microVMs where KVM is usable, else gVisor; mock runs nothing")
+      .choices(engines)
+      .default("auto")
+      .env("MITOS_ENGINE"),
+    new Option("--accel <name>", "what runs a microVM's instructions, with --engine microvm: the processor, or an emulator (default: kvm)")
+      .choices(accels)
+      .env("MITOS_ACCEL"),
+  ];
+}
+
+/**
+ * What was said, by flags or else by the environment. There, an accelerator is for when microVMs are taken, and else means nothing.
+ *
+ * @throws UsageError for the flag without microVMs
+ */
+export function engineFlags(command: Command): EngineFlags {
+  const { engine, accel } = command.opts<EngineFlags>();
+  if (!accel || engine === "microvm") return { engine, ...(accel ? { accel } : {}) };
+  if (command.getOptionValueSource("accel") === "env") return { engine };
+  throw new UsageError(
+    `--accel ${accel} says how microVMs run, and the engine is ${engine}`,
+    "Say --engine microvm, or leave --accel out.",
+  );
+}
 
 export interface LocalServer {
   readonly url: string;
@@ -36,14 +71,14 @@ export interface LocalServerOptions extends Omit<ServerOptions, "engine" | "host
 export async function startLocalServer(
   address: Address,
   dataDir: string,
-  engineName: EngineName,
+  { engine: engineName, accel }: EngineFlags,
   { logLevel = "warn", images, otel = false, ...options }: LocalServerOptions = {},
 ): Promise<LocalServer> {
   const { openEngine } = await import("@mitos/engine");
   const { startServer, startTelemetry, wantsTelemetry } = await import("@mitos/server");
   const log = createLog(logLevel);
   const telemetry = otel || wantsTelemetry(process.env) ? await startTelemetry({ version: version() }) : undefined;
-  const engine = await openEngine({ dataDir, images, engine: engineName, log });
+  const engine = await openEngine({ dataDir, images, engine: engineName, accel, log });
   let firstKey: string | undefined;
   const start = async () => {
     const isNeeded = options.auth && needsFirstKey(engine.keys, dataDir);

@@ -109,6 +109,7 @@ describe("every command", () => {
       "--insecure-registry": "registry.example/team",
       "--image-cache": "20GB",
       "--engine": "bogus",
+      "--accel": "turbo",
       "--log-level": "loud",
       "--addr": "nowhere",
       "--older-than": "long ago",
@@ -141,6 +142,16 @@ describe("every command", () => {
     expect(await refused(["template", "build", "--name", "x", "--dockerfile", "a", "--spec", "b"])).toBe(2);
     expect(await refused(["template", "build", "--name", "x", "--spec", "b", "--build-arg", "A=1"])).toBe(2);
     expect(await refused(["prune"])).toBe(2);
+    for (const engine of [[], ["--engine", "gvisor"], ["--engine", "mock"]])
+      for (const command of ["serve", "quickstart"]) expect(await refused([command, ...engine, "--accel", "tcg"])).toBe(2);
+    for (const [name, value] of [
+      ["MITOS_ENGINE", "bogus"],
+      ["MITOS_ACCEL", "turbo"],
+    ] as const) {
+      vi.stubEnv(name, value);
+      expect(await refused(["serve"])).toBe(2);
+      vi.stubEnv(name, undefined);
+    }
   });
 
   it.each([

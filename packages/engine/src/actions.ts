@@ -640,9 +640,15 @@ export interface ImageOptions {
 export interface EngineOptions {
   readonly dataDir: string;
   readonly images?: ImageOptions | undefined;
-  readonly engine: "auto" | "gvisor" | "mock";
+  /** `auto`: what the data directory's living sandboxes run on, else microVMs where KVM is usable and their parts are there, else gVisor. */
+  readonly engine: EngineChoice;
+  /** What runs the instructions of microVMs; only with `microvm`. Default `kvm`. `tcg` is an emulator: it runs everywhere, and slower. */
+  readonly accel?: Accel | undefined;
   readonly log: Log;
 }
+
+export type EngineChoice = "auto" | "gvisor" | "microvm" | "mock";
+export type Accel = "kvm" | "tcg";
 
 /** The part of pino that the engine uses. */
 export interface Log {

@@ -28,7 +28,7 @@ import { pushTemplate } from "./builds/push.ts";
 import { type Clock, systemClock } from "./clock.ts";
 import { type Core, Counters, startsAtOnce, ungatedSelfForks } from "./core.ts";
 import { create } from "./create.ts";
-import type { Driver } from "./driver.ts";
+import type { Driver, Isolation } from "./driver.ts";
 import { pickDriver } from "./drivers/pick.ts";
 import { EgressGate } from "./egress/gate.ts";
 import { type EgressNetwork, hostNetwork } from "./egress/network.ts";
@@ -72,12 +72,13 @@ const closeMsMax = 30_000;
  *   internal when the database cannot be read
  */
 export async function openEngine(options: EngineOptions): Promise<Engine> {
-  return openEngineWith(options, { pickDriver: () => pickDriver(options) });
+  return openEngineWith(options, { pickDriver: (inUse) => pickDriver(options, inUse) });
 }
 
 /** What tests of the engine replace. */
 export interface EngineParts {
-  readonly pickDriver: () => Promise<Driver>;
+  /** @param inUse - what sandboxes that are not ended run on */
+  readonly pickDriver: (inUse: ReadonlySet<Isolation>) => Promise<Driver>;
   readonly connectGuest?: ConnectGuest;
   readonly clock?: Clock;
   readonly admission?: Admission;
@@ -92,7 +93,8 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
   const db = openDatabase(dataDir);
   let driver: Driver | undefined;
   try {
-    driver = await parts.pickDriver();
+    const sandboxStore = new SandboxStore(db);
+    driver = await parts.pickDriver(isolationsInUse(sandboxStore));
     const { layers, images } = parts.stores ?? (await openStores(options, db, clock));
     const core: Core = {
       driver: traceDriver(driver),
@@ -102,7 +104,7 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
       egress: new EgressGate(parts.egressNetwork ?? hostNetwork, log, clock),
       admission: parts.admission ?? new Admission(),
       places: await SnapshotPlaces.open(dataDir, log),
-      sandboxes: new Sandboxes(new SandboxStore(db), clock, layers),
+      sandboxes: new Sandboxes(sandboxStore, clock, layers),
       templateStore: new TemplateStore(db),
       templates: new Map(),
       layers,
@@ -133,6 +135,10 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
     db.close();
     throw error;
   }
+}
+
+function isolationsInUse(store: SandboxStore): ReadonlySet<Isolation> {
+  return new Set(store.all().flatMap(({ end, isolation }) => (end ? [] : [isolation])));
 }
 
 async function openStores({ dataDir, log, images }: EngineOptions, db: DatabaseSync, clock: Clock): Promise<EngineParts["stores"] & {}> {

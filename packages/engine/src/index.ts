@@ -1,7 +1,7 @@
 export type * from "./actions.ts";
 export { languages, scopes } from "./actions.ts";
 export type * from "./driver.ts";
-export { probeEngine as probeGvisor } from "./drivers/pick.ts";
+export { type EngineSurvey, surveyEngines } from "./drivers/survey.ts";
 export { parsePolicy as checkNetworkPolicy } from "./egress/policy.ts";
 export { openEngine } from "./engine.ts";
 export type { Digest } from "./layers/layer.ts";

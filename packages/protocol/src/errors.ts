@@ -207,7 +207,7 @@ export const catalogue = {
     connect: "unimplemented",
     retry: "never",
     message: "this engine cannot do that",
-    remediation: "Start the server with --engine gvisor; `mitos doctor` says what this machine lacks for it.",
+    remediation: "Start the server with another --engine; `mitos doctor` says which ones this machine can run, and what the others lack.",
   },
   timeout_too_large: {
     status: 400,

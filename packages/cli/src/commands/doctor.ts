@@ -1,6 +1,7 @@
-import { access, constants, stat, statfs } from "node:fs/promises";
+import { access, stat, statfs } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
+import type { EngineSurvey } from "@mitos/engine";
 import { Command } from "commander";
 import { savedConfig } from "../config.ts";
 import { connectionOf } from "../context.ts";
@@ -11,13 +12,14 @@ import { configFile } from "../private-files.ts";
 import { withProgress } from "../progress.ts";
 import { paint, type Style } from "../style.ts";
 
-type Verdict = "PASS" | "WARN" | "FAIL";
+/** `NOTE`: something that does not work here and that nobody needs. */
+type Verdict = "PASS" | "NOTE" | "WARN" | "FAIL";
 
 export interface Check {
   readonly verdict: Verdict;
   readonly name: string;
   readonly detail: string;
-  /** What to do about it, of every check that has not passed. */
+  /** What to do about it, of every check that has not passed; of a note, what to do to have it all the same. */
   readonly remediation?: string | undefined;
 }
 
@@ -26,11 +28,18 @@ const dataBytesMin = 5 * gib;
 const forkBytesMin = gib;
 const kernelMin = [5, 10] as const;
 
+interface DoctorOptions extends OutputOptions {
+  dataDir?: string;
+  deep?: boolean;
+}
+
 export function doctorCommand(): Command {
-  const command = new Command("doctor").option("--data-dir <dir>", "data directory to check (default: that of `mitos serve`)");
+  const command = new Command("doctor")
+    .option("--data-dir <dir>", "data directory to check (default: that of `mitos serve`)")
+    .option("--deep", "also start a microVM under emulation, which takes some seconds");
   for (const flag of outputFlags()) command.addOption(flag);
-  return command.action(async ({ dataDir, ...options }: OutputOptions & { dataDir?: string }) => {
-    const work = inspect(path.resolve(dataDir ?? defaultDataDir()), command);
+  return command.action(async ({ dataDir, deep = false, ...options }: DoctorOptions) => {
+    const work = inspect(path.resolve(dataDir ?? defaultDataDir()), deep, command);
     const checks = await withProgress("looking at this machine", work);
     const count = (verdict: Verdict) => checks.filter((check) => check.verdict === verdict).length;
     const summary = { passed: count("PASS"), warnings: count("WARN"), failed: count("FAIL") };
@@ -45,11 +54,10 @@ export function doctorCommand(): Command {
   });
 }
 
-async function inspect(dataDir: string, command: Command): Promise<Check[]> {
+async function inspect(dataDir: string, deep: boolean, command: Command): Promise<Check[]> {
   return [
     platform(),
-    ...(await engine()),
-    await kvm(),
+    ...engineChecks(await survey(deep)),
     await space("data-dir-space", dataDir, dataBytesMin, "Free some space or choose another --data-dir: paused sandboxes are kept there."),
     await space(
       "fork-space",
@@ -62,7 +70,7 @@ async function inspect(dataDir: string, command: Command): Promise<Check[]> {
   ];
 }
 
-const styles: Readonly<Record<Verdict, Style>> = { PASS: "green", WARN: "yellow", FAIL: "red" };
+const styles: Readonly<Record<Verdict, Style>> = { PASS: "green", NOTE: "dim", WARN: "yellow", FAIL: "red" };
 
 function printCheck({ verdict, name, detail, remediation }: Check): void {
   print(`  [${paint(process.stdout, styles[verdict], verdict)}] ${name}: ${detail}`);
@@ -82,28 +90,31 @@ function platform(): Check {
   return { verdict: "PASS", name, detail };
 }
 
-/** What `--engine auto` would take, and what is weaker than it could be. */
-async function engine(): Promise<Check[]> {
-  const { probeGvisor } = await import("@mitos/engine");
-  const probe = await probeGvisor();
-  if (!probe.usable) {
-    return [{ verdict: "FAIL", name: "engine-gvisor", detail: probe.detail, remediation: probe.remedies.join(" ") }];
-  }
-  const chosen: Check = { verdict: "PASS", name: "engine", detail: `${probe.isolation}: ${probe.detail}` };
-  const remediation = probe.remedies.join(" ") || "Nothing has to be done: sandboxes run, with this much less.";
-  return [chosen, ...probe.weaknesses.map((detail): Check => ({ verdict: "WARN", name: "weaker", detail, remediation }))];
+async function survey(deep: boolean): Promise<readonly EngineSurvey[]> {
+  const { surveyEngines } = await import("@mitos/engine");
+  return surveyEngines({ deep });
 }
 
-/** Says why sandboxes are not microVMs here; the device existing proves nothing. */
-async function kvm(): Promise<Check> {
-  const name = "kvm-device";
-  try {
-    await access("/dev/kvm", constants.R_OK | constants.W_OK);
-    return { verdict: "PASS", name, detail: "/dev/kvm is there; this version runs sandboxes in gVisor all the same" };
-  } catch (error) {
-    const code = (error as NodeJS.ErrnoException).code ?? "";
-    return { verdict: "PASS", name, detail: `/dev/kvm: ${code === "ENOENT" ? "absent" : code}; not needed, gVisor works without it` };
-  }
+/** What `--engine auto` takes, what is weaker than it could be, and a line for every other way to run sandboxes: usable, or why not. */
+export function engineChecks(found: readonly EngineSurvey[]): Check[] {
+  const taken = found.find(({ isTaken }) => isTaken);
+  const others = found.filter((each) => each !== taken).map((each) => otherEngine(each, taken !== undefined));
+  return [...(taken ? takenEngine(taken) : []), ...others];
+}
+
+function takenEngine({ result: { isolation, detail, remedies, weaknesses } }: EngineSurvey): Check[] {
+  const remediation = remedies.join(" ") || "Nothing has to be done: sandboxes run, with this much less.";
+  return [
+    { verdict: "PASS", name: "engine", detail: `${isolation}: ${detail}` },
+    ...weaknesses.map((weakness): Check => ({ verdict: "WARN", name: "weaker", detail: weakness, remediation })),
+  ];
+}
+
+/** @param isOptional - sandboxes run without it */
+function otherEngine({ result: { usable, isolation, detail, remedies }, flags }: EngineSurvey, isOptional: boolean): Check {
+  const name = `engine-${isolation}`;
+  if (usable) return { verdict: "PASS", name, detail: `${detail}; taken with ${flags}` };
+  return { verdict: isOptional ? "NOTE" : "FAIL", name, detail, remediation: remedies.join(" ") };
 }
 
 async function space(name: string, dir: string, bytesMin: number, remediation: string): Promise<Check> {

@@ -3,32 +3,31 @@ import { mkdtemp, rm } from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import type { ForkedSandboxes, Sandbox } from "@mitos/sdk";
-import { Command, Option } from "commander";
+import { Command } from "commander";
 import { CommandError, Exit, exitCodes } from "../exit.ts";
-import { type EngineName, engines, startLocalServer } from "../local-server.ts";
+import { type EngineFlags, engineFlags, engineOptions, startLocalServer } from "../local-server.ts";
 import { print } from "../output.ts";
 import { interruptible } from "../signals.ts";
 import { duration, Transcript } from "../transcript.ts";
 import { askServer, type ServerState, startHttpServer } from "./quickstart/http-server.ts";
 
 export function quickstartCommand(): Command {
-  return new Command("quickstart")
-    .addOption(
-      new Option("--engine <name>", "how sandboxes run; the mock engine runs nothing and fails here").choices(engines).default("auto"),
-    )
-    .action(quickstart);
+  const command = new Command("quickstart");
+  for (const option of engineOptions()) command.addOption(option);
+  return command.action(quickstart);
 }
 
 const childCount = 3;
 const file = "/workspace/notes.txt";
 const variable = "notes";
 
-async function quickstart({ engine }: { engine: EngineName }): Promise<void> {
+async function quickstart(_options: unknown, command: Command): Promise<void> {
+  const chosen = engineFlags(command);
   using interrupt = interruptible();
   const transcript = new Transcript(interrupt.signal);
   const dataDir = await mkdtemp(path.join(os.tmpdir(), "mitos-quickstart-"));
   try {
-    await serveAndShow(transcript, dataDir, engine);
+    await serveAndShow(transcript, dataDir, chosen);
   } catch (error) {
     if (!interrupt.signal.aborted) throw error;
     process.stderr.write("interrupted; everything that was started has been ended\n");
@@ -39,10 +38,10 @@ async function quickstart({ engine }: { engine: EngineName }): Promise<void> {
   print(`\nAll of it held. ${duration(transcript.totalMs())} in total; nothing is left running.`);
 }
 
-async function serveAndShow(transcript: Transcript, dataDir: string, engine: EngineName): Promise<void> {
+async function serveAndShow(transcript: Transcript, dataDir: string, flags: EngineFlags): Promise<void> {
   transcript.heading("A server, and a sandbox in which things run");
   // Not raced against Ctrl-C: what is half started could not be ended.
-  const starting = startLocalServer({ host: "127.0.0.1", port: 0 }, dataDir, engine);
+  const starting = startLocalServer({ host: "127.0.0.1", port: 0 }, dataDir, flags);
   try {
     const server = await transcript.step(
       "start the server",

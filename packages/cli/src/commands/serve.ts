@@ -5,7 +5,7 @@ import type { ImageOptions } from "@mitos/engine";
 import { Command, Option } from "commander";
 import { byteCount, wholeNumber } from "../context.ts";
 import { UsageError } from "../exit.ts";
-import { type Address, defaultDataDir, type EngineName, engines, type LogLevel, logLevels, startLocalServer } from "../local-server.ts";
+import { type Address, defaultDataDir, engineFlags, engineOptions, type LogLevel, logLevels, startLocalServer } from "../local-server.ts";
 import { print } from "../output.ts";
 import { withProgress } from "../progress.ts";
 import { interruptible } from "../signals.ts";
@@ -13,7 +13,6 @@ import { interruptible } from "../signals.ts";
 interface ServeOptions {
   addr: string;
   dataDir?: string;
-  engine: EngineName;
   ephemeral?: boolean;
   auth?: boolean;
   auditLog?: string;
@@ -31,10 +30,9 @@ interface ServeOptions {
 }
 
 export function serveCommand(): Command {
-  return new Command("serve")
+  const command = new Command("serve")
     .option("--addr <host:port>", "where to listen; loopback only unless --auth, port 0 takes any free one", "127.0.0.1:8080")
     .option("--data-dir <dir>", "where its state lies (default: $XDG_DATA_HOME/mitos, else ~/.local/share/mitos)")
-    .addOption(new Option("--engine <name>", "how sandboxes run; mock runs nothing").choices(engines).default("auto"))
     .option("--ephemeral", "end all sandboxes when the server stops; otherwise they run on and the next server finds them")
     .option("--auth", "ask every request for a key (`mitos auth keys`)")
     .option("--audit-log <file>", "append a line of JSON for each action; - for standard error")
@@ -71,16 +69,19 @@ export function serveCommand(): Command {
       "send OpenTelemetry traces; also on when OTEL_EXPORTER_OTLP_ENDPOINT is set (default collector: http://localhost:4318)",
     )
     .action(serve);
+  for (const option of engineOptions()) command.addOption(option);
+  return command;
 }
 
-async function serve(all: ServeOptions): Promise<void> {
-  const { addr, dataDir, engine, ephemeral, auth = false, registry, mirror, insecureRegistry, imageCache, ...settings } = all;
+async function serve(all: ServeOptions, command: Command): Promise<void> {
+  const { addr, dataDir, ephemeral, auth = false, registry, mirror, insecureRegistry, imageCache, ...settings } = all;
   const address = parseAddress(addr, auth);
+  const chosen = engineFlags(command);
   const images = await imageOptions({ registry, mirror, insecureRegistry, imageCache });
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
   const options = { auth, images, ...settings, previewSecret: previewSecret() };
-  const server = await withProgress("starting the engine", startLocalServer(address, dir, engine, options));
+  const server = await withProgress("starting the engine", startLocalServer(address, dir, chosen, options));
   print(
     [
       `Mitos listens on ${server.url}`,

@@ -7,18 +7,19 @@ import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { type Facts, readCpu } from "../host/facts.ts";
 import { nameKeeper } from "../host/layout.ts";
 import { findGuest } from "../host/parts.ts";
-import { createContainer, discardContainer } from "./container.ts";
+import { sendSignal } from "../host/processes.ts";
+import { ReadyKeepers } from "../host/ready.ts";
+import { type Container, createContainer, discardContainer } from "./container.ts";
 import { findNodeForMachines, findRunsc } from "./find.ts";
 import type { Host } from "./host.ts";
 import { openLayout, removeFoldersIfEmpty } from "./layout.ts";
 import { activate, GvisorMachine, notAMachine } from "./machine.ts";
-import { ReadyContainers } from "./ready.ts";
 import { reattach } from "./reattach.ts";
 import { Roots } from "./roots.ts";
 import { runscCommands } from "./runsc.ts";
 import { limitScratch } from "./scratch.ts";
 import { readRoot, requireCompatible, saveMachine } from "./snapshot.ts";
-import type { ContainerShape } from "./spec.ts";
+import { type ContainerShape, shapeKey } from "./spec.ts";
 import { sweep } from "./sweep.ts";
 
 export { probeGvisor } from "./probe.ts";
@@ -62,7 +63,7 @@ class GvisorDriver implements Driver {
   readonly #host: Host;
   readonly #roots: Roots;
   readonly #facts: Facts;
-  readonly #ready: ReadyContainers;
+  readonly #ready: ReadyKeepers<ContainerShape, Container>;
   readonly #machines = new Set<GvisorMachine>();
   readonly readyStarts = { hits: 0, misses: 0 };
 
@@ -70,9 +71,13 @@ class GvisorDriver implements Driver {
     this.#host = host;
     this.#roots = roots;
     this.#facts = facts;
-    this.#ready = new ReadyContainers({
+    this.#ready = new ReadyKeepers({
+      key: shapeKey,
       create: (shape) => createContainer(host, shape),
       discard: (container) => discardContainer(host, container),
+      // A created container costs about 5 % of a processor while it waits.
+      rest: ({ sentryPid }) => sendSignal(sentryPid, "SIGSTOP"),
+      wake: ({ sentryPid }) => sendSignal(sentryPid, "SIGCONT"),
       log: host.log,
     });
   }

@@ -1,10 +1,4 @@
-import { agentPath, ownEtcFiles } from "./root.ts";
-
-/** One entry of a layer of ours. Names are relative, short and ours alone. */
-type Entry =
-  | { readonly kind: "folder"; readonly name: string; readonly mode: number }
-  | { readonly kind: "file"; readonly name: string; readonly mode: number; readonly content: Uint8Array }
-  | { readonly kind: "link"; readonly name: string; readonly target: string };
+import { type OwnEntry, ownEntries } from "../host/own-files.ts";
 
 /**
  * What every root of layers has of ours, as two layers (tars) of their own, so that the program that unpacks and merges layers is the only one that
@@ -13,45 +7,18 @@ type Entry =
  * @param agent - the program
  */
 export function ownLayers(agent: Uint8Array): { readonly lower: Uint8Array; readonly upper: Uint8Array } {
-  return {
-    // Below all others: folders that programs expect. An image that has them keeps its own.
-    lower: tarOf([
-      { kind: "folder", name: "root", mode: 0o700 },
-      folder("var"),
-      { kind: "folder", name: "var/tmp", mode: 0o1777 },
-      folder("workspace"),
-    ]),
-    // Above all others: the agent, what it writes anew for each machine, and where file systems are mounted.
-    upper: tarOf([
-      folder("dev"),
-      // An image may have a link there, which the names below must not follow.
-      folder("etc"),
-      folder("opt"),
-      folder("proc"),
-      folder("run"),
-      folder("sys"),
-      { kind: "folder", name: "tmp", mode: 0o1777 },
-      folder("opt/mitos"),
-      folder("opt/mitos/bin"),
-      { kind: "file", name: agentPath.slice(1), mode: 0o755, content: agent },
-      ...ownEtcFiles.map(({ name, content }) => ({ kind: "file", name, mode: 0o644, content: Buffer.from(content) }) as const),
-      { kind: "link", name: "etc/mtab", target: "/proc/self/mounts" },
-    ]),
-  };
+  const { lower, upper } = ownEntries(agent);
+  return { lower: tarOf(lower), upper: tarOf(upper) };
 }
 
-function folder(name: string): Entry {
-  return { kind: "folder", name, mode: 0o755 };
-}
-
-function tarOf(entries: readonly Entry[]): Uint8Array {
+function tarOf(entries: readonly OwnEntry[]): Uint8Array {
   return Buffer.concat([...entries.flatMap(tarEntry), Buffer.alloc(2 * blockBytes)]);
 }
 
 const blockBytes = 512;
 
 /** A ustar header and the content, padded to whole blocks. */
-function tarEntry(entry: Entry): Uint8Array[] {
+function tarEntry(entry: OwnEntry): Uint8Array[] {
   const header = Buffer.alloc(blockBytes);
   const content = entry.kind === "file" ? entry.content : Buffer.alloc(0);
   const octal = (value: number, at: number, bytes: number) => header.write(value.toString(8).padStart(bytes - 1, "0"), at, "latin1");

@@ -3,6 +3,7 @@ import { constants } from "node:fs";
 import { chmod, copyFile, lstat, mkdir, readdir, readFile, readlink, rename, rm, stat, symlink, utimes, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { removeTree } from "../../remove-tree.ts";
+import { agentPath, ownEtcFiles } from "../host/own-files.ts";
 import type { Guest } from "../host/parts.ts";
 
 /** The root file system of a machine: a folder of ours, and what of the host is bound over it. */
@@ -16,17 +17,6 @@ export interface Bind {
   readonly destination: string;
 }
 
-/** Where the agent lies in every machine. */
-export const agentPath = "/opt/mitos/bin/mitos-guest";
-/** Ours in every root, whatever host or image have there. */
-export const ownEtcFiles = [
-  { name: "etc/hostname", content: "sandbox\n" },
-  { name: "etc/hosts", content: "127.0.0.1 localhost\n::1 localhost\n" },
-  // Written anew for each machine when it is adopted.
-  { name: "etc/machine-id", content: `${"0".repeat(32)}\n` },
-  // The agent answers there: names that the sandbox may reach, and a refusal at once for all others.
-  { name: "etc/resolv.conf", content: "nameserver 127.0.0.1\n" },
-] as const;
 const nodePath = "/opt/mitos/bin/node";
 
 /**

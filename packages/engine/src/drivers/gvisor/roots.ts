@@ -9,6 +9,7 @@ import type { Layer } from "../../layers/layer.ts";
 import { runTool } from "../../layers/tool.ts";
 import { removeTree } from "../../remove-tree.ts";
 import type { Guest } from "../host/parts.ts";
+import { Shared } from "../host/shared.ts";
 import { ownLayers } from "./own-layers.ts";
 import { type MachineRoot, openHostRoot, ownersFileOf, removeOldRoots } from "./root.ts";
 
@@ -24,11 +25,8 @@ export class Roots {
   readonly host: MachineRoot;
   readonly #dir: string;
   readonly #guest: Guest;
-  readonly #opening = new Map<string, Promise<MachineRoot>>();
-  /** By folder: how many are just becoming machines of it. */
-  readonly #uses = new Map<string, number>();
-  /** Over when nothing is being removed: whoever wants a root meanwhile waits, since it may be the one that goes. */
-  #removing: Promise<void> = Promise.resolve();
+  /** By folder: in use are those of which something is just becoming a machine. */
+  readonly #shared = new Shared<MachineRoot>();
   /** What all roots of layers have in common, as far as it decides their content. */
   readonly #common: string;
   #ownLayers: Promise<{ readonly lower: string; readonly upper: string }> | undefined;
@@ -49,19 +47,8 @@ export class Roots {
   async use(source: RootSource): Promise<RootUse> {
     if (source.kind === "host") return { root: this.host, [Symbol.dispose]: () => {} };
     const dir = this.#dirOf(source.layers);
-    this.#uses.set(dir, (this.#uses.get(dir) ?? 0) + 1);
-    const giveBack = () => {
-      const left = (this.#uses.get(dir) ?? 1) - 1;
-      if (left > 0) this.#uses.set(dir, left);
-      else this.#uses.delete(dir);
-    };
-    try {
-      await this.#removing;
-      return { root: await this.#openOnce(dir, source.layers), [Symbol.dispose]: giveBack };
-    } catch (error) {
-      giveBack();
-      throw error;
-    }
+    const use = await this.#shared.use(dir, () => this.#open(dir, source.layers));
+    return { root: use.value, [Symbol.dispose]: () => use[Symbol.dispose]() };
   }
 
   /** What could not be set on the host. */
@@ -79,20 +66,12 @@ export class Roots {
    * @param sources - of templates. Given: every other root of layers goes. Absent, as when a server starts and does not know them: only the oldest
    */
   async removeUnused(keep: () => Promise<ReadonlySet<string>>, sources?: readonly RootSource[]): Promise<void> {
-    const removal = this.#removing.then(async () => {
-      const dirs = new Set([this.host.dir, this.#ownDir, ...this.#uses.keys()]);
+    await this.#shared.remove(async (inUse) => {
+      const dirs = new Set([this.host.dir, this.#ownDir, ...inUse]);
       for (const source of sources ?? []) if (source.kind === "layers") dirs.add(this.#dirOf(source.layers));
       for (const dir of await keep()) dirs.add(dir);
       await removeOldRoots(this.#dir, dirs, { layersToo: sources !== undefined });
     });
-    this.#removing = removal.catch(() => {});
-    await removal;
-  }
-
-  #openOnce(dir: string, layers: readonly Layer[]): Promise<MachineRoot> {
-    const opening = this.#opening.get(dir) ?? this.#open(dir, layers).finally(() => this.#opening.delete(dir));
-    this.#opening.set(dir, opening);
-    return opening;
   }
 
   #dirOf(layers: readonly Layer[]): string {

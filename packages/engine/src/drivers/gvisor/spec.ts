@@ -2,7 +2,8 @@ import { createHash } from "node:crypto";
 import { resourceBounds } from "@mitos/protocol";
 import type { MachineResources } from "../../driver.ts";
 import { type Cgroups, ociResources } from "../host/cgroup.ts";
-import { agentPath, type MachineRoot } from "./root.ts";
+import { agentPath } from "../host/own-files.ts";
+import type { MachineRoot } from "./root.ts";
 
 /**
  * What an ordinary container's root may do, and two more for the agent itself: sys_admin for host name and mounts, sys_resource for the limits

@@ -1,22 +1,31 @@
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { afterEach, expect, it } from "vitest";
-import type { Container } from "./container.ts";
-import { ReadyContainers } from "./ready.ts";
-import type { ContainerShape } from "./spec.ts";
+import type { Keeper } from "./machine.ts";
+import { sendSignal } from "./processes.ts";
+import { ReadyKeepers } from "./ready.ts";
 
 const log = { debug() {}, info() {}, warn() {}, error() {} };
-const shape = (memSizeMiB: number): ContainerShape => ({
-  root: { dir: "/r", binds: [] },
-  resources: { vcpuCount: 1, memSizeMiB, processesMax: 64 },
-});
+
+interface Shape {
+  readonly memSizeMiB: number;
+}
+
+interface Container extends Keeper {
+  readonly sentryPid: number;
+}
+
+const shape = (memSizeMiB: number): Shape => ({ memSizeMiB });
 
 /** Containers whose sentry is a real process that only sleeps. */
 function fakes() {
   const living = new Map<string, { container: Container; closed: () => void; kill: () => void }>();
   let made = 0;
-  const ready = new ReadyContainers({
+  const ready = new ReadyKeepers<Shape, Container>({
     log,
+    key: ({ memSizeMiB }) => String(memSizeMiB),
+    rest: ({ sentryPid }) => sendSignal(sentryPid, "SIGSTOP"),
+    wake: ({ sentryPid }) => sendSignal(sentryPid, "SIGCONT"),
     async create(wanted) {
       made += 1;
       const child = spawn("sleep", ["1000"], { stdio: "ignore" });

@@ -1,0 +1,152 @@
+import path from "node:path";
+import { execute, type VmmStep } from "./vmm-steps.ts";
+
+/**
+ * The node that the machine's device is of: over whatever is the uppermost overlay just now. A name of its own, since the command line that names it
+ * is written before any disk is chosen.
+ */
+const frontNode = "disk";
+export const placeholderNode = "disk-none";
+
+/**
+ * Arguments of the VMM: a device with nothing behind it yet but zeros, for `attachDisk`. QEMU takes files only when its machine is complete, so that
+ * the disk cannot be left out until then. The machine must not run before it has one: `-S`, or `-incoming`.
+ *
+ * What a running machine is told when the host has no room or its disk fails: an error, as from any disk. Its VMM would stop for the first one.
+ */
+export function placeholderArgs(diskBytes: number): string[] {
+  const nodes = [{ driver: "null-co", "node-name": placeholderNode, size: diskBytes, "read-zeroes": true }, frontOver(placeholderNode)];
+  return [
+    ...nodes.flatMap((node) => ["-blockdev", JSON.stringify(node)]),
+    "-device",
+    `virtio-blk-device,drive=${frontNode},werror=report,rerror=report`,
+  ];
+}
+
+/** The name of a fork's state: frozen from then on, for children and for the machine itself. */
+export interface DiskSnapshot {
+  /** While the machine runs, so that it does not stand still for them. */
+  readonly before: readonly VmmStep[];
+  /** Between `stop` and `cont`. */
+  readonly whileStopped: readonly VmmStep[];
+  /** When it runs again: the VMM keeps no way to write to what is frozen. */
+  readonly afterwards: readonly VmmStep[];
+  /** To be run alone when `before` or something else failed and `whileStopped` did not run. Where nothing is to be undone, its steps fail: harmless. */
+  readonly undo: readonly VmmStep[];
+}
+
+/** Not for waiting: nothing survives the VMM that its file does not have by a plain write, and snapshots are synced by `Disks.sync`. */
+const cache = { direct: false, "no-flush": true } as const;
+
+/**
+ * Gives a machine its disk instead of the placeholder: a node for each file of a chain, the front node over the uppermost, the only one that is
+ * written to. For a machine that has not started yet (`-S`), or that waits for its state (`-incoming defer`).
+ *
+ * @param chain - paths as of `Disk.chain`, lowest first
+ */
+export function attachDisk(chain: readonly string[]): VmmStep[] {
+  return [
+    ...chain.flatMap((file, index) => {
+      const below = chain[index - 1];
+      const access = index === chain.length - 1 && below !== undefined ? "read_write" : "read";
+      return [
+        { add_fd: { set: fdSetOf(file), path: file, access } } as const,
+        below === undefined ? addRaw(file) : addOverlay(file, { below, readOnly: access === "read" }),
+        // Open nodes keep their file; without a set, nothing in the VMM opens it again.
+        forgetFds(file),
+      ];
+    }),
+    execute("blockdev-reopen", { options: [frontOver(nodeOf(chain.at(-1) as string))] }),
+    execute("blockdev-del", { "node-name": placeholderNode }),
+  ];
+}
+
+/** Freezes what a machine has written so far and lets it go on in a new overlay, which must lie over it. */
+export function snapshotDisk({ current, next }: { readonly current: string; readonly next: string }): DiskSnapshot {
+  return {
+    before: [
+      { add_fd: { set: fdSetOf(next), path: next, access: "read_write" } },
+      addOverlay(next, { below: null, readOnly: false }),
+      forgetFds(next),
+      // The VMM opens the frozen one anew, read-only. Where it cannot, it silently keeps it open for writing.
+      { add_fd: { set: fdSetOf(current), path: current, access: "read" } },
+    ],
+    whileStopped: [execute("blockdev-snapshot", { node: nodeOf(current), overlay: nodeOf(next) })],
+    afterwards: [forgetFds(current)],
+    undo: [
+      { ...execute("blockdev-del", { "node-name": nodeOf(next) }), always: true },
+      { ...forgetFds(next), always: true },
+      { ...forgetFds(current), always: true },
+    ],
+  };
+}
+
+function frontOver(node: string) {
+  return { driver: "raw", "node-name": frontNode, file: node, discard: "unmap", cache };
+}
+
+/** Of a file of a chain: its name without what follows the first dot tells it apart. */
+export function nodeOf(file: string): string {
+  return `${nodePrefix}${nameOf(file)}`;
+}
+
+export const nodePrefix = "disk-";
+/** Below each of them, one for its file: it goes with it. */
+export const fileNodeSuffix = "-file";
+
+function addRaw(file: string): VmmStep {
+  return execute("blockdev-add", {
+    driver: "raw",
+    "node-name": nodeOf(file),
+    "read-only": true,
+    "auto-read-only": false,
+    cache,
+    file: fileNode(file),
+  });
+}
+
+function addOverlay(file: string, { below, readOnly }: { below: string | null; readOnly: boolean }): VmmStep {
+  return execute("blockdev-add", {
+    driver: "qcow2",
+    "node-name": nodeOf(file),
+    "read-only": readOnly,
+    "auto-read-only": false,
+    discard: "unmap",
+    cache,
+    file: fileNode(file),
+    // Told, so that nothing opens what the overlay's header names: the machine's VMM can write there.
+    backing: below === null ? null : nodeOf(below),
+  });
+}
+
+function fileNode(file: string) {
+  return {
+    driver: "file",
+    "node-name": `${nodeOf(file)}${fileNodeSuffix}`,
+    filename: `/dev/fdset/${fdSetOf(file)}`,
+    // Whether it is read-only comes from the node above, also when that becomes so.
+    discard: "unmap",
+    cache,
+  };
+}
+
+function forgetFds(file: string): VmmStep {
+  return execute("remove-fd", { "fdset-id": fdSetOf(file) });
+}
+
+/**
+ * 28 bits of its name, since QEMU wants an int there. Every server that comes to a machine has the same number for it, and two that happen to be the
+ * same do no harm: a set is empty again before another file comes into one.
+ */
+function fdSetOf(file: string): number {
+  return Number.parseInt(
+    nameOf(file)
+      .replace(/^empty-/, "")
+      .slice(0, 7),
+    16,
+  );
+}
+
+function nameOf(file: string): string {
+  return path.basename(file).split(".", 1)[0] as string;
+}

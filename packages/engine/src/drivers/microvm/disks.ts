@@ -1,0 +1,271 @@
+import { randomBytes } from "node:crypto";
+import { link, lstat, mkdir, open, readdir, readlink, rename, rm, symlink } from "node:fs/promises";
+import path from "node:path";
+import { MitosError } from "@mitos/protocol";
+import { storageError } from "../../storage-error.ts";
+import { syncFolder } from "../../sync-folder.ts";
+import { copySparse } from "./copy-sparse.ts";
+import { writeOverlay } from "./qcow2.ts";
+
+/** A longer chain is worth a collapse in the background: each file costs a machine two descriptors, and a read that finds nothing a look. */
+export const collapseAbove = 8;
+/** From here on a fork waits for the collapse that it would otherwise call off, so that a machine that only ever forks has no chain without end. */
+export const chainLengthMax = 32;
+/** Of a folder that somebody has tampered with; none that we make comes near. */
+const linksMax = 4 * chainLengthMax;
+
+const idPattern = /^[0-9a-f]{12}$/;
+const fileSuffix = ".qcow2";
+/** A link that says what lies below. The header of an overlay says so too, but a machine can write there. */
+const belowSuffix = ".below";
+const emptyPrefix = "empty-";
+const emptySuffix = ".ext4";
+const partialMark = ".partial-";
+
+export interface Disk {
+  /** 12 hexadecimal digits. Sandboxes and snapshots hold the id of their uppermost overlay. */
+  readonly id: string;
+  readonly path: string;
+  /** Every file of it, lowest first: the empty disk, then overlays, this one last. */
+  readonly chain: readonly string[];
+}
+
+/** Stays until disposed of, whether or not anybody is known to hold it yet. */
+export interface NewDisk extends Disk, Disposable {}
+
+export interface EmptyDisk {
+  /** A file system with nothing in it. */
+  readonly path: string;
+  readonly bytes: number;
+  readonly hash: string;
+}
+
+/**
+ * What machines have written, as overlays over the empty disk, in one folder: `<id>.qcow2`, and `<id>.below`, a link that names the file below. Only
+ * a running machine's uppermost overlay is written to, by its VMM. An overlay with others over it never changes again.
+ *
+ * The empty disk lies here as well, since overlays stay good for only as long as it does, whatever set-up has made since.
+ */
+export class Disks {
+  readonly #dir: string;
+  readonly #bytes: number;
+  /** Its name in the folder. */
+  readonly #empty: string;
+  /** By id: how often it is in use by somebody who may not yet be known to hold it. */
+  readonly #uses = new Map<string, number>();
+  /** Over when nothing is being removed: whoever wants a disk meanwhile waits, since what it stands on may be what goes. */
+  #removing: Promise<void> = Promise.resolve();
+
+  private constructor(dir: string, empty: string, bytes: number) {
+    this.#dir = dir;
+    this.#empty = empty;
+    this.#bytes = bytes;
+  }
+
+  /** @throws quota_exceeded when the disk is full */
+  static async open({ dir, emptyDisk }: { dir: string; emptyDisk: EmptyDisk }): Promise<Disks> {
+    const empty = `${emptyPrefix}${emptyDisk.hash.replace(/^sha256:/, "").slice(0, 12)}${emptySuffix}`;
+    await mkdir(dir, { recursive: true, mode: 0o700 });
+    await whenStored(dir, () => adoptEmptyDisk(emptyDisk.path, path.join(dir, empty)));
+    return new Disks(dir, empty, emptyDisk.bytes);
+  }
+
+  /**
+   * An overlay with nothing in it yet.
+   *
+   * @param backing - id of the disk that it lies over, which must not be written to once this is in use. Null: the empty disk
+   * @throws not_found when that one is gone, quota_exceeded when the disk is full
+   */
+  async create(backing: string | null): Promise<NewDisk> {
+    const id = randomBytes(6).toString("hex");
+    if (backing !== null) this.#hold(requireId(backing));
+    this.#hold(id);
+    try {
+      await this.#removing;
+      const below = backing === null ? [this.#pathOf(this.#empty)] : await this.chainOf(backing);
+      const file = this.#pathOf(`${id}${fileSuffix}`);
+      await whenStored(this.#dir, () => this.#write(id, below.at(-1) as string, backing === null ? "raw" : "qcow2"));
+      return { id, path: file, chain: [...below, file], [Symbol.dispose]: once(() => this.#release(id)) };
+    } catch (error) {
+      this.#release(id);
+      throw error;
+    } finally {
+      // From now on it is held by standing below the new one.
+      if (backing !== null) this.#release(backing);
+    }
+  }
+
+  /** Lowest first. @throws not_found when it, or one below it, is not there */
+  async chainOf(id: string): Promise<readonly string[]> {
+    const upwards: string[] = [];
+    let name = `${requireId(id)}${fileSuffix}`;
+    while (!name.startsWith(emptyPrefix)) {
+      upwards.unshift(this.#pathOf(name));
+      if (upwards.length > linksMax) throw new MitosError("internal", { cause: `the chain of disk ${id} has no end` });
+      await this.#requireFile(name, id);
+      name = await this.#below(idOf(name) as string);
+    }
+    await this.#requireFile(name, id);
+    return [this.#pathOf(name), ...upwards];
+  }
+
+  /** To be told when a machine's overlay holds all that lay between it and the empty disk: it stands on that one from now on. */
+  async collapsed(id: string): Promise<Disk> {
+    this.#hold(requireId(id));
+    try {
+      await this.#removing;
+      const [empty] = (await this.chainOf(id)) as [string];
+      await whenStored(this.#dir, async () => {
+        const partial = this.#pathOf(`${id}${belowSuffix}${partialMark}${randomBytes(4).toString("hex")}`);
+        await symlink(path.basename(empty), partial);
+        await rename(partial, this.#pathOf(`${id}${belowSuffix}`));
+      });
+      const file = this.#pathOf(`${id}${fileSuffix}`);
+      return { id, path: file, chain: [empty, file] };
+    } finally {
+      this.#release(id);
+    }
+  }
+
+  /** A disk with all that it stands on outlives the host's power from now on, if nobody writes to it any more. @throws quota_exceeded */
+  async sync(id: string): Promise<void> {
+    const chain = await this.chainOf(id);
+    await whenStored(this.#dir, async () => {
+      for (const file of chain) {
+        await using handle = await open(file, "r");
+        await handle.datasync();
+      }
+      await syncFolder(this.#dir);
+    });
+  }
+
+  /**
+   * Removes disks that nobody stands on, and what a server that was killed has left half-made.
+   *
+   * @param keep - ids that machines and snapshots hold. Asked for when it is known who has just made one, so that none falls between the two
+   */
+  async removeUnused(keep: () => Promise<ReadonlySet<string>>): Promise<void> {
+    const removal = this.#removing.then(async () => {
+      // Before anything is asked: whoever is in use now may be held by a machine before `keep` is. Who comes later waits for this removal.
+      const held = new Set(this.#uses.keys());
+      const names = await readdir(this.#dir);
+      for (const id of await keep()) held.add(id);
+      const needed = await this.#closure(held);
+      needed.add(this.#empty);
+      const ids = new Set(names.map(idOf).filter((id) => id !== undefined));
+      for (const id of ids) if (!needed.has(id)) await this.#remove(id);
+      for (const name of names) {
+        const idle = name.startsWith(emptyPrefix) ? !needed.has(name) : name.includes(partialMark) && !held.has(idOf(name) as string);
+        if (idle) await rm(this.#pathOf(name), { force: true });
+      }
+    });
+    this.#removing = removal.catch(() => {});
+    await removal;
+  }
+
+  async #write(id: string, below: string, backingFormat: "raw" | "qcow2"): Promise<void> {
+    const backingName = path.basename(below);
+    try {
+      // In this order a file without its link never exists.
+      await symlink(backingName, this.#pathOf(`${id}${belowSuffix}`));
+      await writeOverlay(this.#pathOf(`${id}${fileSuffix}`), { diskBytes: this.#bytes, backingName, backingFormat });
+    } catch (error) {
+      await this.#remove(id);
+      throw error;
+    }
+  }
+
+  /** Ids, and names of empty disks, that these stand on, themselves included. One that is gone needs nothing. */
+  async #closure(ids: ReadonlySet<string>): Promise<Set<string>> {
+    const needed = new Set<string>();
+    for (const id of ids) {
+      let next: string | undefined = id;
+      while (next !== undefined && !needed.has(next)) {
+        needed.add(next);
+        const below: string | undefined = idPattern.test(next) ? await this.#below(next).catch(() => undefined) : undefined;
+        next = below === undefined ? undefined : (idOf(below) ?? below);
+      }
+    }
+    return needed;
+  }
+
+  async #below(id: string): Promise<string> {
+    const name = await readlink(this.#pathOf(`${id}${belowSuffix}`)).catch((reason: unknown) => {
+      throw gone(id, reason);
+    });
+    if (idOf(name) === undefined && !(name.startsWith(emptyPrefix) && path.basename(name) === name))
+      throw new MitosError("internal", { cause: `what disk ${id} lies over is no disk: ${name}` });
+    return name;
+  }
+
+  async #requireFile(name: string, id: string): Promise<void> {
+    const found = await lstat(this.#pathOf(name)).catch((reason: unknown) => {
+      throw gone(id, reason);
+    });
+    if (!found.isFile()) throw gone(id, new Error(`${name} is no file`));
+  }
+
+  /** The link last: while it is there, the next removal finds what this one has left. */
+  async #remove(id: string): Promise<void> {
+    await rm(this.#pathOf(`${id}${fileSuffix}`), { force: true });
+    await rm(this.#pathOf(`${id}${belowSuffix}`), { force: true });
+  }
+
+  #pathOf(name: string): string {
+    return path.join(this.#dir, name);
+  }
+
+  #hold(id: string): void {
+    this.#uses.set(id, (this.#uses.get(id) ?? 0) + 1);
+  }
+
+  #release(id: string): void {
+    const left = (this.#uses.get(id) ?? 1) - 1;
+    if (left > 0) this.#uses.set(id, left);
+    else this.#uses.delete(id);
+  }
+}
+
+/** Of a file in the folder, also one that is just being renamed; undefined for any other name. */
+function idOf(name: string): string | undefined {
+  const [id = "", ...rest] = name.split(".");
+  return rest.length > 0 && idPattern.test(id) ? id : undefined;
+}
+
+function requireId(id: string): string {
+  if (!idPattern.test(id)) throw new MitosError("invalid_input", { cause: `no id of a disk: ${id}` });
+  return id;
+}
+
+function gone(id: string, reason: unknown): MitosError {
+  return new MitosError("not_found", { message: "the disk is gone", cause: `disk ${id}: ${String(reason)}`, reason });
+}
+
+/** Beside its place and renamed: an empty disk that exists is whole. A hard link where one can be made, else a copy with its holes. */
+async function adoptEmptyDisk(from: string, to: string): Promise<void> {
+  if (await lstat(to).catch(() => undefined)) return;
+  const partial = `${to}${partialMark}${randomBytes(4).toString("hex")}`;
+  try {
+    await link(from, partial).catch(() => copySparse(from, partial));
+    await rename(partial, to);
+  } finally {
+    await rm(partial, { force: true });
+  }
+}
+
+async function whenStored<T>(dir: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw storageError(error, dir) ?? error;
+  }
+}
+
+function once(work: () => void): () => void {
+  let done = false;
+  return () => {
+    if (done) return;
+    done = true;
+    work();
+  };
+}

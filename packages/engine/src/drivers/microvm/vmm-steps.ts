@@ -1,0 +1,43 @@
+/**
+ * What a shim does with its VMM, in order, while its link goes on (docs/shim.md, "vmm"). It stops at the first step that fails; those that are to
+ * run `always` run all the same. Results have the places of their steps.
+ */
+export type VmmStep = (
+  | ExecuteStep
+  | { readonly add_fd: AddFd }
+  | { readonly await: Await }
+  | { readonly save_memory: SaveMemory }
+  | { readonly punch_mapped_ram: { readonly file: string; readonly sync?: boolean } }
+) & { readonly always?: true };
+
+/** A command of QMP. Its result is what that returns. */
+export interface ExecuteStep {
+  readonly execute: string;
+  readonly arguments?: Readonly<Record<string, unknown>>;
+}
+
+/** Opens a file and hands it to the VMM, which knows it as `/dev/fdset/<set>`. `create`: it must not be there yet. */
+export interface AddFd {
+  readonly set: number;
+  readonly path: string;
+  readonly access: "read" | "write" | "read_write" | "create";
+}
+
+/** Waits for an event of the VMM, of those since these steps began, whose field has one of the values. Failures fail the step. */
+export interface Await {
+  readonly event: string;
+  readonly field: string;
+  readonly values: readonly string[];
+  readonly failures: readonly string[];
+}
+
+/** Writes what a restored machine loads: the device state, and the pages that differ from those of `base`. */
+export interface SaveMemory {
+  readonly base: string;
+  readonly device_state: string;
+  readonly out: string;
+  readonly sync?: boolean;
+}
+
+export const execute = (command: string, args?: Readonly<Record<string, unknown>>): ExecuteStep =>
+  args === undefined ? { execute: command } : { execute: command, arguments: args };

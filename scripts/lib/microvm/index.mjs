@@ -1,0 +1,17 @@
+// `mitos setup microvm`, and a part of the set-up of development: everything that virtual machines are made of, in .cache/microvm.
+import { SetupError, step } from "../run.mjs";
+import { ensureDisk } from "./disk.mjs";
+import { ensureKernel } from "./kernel.mjs";
+import { ensureRoot } from "./root.mjs";
+import { ensureVmm } from "./vmm.mjs";
+
+/** Looks first, and makes only what is missing or out of date. */
+export async function ensureMicrovm() {
+  if (process.arch !== "x64") {
+    throw new SetupError(`microVMs need an x86-64 machine; this is ${process.arch}`, "Nothing has to be done: gVisor works here.");
+  }
+  await step("QEMU", ensureVmm);
+  await step("kernel of virtual machines", ensureKernel);
+  await step("disk of virtual machines", ensureDisk);
+  await step("root of virtual machines", ensureRoot);
+}
