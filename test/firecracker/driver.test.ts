@@ -1,6 +1,7 @@
-import { readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
-import { guest } from "@mitos/protocol/proto";
+import { readdir, readFile, rename, rm, stat, truncate, writeFile } from "node:fs/promises";
+import type { guest } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
+import { tryMachines } from "../../packages/engine/src/drivers/firecracker/try-machines.ts";
 import { LinkClient } from "../../packages/engine/src/link/client.ts";
 import { ask, Bench, type NotedCall, specOf } from "./support.ts";
 
@@ -136,13 +137,25 @@ describe.each(ways)("machines of Firecracker, jailed: $jailed", (way) => {
     await driver.checkSnapshot(snapshot);
   });
 
-  it("runs on when its snapshot could not be made, and leaves no part of it", async () => {
+  it("runs on when its disk could not be saved with its memory, and leaves no part of the snapshot", async () => {
     await using bench = await Bench.open();
     const driver = await bench.driver(way);
     const machine = await driver.boot(specOf("a"));
-    await expect(driver.snapshot(machine, bench.file("none/saved"), fork)).rejects.toThrow();
+    const { vmm } = machine as typeof machine & { vmm: { place: { disk: string } } };
+    await rename(vmm.place.disk, bench.file("away"));
+    await expect(driver.snapshot(machine, bench.file("saved"), fork)).rejects.toThrow("disk");
+    await rename(bench.file("away"), vmm.place.disk);
+    expect((await readdir(bench.dir)).filter((name) => name.startsWith("saved"))).toEqual([]);
+    expect((await bench.calls()).at(-1)).toMatchObject({ path: "/vm", body: { state: "Resumed" }, status: 204 });
     await new LinkClient(machine.transport).hello();
     expect(await ask(machine, "memory")).toBe("booted");
+  });
+
+  it("is tried by booting, saving and restoring a machine, of which nothing is left", async () => {
+    await using bench = await Bench.open();
+    await tryMachines(await bench.driver(way), bench.dir);
+    expect(names(await bench.calls())).toContain("PUT /snapshot/load");
+    expect(await bench.leftovers()).toEqual([]);
   });
 
   it("refuses a snapshot whose memory was written to, cut, or whose root is gone, and starts nothing", async () => {

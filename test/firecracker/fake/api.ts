@@ -168,7 +168,11 @@ function check(value: unknown, fields: Fields): Body {
   const body = value as Record<string, unknown>;
   for (const name of Object.keys(body)) {
     if (!Object.hasOwn(fields, name)) {
-      throw deserializing(`unknown field \`${name}\`, expected one of ${Object.keys(fields).map((each) => `\`${each}\``).join(", ")}`);
+      throw deserializing(
+        `unknown field \`${name}\`, expected one of ${Object.keys(fields)
+          .map((each) => `\`${each}\``)
+          .join(", ")}`,
+      );
     }
   }
   for (const [name, field] of Object.entries(fields)) {
@@ -185,7 +189,8 @@ function checkField(name: string, value: unknown, { type, values, min, max }: Fi
   if (typeof type === "object") return void check(value, type);
   const fits = type === "integer" ? Number.isInteger(value) : typeof value === type;
   if (!fits) throw deserializing(`invalid type of \`${name}\`: expected a ${type}`);
-  if (values && !values.includes(value as string)) throw deserializing(`unknown variant \`${String(value)}\`, expected one of ${values.join(", ")}`);
+  if (values && !values.includes(value as string))
+    throw deserializing(`unknown variant \`${String(value)}\`, expected one of ${values.join(", ")}`);
   if ((min !== undefined && (value as number) < min) || (max !== undefined && (value as number) > max)) {
     throw new Refused(`The value of ${name} is invalid: ${String(value)}`);
   }

@@ -47,7 +47,8 @@ export class Files {
   #permit(name: string, file: string, access: "read" | "read_write"): void {
     if (!this.#jailed) return;
     const { root, uid } = this.#jailed;
-    if (!existsSync(file) || !realpathSync(file).startsWith(`${realpathSync(root)}/`)) throw new Refused(`Unable to open ${name}: No such file`);
+    if (!existsSync(file) || !realpathSync(file).startsWith(`${realpathSync(root)}/`))
+      throw new Refused(`Unable to open ${name}: No such file`);
     const { uid: owner, mode } = statSync(file);
     const bits = owner === uid ? mode >> 6 : mode;
     const wanted = access === "read" ? 4 : 6;

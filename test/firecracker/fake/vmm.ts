@@ -63,7 +63,10 @@ export class Vmm {
   addDrive({ drive_id: id, path_on_host: path, is_read_only: readOnly, is_root_device: root }: Body): void {
     const others = this.#drives.filter((each) => each.id !== id);
     if (root && others.some((each) => each.root)) throw new Refused("A root block device already exists!");
-    this.#drives = [...others, this.#openDrive({ id: id as string, path: path as string, readOnly: readOnly === true, root: root === true })];
+    this.#drives = [
+      ...others,
+      this.#openDrive({ id: id as string, path: path as string, readOnly: readOnly === true, root: root === true }),
+    ];
   }
 
   updateDrive({ drive_id: id, path_on_host: path }: Body): void {
@@ -114,7 +117,10 @@ export class Vmm {
     if (memoryPath !== undefined && backend !== undefined) {
       throw new Refused("too many fields: either `mem_backend` or `mem_file_path` exclusively is required");
     }
-    const { backend_type: type, backend_path: file } = (backend ?? { backend_type: "File", backend_path: memoryPath }) as Record<string, string>;
+    const { backend_type: type, backend_path: file } = (backend ?? { backend_type: "File", backend_path: memoryPath }) as Record<
+      string,
+      string
+    >;
     if (file === undefined) throw new Refused("missing field: either `mem_backend` or `mem_file_path` is required");
     if (this.#configured) {
       throw new Refused("Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources.");

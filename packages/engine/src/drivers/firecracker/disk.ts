@@ -1,14 +1,9 @@
-import { execFile } from "node:child_process";
 import { constants } from "node:fs";
 import { copyFile } from "node:fs/promises";
-import { promisify } from "node:util";
 import { MitosError } from "@mitos/protocol";
 import { diskFull } from "../../storage-error.ts";
+import { copySparse } from "../microvm/copy-sparse.ts";
 
-const run = promisify(execFile);
-
-/** A disk is 16 GiB of which little has been written; one that was filled takes this long on a slow disk. */
-const copyTimeoutMs = 600_000;
 const notCloned = new Set(["ENOTSUP", "EOPNOTSUPP", "EXDEV", "EINVAL", "ENOTTY", "ENOSYS"]);
 
 /**
@@ -26,8 +21,7 @@ export async function cloneFile(source: string, target: string): Promise<void> {
     if (!notCloned.has((error as NodeJS.ErrnoException).code ?? "")) throw full(error, target);
   }
   try {
-    // Node's own copy would fill the holes.
-    await run("cp", ["--sparse=auto", "--", source, target], { timeout: copyTimeoutMs });
+    await copySparse(source, target);
   } catch (error) {
     throw full(error, target);
   }

@@ -1,10 +1,14 @@
+import { mkdir } from "node:fs/promises";
+import path from "node:path";
 import type { Log } from "../../actions.ts";
 import type { Driver, Machine, MachineSpec, OwnerEntry, RestoreSpec, RootSource, Snapshot } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
 import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { type Facts, incompatible, readCpu } from "../host/facts.ts";
 import { removeHostFoldersIfEmpty } from "../host/layout.ts";
-import type { Guest } from "../host/parts.ts";
+import { findGuest, type Guest } from "../host/parts.ts";
+import { findAssets } from "../microvm/assets.ts";
+import { Images } from "../microvm/images.ts";
 import { bootCalls, loadCalls, resumeCalls, startCalls } from "./calls.ts";
 import { type FirecrackerPaths, findFirecracker } from "./find.ts";
 import { type Host, type MachineParts, openLayout, type RootImages } from "./host.ts";
@@ -15,6 +19,8 @@ import { filesOf, readDetails, requireCompatible, saveMachine } from "./snapshot
 import { sweep } from "./sweep.ts";
 import { Uids } from "./uids.ts";
 import { createVmm } from "./vmm.ts";
+
+export { probeFirecracker } from "./probe.ts";
 
 export interface FirecrackerOptions extends FirecrackerPaths {
   readonly dataDir: string;
@@ -30,6 +36,15 @@ export interface FirecrackerMaterial {
   readonly guest: Guest;
   readonly parts: MachineParts;
   readonly images: RootImages;
+}
+
+/** @throws MissingPart when Firecracker, the guest binary or what machines are made of is missing or does not fit */
+export async function createFirecrackerDriver(options: FirecrackerOptions): Promise<Driver> {
+  const guest = await findGuest(options.guest);
+  const parts = await findAssets(guest);
+  await mkdir(options.dataDir, { recursive: true, mode: 0o700 });
+  const images = await Images.open({ dir: path.join(options.dataDir, "microvm", "images"), hostRoot: parts.hostRoot });
+  return openFirecrackerDriver(options, { guest, parts, images });
 }
 
 /** @throws MissingPart when Firecracker is missing or does not fit */
@@ -61,7 +76,7 @@ export async function openFirecrackerDriver(options: FirecrackerOptions, { guest
 
 class FirecrackerDriver implements Driver {
   readonly name = "microvm";
-  readonly isolation = "microvm-kvm";
+  readonly isolation = "microvm-firecracker";
   readonly #host: Host;
   readonly #facts: Facts;
   readonly #uids: Uids;

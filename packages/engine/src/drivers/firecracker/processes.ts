@@ -19,16 +19,17 @@ export async function findProcesses(layout: Layout): Promise<Map<string, number[
   return found;
 }
 
+/** A shim names its folder, a VMM its id: as a word of its own, after `--id=`, or in the specification of its launcher. */
 function keeperOfArguments(args: readonly string[], layout: Layout): string | undefined {
-  const dir = args[1] === "shim" ? args[args.indexOf("--dir") + 1] : undefined;
-  const ids = vmId(layout, "");
-  for (const arg of args) {
-    // `--id <id>`, and in a jail `--id=<id>`.
-    const id = arg === dir && arg.startsWith(`${layout.machines}/`) ? arg.slice(layout.machines.length + 1) : arg.replace(/^--id=/, "");
-    const keeperId = id.startsWith(ids) ? id.slice(ids.length) : arg === dir ? id : "";
-    if (isKeeperId(keeperId)) return keeperId;
-  }
-  return undefined;
+  if (args[1] === "shim") return args[2] === "--dir" ? keeperAfter(`${layout.machines}/`, args[3]) : undefined;
+  const named = args.find((arg, at) => ["--id", "confine"].includes(args[at - 1] ?? "") || arg.startsWith("--id="));
+  return keeperAfter(vmId(layout, ""), named);
+}
+
+function keeperAfter(prefix: string, text = ""): string | undefined {
+  const at = text.indexOf(prefix);
+  const id = text.slice(at + prefix.length, at + prefix.length + 12);
+  return at >= 0 && isKeeperId(id) ? id : undefined;
 }
 
 /** SIGKILL to every process of a machine; resolves when none is left. @throws when one does not go */

@@ -5,10 +5,11 @@ import type { MachineResources } from "../../driver.ts";
 import type { ShimConnection } from "../../link/transport.ts";
 import { removeCgroup } from "../host/cgroup.ts";
 import { machineDir, makeHostFolders, newKeeperId } from "../host/layout.ts";
+import type { Keeper } from "../host/machine.ts";
 import { processGone } from "../host/processes.ts";
-import { connectBoth, readPid, runCommand, type ShimConnections, startShim } from "../host/shim.ts";
+import { connectBoth, readPid, runCommand, startShim } from "../host/shim.ts";
+import { makeCgroup } from "../microvm/cgroup.ts";
 import { FirecrackerApi, socketReady } from "./api.ts";
-import { makeCgroup } from "./cgroup.ts";
 import { cloneFile } from "./disk.ts";
 import type { Host } from "./host.ts";
 import { type Jail, linkJail, type Place, placeOf, removePlace } from "./place.ts";
@@ -29,14 +30,11 @@ export interface VmmShape {
 }
 
 /** A Firecracker process that takes calls and runs no guest yet, and the shim that keeps it. */
-export interface Vmm extends ShimConnections {
-  readonly id: string;
-  readonly dir: string;
+export interface Vmm extends Keeper {
   readonly shape: VmmShape;
   readonly place: Place;
   readonly api: FirecrackerApi;
   readonly pid: number;
-  readonly shimPid: number;
 }
 
 /**
