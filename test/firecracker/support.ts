@@ -2,13 +2,12 @@ import { chmod, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs
 import { createConnection } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
-import type { Log } from "../../packages/engine/src/actions.ts";
 import type { Driver, Machine, MachineSpec } from "../../packages/engine/src/driver.ts";
 import { openFirecrackerDriver } from "../../packages/engine/src/drivers/firecracker/index.ts";
 import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
+import { quiet } from "../support/live-server.ts";
 
 const fakes = path.join(import.meta.dirname, "fake");
-const quiet: Log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
 
 /** One answered call, as the stand-in noted it. */
 export interface NotedCall {
