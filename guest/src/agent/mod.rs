@@ -33,10 +33,12 @@ pub mod watch;
 
 use std::process::ExitCode;
 
+pub use changes::WRITTEN_FD_VARIABLE;
+
 /// Runs until the machine ends.
 pub fn main() -> ExitCode {
     init::run();
-    changes::remember_lower_device();
+    changes::remember_lower_files();
     // One thread suffices: the work is done by the kernel and by programs. What could block has threads of its own.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
