@@ -149,6 +149,76 @@ fn changes_of_the_root_are_told_and_nothing_else_also_in_a_child_under_qemu() {
     assert_eq!(changed_root::changes(&mut child.host), told, "a child is told apart from its root as its parent is");
 }
 
+/// What root must not be able to do, each as a shell command that fails.
+const REFUSED: [&str; 8] = [
+    "echo 0 > /proc/sys/vm/panic_on_oom",
+    "echo '|/bin/true' > /proc/sys/kernel/core_pattern",
+    "echo c > /proc/sysrq-trigger",
+    "echo /bin/true > /sys/kernel/uevent_helper",
+    "mknod /tmp/console c 5 1 && echo x > /tmp/console",
+    "mknod /dev/disk b 254 0 && head -c 1 /dev/disk",
+    "mkdir /tmp/cgroup && mount -t cgroup2 cgroup2 /tmp/cgroup",
+    "readlink /proc/1/fd/0",
+];
+const PROCESSES_MAX: u32 = 30;
+/// Starts what can be started, as root and as somebody else.
+const FORK_BOMB: &str = r#"
+import os, time
+for user in (0, 65534):
+    if os.fork() == 0:
+        os.setuid(user)
+        try:
+            for _ in range(200):
+                if os.fork() == 0:
+                    time.sleep(1000)
+        except BlockingIOError:
+            pass
+        time.sleep(1000)
+time.sleep(1000)
+"#;
+const ALL_MEMORY: &str = "held = []\nwhile True: held.append(bytearray(4 << 20))";
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_guest_keeps_its_programs_within_their_limits_and_ends_as_a_whole_without_memory_under_qemu() {
+    let parts = Parts::new("limits");
+    let mut machine = Machine::booted(&parts, &Options::default());
+    assert_eq!(machine.host.adopt(&pb::Adopt { processes_max: PROCESSES_MAX, ..adopt(1) }).error, "");
+    let host = &mut machine.host;
+    assert_eq!(
+        host.shell("cat /proc/self/cgroup; ls /dev; ls /sys/fs/cgroup; ls /modules 2>&1").text(),
+        "0::/programs\nfd\nfull\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n\
+         ls: cannot access '/modules': No such file or directory\n"
+    );
+    for refused in REFUSED {
+        assert_ne!(host.shell(refused).code(), 0, "{refused}");
+    }
+    let loopback =
+        "import socket; s = socket.create_server(('127.0.0.1', 80)); socket.create_connection(('localhost', 80)); open('/dev/shm/x', 'w')";
+    let outcome = host.exec(pb::ProcessStart { argv: ["python3", "-c", loopback].map(Into::into).into(), ..Default::default() });
+    assert_eq!(outcome.code(), 0, "{}", String::from_utf8_lossy(&outcome.stderr));
+
+    let program =
+        |code: &str| pb::ProcessStart { argv: ["python3", "-c", code].map(Into::into).into(), detached: true, ..Default::default() };
+    host.exec(program(FORK_BOMB));
+    let until = Instant::now() + BOOT_PATIENCE;
+    loop {
+        let processes = host.unary::<sandbox::ProcessList>("Processes", &sandbox::ProcessesRequest {}).unwrap().processes;
+        let count = processes.iter().filter(|process| process.command.starts_with("python")).count();
+        assert!(count <= PROCESSES_MAX as usize, "{count} processes");
+        if count == PROCESSES_MAX as usize {
+            break;
+        }
+        assert!(Instant::now() < until, "{count} processes");
+    }
+    // A program that the host starts still starts.
+    assert_eq!(host.exec(pb::ProcessStart { argv: vec!["true".into()], ..Default::default() }).code(), 0);
+
+    host.exec(program(ALL_MEMORY));
+    let words = machine.last_words();
+    assert!(words.contains("Kernel panic - not syncing: Out of memory"), "{words}");
+}
+
 #[test]
 #[ignore = "needs QEMU"]
 fn look_under_qemu() {

@@ -12,6 +12,16 @@ const PORT_NAME: &str = "mitos.link";
 /// Ports announce themselves after their driver is loaded.
 const PORT_TIMEOUT: Duration = Duration::from_secs(20);
 const PORT_PAUSE: Duration = Duration::from_millis(1);
+/// Of the kernel: the link comes by vsock, to the port that is named. Without it, it is a virtio-serial port.
+const VSOCK_PARAMETER: &str = "mitos.link=vsock:";
+
+/// The vsock port on which the agent is to wait for its link, if it is.
+pub fn vsock_port() -> Result<Option<u32>, String> {
+    match super::parameter(VSOCK_PARAMETER)? {
+        Some(port) => port.parse().map(Some).map_err(|_| format!("{VSOCK_PARAMETER}{port} names no port")),
+        None => Ok(None),
+    }
+}
 
 pub fn open_console() -> Result<(), String> {
     let console = OpenOptions::new().write(true).open("/dev/console").map_err(|error| format!("open the console: {error}"))?;

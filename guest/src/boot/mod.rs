@@ -18,7 +18,7 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::execve;
 
-use crate::agent::WRITTEN_FD_VARIABLE;
+use crate::agent::{LINK_PORT_VARIABLE, WRITTEN_FD_VARIABLE};
 
 /// Where the program lies in the initramfs and, with the same content, in every machine.
 const AGENT: &str = "/opt/mitos/bin/mitos-guest";
@@ -42,12 +42,25 @@ fn boot() -> Result<Infallible, String> {
     kernel::configure()?;
     let written = root::enter()?;
     link::open_console()?;
-    link::open_port()?;
+    let vsock_port = link::vsock_port()?;
+    if vsock_port.is_none() {
+        link::open_port()?;
+    }
     devices::narrow()?;
     kernel::protect()?;
     let program = CString::new(AGENT).map_err(|error| error.to_string())?;
     // SAFETY: clears a flag of a descriptor that is ours.
     unsafe { libc::fcntl(written.as_raw_fd(), libc::F_SETFD, 0) };
-    let environment = CString::new(format!("{WRITTEN_FD_VARIABLE}={}", written.as_raw_fd())).map_err(|error| error.to_string())?;
-    execve(&program, &[program.clone(), c"agent".into()], &[environment]).map_err(|error| format!("start {AGENT}: {error}"))
+    let environment =
+        [Some((WRITTEN_FD_VARIABLE, written.as_raw_fd().to_string())), vsock_port.map(|port| (LINK_PORT_VARIABLE, port.to_string()))];
+    let environment: Result<Vec<_>, _> =
+        environment.into_iter().flatten().map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
+    let environment = environment.map_err(|error| error.to_string())?;
+    execve(&program, &[program.clone(), c"agent".into()], &environment).map_err(|error| format!("start {AGENT}: {error}"))
+}
+
+/// What follows `name` (with its `=`) on the kernel's command line.
+fn parameter(name: &str) -> Result<Option<String>, String> {
+    let line = std::fs::read_to_string("/proc/cmdline").map_err(|error| format!("read the kernel's command line: {error}"))?;
+    Ok(line.split_ascii_whitespace().find_map(|word| word.strip_prefix(name)).map(str::to_owned))
 }

@@ -24,9 +24,8 @@ pub fn enter() -> Result<File, String> {
         fs::create_dir_all(dir).map_err(|error| format!("make {dir}: {error}"))?;
     }
     mounted("/dev/vda", IMAGE, "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV, None)?;
-    let parameters = fs::read_to_string("/proc/cmdline").map_err(|error| format!("read the kernel's command line: {error}"))?;
-    match parameters.split_ascii_whitespace().find_map(|word| word.strip_prefix(DISK_PARAMETER)) {
-        Some(device) => mounted(device, WRITTEN, "ext4", MsFlags::MS_NOATIME | MsFlags::MS_NODEV, Some("discard"))?,
+    match super::parameter(DISK_PARAMETER)? {
+        Some(device) => mounted(&device, WRITTEN, "ext4", MsFlags::MS_NOATIME | MsFlags::MS_NODEV, Some("discard"))?,
         None => mounted("tmpfs", WRITTEN, "tmpfs", MsFlags::MS_NODEV, Some("mode=0755,size=100%"))?,
     }
     let (data, work) = (format!("{WRITTEN}/data"), format!("{WRITTEN}/work"));
