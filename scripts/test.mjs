@@ -2,7 +2,7 @@
 import { spawn } from "node:child_process";
 import path from "node:path";
 import { findImageTool } from "./lib/image-tools.mjs";
-import { microvmEnvironment } from "./lib/microvm/index.mjs";
+import { partsFolder, readPart } from "./lib/microvm/parts.mjs";
 import { fail, pinnedNode, root } from "./lib/run.mjs";
 import { findRunsc } from "./lib/runsc.mjs";
 import { setup } from "./lib/setup.mjs";
@@ -64,15 +64,26 @@ function fsckErofs() {
   return { MITOS_FSCK_EROFS: command, MITOS_FSCK_EROFS_LIBRARIES: env.LD_LIBRARY_PATH ?? "" };
 }
 
+/** For native tests that start virtual machines. */
+function microvmParts() {
+  const [vmm, kernel, disk, rootImage] = ["vmm", "kernel", "disk", "root"].map((part) => {
+    const made = readPart(part);
+    return made && path.join(partsFolder, made.name);
+  });
+  // Of this processor there are none.
+  if (!(vmm && kernel && disk && rootImage)) return {};
+  return {
+    MITOS_QEMU_ROOT: vmm,
+    MITOS_VM_KERNEL: path.join(kernel, "vmlinux"),
+    MITOS_VM_MODULES: path.join(kernel, "modules"),
+    MITOS_VM_DISK: disk,
+    MITOS_VM_ROOT: rootImage,
+    MITOS_VM_AGENT: path.join(guest, "target/x86_64-unknown-linux-gnu/release/mitos-guest"),
+  };
+}
+
 await setup({ development: true }).catch(fail);
-const environment = {
-  ...process.env,
-  FORCE_COLOR: "0",
-  NO_COLOR: "1",
-  MITOS_RUNSC: findRunsc().path,
-  ...fsckErofs(),
-  ...microvmEnvironment(),
-};
+const environment = { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1", MITOS_RUNSC: findRunsc().path, ...fsckErofs(), ...microvmParts() };
 const only = process.argv.includes("--only") ? process.argv[process.argv.indexOf("--only") + 1] : undefined;
 const running = new Set();
 for (const signal of ["SIGINT", "SIGTERM"]) {

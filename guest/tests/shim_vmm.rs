@@ -331,7 +331,7 @@ fn a_machine_that_ends_fails_what_is_asked_of_its_monitor_at_once_under_qemu() {
 #[ignore = "needs QEMU"]
 fn a_confined_monitor_has_nothing_that_it_was_not_given_under_qemu() {
     let bench = Bench::new("confined");
-    let root = nix_is_root();
+    let root = is_root();
     let mut specification = bench.specification("share=on", "read_write", &["-kernel", "/proc/self/fd/21"]);
     if root {
         let (uid, gid) = (54_321, 54_322);
@@ -379,6 +379,40 @@ fn a_confined_monitor_has_nothing_that_it_was_not_given_under_qemu() {
     machine.end();
 }
 
-fn nix_is_root() -> bool {
+#[test]
+#[ignore = "needs QEMU"]
+fn the_meter_tells_a_machines_own_pages_from_those_of_its_base_under_qemu() {
+    let bench = Bench::new("meter");
+    let mut booted = bench.boot();
+    wait_for("the guest to count", || (booted.counter(&bench) > 5_000).then_some(()));
+    let meter = |machine: &mut Machine| {
+        let reply = machine.server.request(json!({"op": "meter", "shared": true}));
+        (reply["memory_bytes"].as_u64().unwrap(), reply["shared_bytes"].as_u64().unwrap())
+    };
+    // Of the machine that was booted, all of its memory is its own.
+    let (own, shared) = meter(&mut booted);
+    let memory = booted.memory(&bench).len() as u64;
+    let (own_when_read, shared_when_read) = meter(&mut booted);
+    assert!(own_when_read >= own && own_when_read > memory / 8, "{own_when_read}");
+    assert!(shared.abs_diff(shared_when_read) < memory / 8, "its file is not among what it shares");
+    assert_eq!(booted.save(&bench, "base")["ok"], true);
+    booted.end();
+    fs::set_permissions(bench.path("memory"), fs::Permissions::from_mode(0o444)).unwrap();
+    let mut child = bench.child("base");
+    let (own, shared) = meter(&mut child);
+    // Read by the child, every page of its base is mapped; written to, a page is its own.
+    let base = child.memory(&bench);
+    let pages = base.len() as u64 / PAGE / 2;
+    for page in 0..pages {
+        child.poke(&bench, page, &[7; PAGE as usize]);
+    }
+    let (own_after, shared_after) = meter(&mut child);
+    let written = pages * PAGE;
+    assert!((own_after - own).abs_diff(written) < written / 4, "{own} {own_after} {written}");
+    assert!(shared_after.abs_diff(shared + memory - written) < written / 4, "{shared} {shared_after}");
+    child.end();
+}
+
+fn is_root() -> bool {
     fs::metadata("/proc/self").unwrap().uid() == 0
 }

@@ -1,4 +1,4 @@
-import { type ChildProcess, execFileSync, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
 import {
   cpSync,
@@ -26,6 +26,15 @@ describe.skipIf(process.arch !== "x64")("the parts of virtual machines", () => {
   const parts = path.join(repository, ".cache/microvm");
   const record = (part: string) => JSON.parse(readFileSync(path.join(parts, `${part}.json`), "utf8"));
   const placeOf = (part: string, ...below: string[]) => path.join(parts, record(part).name, ...below);
+
+  it("are not made again by a second `mitos setup microvm`", () => {
+    const before = readdirSync(parts).filter((name) => !name.startsWith("initramfs-"));
+    const mitos = path.join(repository, "packages/cli/bin/mitos.js");
+    const { status, stderr } = spawnSync(process.execPath, [mitos, "setup", "microvm"], { encoding: "utf8" });
+    expect(status).toBe(0);
+    expect(stderr.match(/up to date/g)).toHaveLength(4);
+    expect(readdirSync(parts).filter((name) => !name.startsWith("initramfs-"))).toEqual(before);
+  });
 
   it("QEMU starts where it sees nothing but its own folder", () => {
     const inFolder = ["chroot", placeOf("vmm"), record("vmm").program, "-M", "help"];
