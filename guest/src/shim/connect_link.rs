@@ -66,12 +66,13 @@ impl LinkConnector {
 
     /// As far as it gets without waiting.
     pub fn advance(&mut self, now: Instant) -> Progress {
-        if let Attempt::Next(at) = &self.attempt {
-            if *at <= now && now < self.until {
-                match self.open() {
-                    Ok(stream) => self.attempt = Attempt::Asking { stream, sent: 0, answer: Vec::new() },
-                    Err(error) => self.again(now, error.to_string()),
-                }
+        if let Attempt::Next(at) = &self.attempt
+            && *at <= now
+            && now < self.until
+        {
+            match self.open() {
+                Ok(stream) => self.attempt = Attempt::Asking { stream, sent: 0, answer: Vec::new() },
+                Err(error) => self.again(now, error.to_string()),
             }
         }
         match self.ask() {
