@@ -579,6 +579,11 @@ export interface Actions {
   /** @returns the new deadline. */
   setTimeout(id: SandboxId, timeoutSeconds: number): Promise<{ deadlineMs: number }>;
   meter(id: SandboxId): Promise<Metering>;
+  /**
+   * The end of what the sandbox's machine has said beside its link, at most `limits.consoleBytesMax`: for finding out what is wrong with it.
+   * @throws not_found, idle_timeout, oom_killed, sandbox_not_running; not_supported on the mock engine
+   */
+  console(id: SandboxId): Promise<Uint8Array>;
   /** What everything alive uses; measured at most once a second, however often it is asked for. */
   meterAll(): Promise<NodeUsage>;
 
