@@ -529,7 +529,8 @@ impl Keeper {
             }
             Request::Vmm { steps, timeout_ms } => {
                 let vmm = self.vmm.as_mut().ok_or("vmm: there is no monitor yet; run a command with stdio vmm first")?;
-                vmm.ask(caller, steps, timeout_ms)?;
+                let target = self.machine.as_ref().map(Machine::target).transpose()?;
+                vmm.ask(caller, steps, target, timeout_ms)?;
                 return Ok(None);
             }
             Request::End { .. } => unreachable!("answered above"),

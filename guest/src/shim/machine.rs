@@ -2,6 +2,7 @@
 
 use super::cgroup::{OomCounter, TaskCounter};
 use super::sys;
+use super::vmm::Target;
 use nix::sys::wait::WaitStatus;
 use std::fs;
 use std::os::fd::OwnedFd;
@@ -54,6 +55,11 @@ impl Machine {
     pub fn signal(&self, signal: i32) -> Result<(), String> {
         sys::pidfd_signal(&self.pidfd, signal)
             .map_err(|error| format!("send signal {signal} to pid {}: {error}; the machine has ended or belongs to another user", self.pid))
+    }
+
+    pub fn target(&self) -> Result<Target, String> {
+        let pidfd = self.pidfd.try_clone().map_err(|error| format!("keep pid {}: {error}; raise the limit of open files", self.pid))?;
+        Ok(Target { pid: self.pid, pidfd })
     }
 
     /// Looked up once, before the commands of `on_end`, which remove the cgroup.

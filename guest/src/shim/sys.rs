@@ -1,7 +1,14 @@
 //! The few kernel calls that `nix` does not wrap, or wraps with a lifetime that a poll loop cannot keep.
 
-use std::io;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
 
 /// Closes every descriptor above stderr: what a careless parent left open must not live as long as the machine.
 pub fn close_inherited() {
@@ -62,4 +69,117 @@ pub fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<()> {
     }
     let error = io::Error::last_os_error();
     if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+}
+
+/// `struct page_region` of Linux 6.7.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PageRegion {
+    pub start: u64,
+    pub end: u64,
+    categories: u64,
+}
+
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+
+/// `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Default)]
+struct PageScan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+nix::ioctl_readwrite!(pagemap_scan, b'f', 16, PageScan);
+
+/// Pages in memory or swap that are not the mapped file's own. Fills `regions`, at most `pages_max` pages in all; how many regions, and where to go
+/// on.
+pub fn scan_private_pages(pagemap: &File, addresses: Range<u64>, regions: &mut [PageRegion], pages_max: usize) -> io::Result<(usize, u64)> {
+    let mut scan = PageScan {
+        size: size_of::<PageScan>() as u64,
+        start: addresses.start,
+        end: addresses.end,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        max_pages: pages_max as u64,
+        category_inverted: PAGE_IS_FILE,
+        category_mask: PAGE_IS_FILE,
+        category_anyof_mask: PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+        return_mask: PAGE_IS_FILE,
+        ..PageScan::default()
+    };
+    // SAFETY: the structure is as the kernel knows it, and says itself where `regions` is and how long.
+    let count = unsafe { pagemap_scan(pagemap.as_raw_fd(), &mut scan) }?;
+    Ok((count as usize, scan.walk_end))
+}
+
+/// Fills `buffer` with the memory of another process at `ranges`, one after the other. The caller must be allowed to trace it: be its ancestor with
+/// the same user, or hold CAP_SYS_PTRACE.
+pub fn read_process(pid: i32, ranges: &[Range<u64>], buffer: &mut [u8]) -> io::Result<()> {
+    let remote: Vec<RemoteIoVec> =
+        ranges.iter().map(|range| RemoteIoVec { base: range.start as usize, len: (range.end - range.start) as usize }).collect();
+    let wanted = buffer.len();
+    let count = process_vm_readv(Pid::from_raw(pid), &mut [IoSliceMut::new(buffer)], &remote)?;
+    if count == wanted { Ok(()) } else { Err(io::Error::other("a part of it is gone")) }
+}
+
+/// A file in this process's memory, private: what is written to it is not in the file.
+pub struct FileMap {
+    address: NonNull<libc::c_void>,
+    length: NonZeroUsize,
+}
+
+impl FileMap {
+    pub fn new(file: &File, length: u64) -> io::Result<Self> {
+        let length = usize::try_from(length).ok().and_then(NonZeroUsize::new).ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a mapping at an address of the kernel's choice replaces nothing.
+        let address = unsafe { mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE, file, 0) }?;
+        Ok(Self { address, length })
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address.as_ptr() as u64
+    }
+}
+
+impl Drop for FileMap {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nothing else has its address any more.
+        let _ = unsafe { munmap(self.address, self.length.get()) };
+    }
+}
+
+#[cfg(test)]
+impl FileMap {
+    pub fn read(&self, offset: u64) -> u8 {
+        assert!((offset as usize) < self.length.get());
+        // SAFETY: within the mapping, which is readable.
+        unsafe { self.address.as_ptr().cast::<u8>().add(offset as usize).read_volatile() }
+    }
+
+    pub fn write(&self, offset: u64, byte: u8) {
+        assert!((offset as usize) < self.length.get());
+        // SAFETY: within the mapping, which is writable, and no reference to it exists.
+        unsafe { self.address.as_ptr().cast::<u8>().add(offset as usize).write_volatile(byte) }
+    }
+
+    /// Makes the kernel keep the part from `offset` on as a mapping of its own.
+    pub fn divide(&self, offset: usize) {
+        // SAFETY: within the mapping, and the advice changes no content.
+        let rest = unsafe { self.address.byte_add(offset) };
+        // SAFETY: as above.
+        unsafe { nix::sys::mman::madvise(rest, self.length.get() - offset, nix::sys::mman::MmapAdvise::MADV_DONTFORK) }.unwrap();
+    }
 }

@@ -1,7 +1,10 @@
 //! The monitor of a virtual machine: a thread that asks it one list of steps after the other, while the loop goes on with everything else.
 
+mod mapping;
+mod private;
 mod qmp;
 mod steps;
+mod stream;
 
 use super::command::Caller;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -42,7 +45,26 @@ struct State {
 struct Job {
     caller: Caller,
     steps: Vec<Step>,
+    target: Option<Target>,
     deadline: Instant,
+}
+
+/// The process of which memory is read.
+pub struct Target {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+}
+
+impl Target {
+    /// A pid may be another's once its process is gone. So what was done with it counts only if the process was still there afterwards.
+    fn while_it_lives<T>(&self, work: impl FnOnce(i32) -> Result<T, String>) -> Result<T, String> {
+        let result = work(self.pid);
+        let mut fds = [libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        match super::sys::poll(&mut fds, 0) {
+            Ok(()) if fds[0].revents == 0 => result,
+            _ => Err("the machine has ended".into()),
+        }
+    }
 }
 
 impl Shared {
@@ -69,7 +91,7 @@ impl Vmm {
         Ok((Self { shared, pending: 0 }, machines.into()))
     }
 
-    pub fn ask(&mut self, caller: Caller, steps: Vec<Step>, timeout_ms: u64) -> Result<(), String> {
+    pub fn ask(&mut self, caller: Caller, steps: Vec<Step>, target: Option<Target>, timeout_ms: u64) -> Result<(), String> {
         if steps.is_empty() || steps.len() > steps::STEPS_MAX {
             return Err(format!("vmm: give 1 to {} steps", steps::STEPS_MAX));
         }
@@ -78,7 +100,7 @@ impl Vmm {
         }
         let deadline = Instant::now() + Duration::from_millis(timeout_ms).min(TIMEOUT_MAX);
         self.pending += 1;
-        self.shared.lock().jobs.push_back(Job { caller, steps, deadline });
+        self.shared.lock().jobs.push_back(Job { caller, steps, target, deadline });
         tell(&self.shared.wake);
         Ok(())
     }
@@ -123,12 +145,12 @@ fn serve(shared: &Shared, mut qmp: Qmp) {
             }
             state.jobs.pop_front()
         };
-        let Some(Job { caller, steps, deadline }) = job else {
+        let Some(Job { caller, steps, target, deadline }) = job else {
             wait(shared, &mut qmp);
             continue;
         };
         let outcome = match descriptors.check(&steps) {
-            Ok(()) => steps::run(&mut qmp, &mut descriptors, steps, deadline),
+            Ok(()) => steps::run(&mut qmp, &mut descriptors, steps, target.as_ref(), deadline),
             Err((step, error)) => Outcome::Failed { ok: false, error, step, class: None, results: Vec::new(), stopped_us: None },
         };
         shared.lock().outcomes.push_back((caller, outcome));

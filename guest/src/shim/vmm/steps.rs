@@ -1,6 +1,8 @@
 //! What a server can have done with a monitor, in order (docs/shim.md § vmm).
 
+use super::Target;
 use super::qmp::{Event, Failure, Qmp};
+use super::stream::SaveMemory;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -30,6 +32,7 @@ enum Action {
     Execute { command: String, arguments: Option<Value> },
     AddFd(AddFd),
     Await(Await),
+    SaveMemory(SaveMemory),
 }
 
 #[derive(Deserialize)]
@@ -41,6 +44,7 @@ struct Fields {
     arguments: Option<Value>,
     add_fd: Option<AddFd>,
     r#await: Option<Await>,
+    save_memory: Option<SaveMemory>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -80,17 +84,21 @@ impl TryFrom<Fields> for Step {
     type Error = String;
 
     fn try_from(fields: Fields) -> Result<Self, String> {
-        let Fields { always, execute, arguments, add_fd, r#await } = fields;
+        let Fields { always, execute, arguments, add_fd, r#await, save_memory } = fields;
         if execute.is_none() && arguments.is_some() {
             return Err("a step's arguments are those of its execute".into());
         }
-        let mut actions =
-            [execute.map(|command| Action::Execute { command, arguments }), add_fd.map(Action::AddFd), r#await.map(Action::Await)]
-                .into_iter()
-                .flatten();
+        let mut actions = [
+            execute.map(|command| Action::Execute { command, arguments }),
+            add_fd.map(Action::AddFd),
+            r#await.map(Action::Await),
+            save_memory.map(Action::SaveMemory),
+        ]
+        .into_iter()
+        .flatten();
         match (actions.next(), actions.next()) {
             (Some(action), None) => Ok(Self { always, action }),
-            _ => Err("a step is one of execute, add_fd, await".into()),
+            _ => Err("a step is one of execute, add_fd, await, save_memory".into()),
         }
     }
 }
@@ -189,7 +197,7 @@ pub enum Outcome {
 }
 
 /// Does them in order up to the first that fails, and then those that are to be done always.
-pub fn run(qmp: &mut Qmp, descriptors: &mut Descriptors, steps: Vec<Step>, deadline: Instant) -> Outcome {
+pub fn run(qmp: &mut Qmp, descriptors: &mut Descriptors, steps: Vec<Step>, target: Option<&Target>, deadline: Instant) -> Outcome {
     qmp.forget_events();
     let mut results = Vec::with_capacity(steps.len());
     let mut failure: Option<(usize, Failure)> = None;
@@ -202,7 +210,7 @@ pub fn run(qmp: &mut Qmp, descriptors: &mut Descriptors, steps: Vec<Step>, deadl
             continue;
         }
         let command = if let Action::Execute { command, .. } = &action { Some(command.clone()) } else { None };
-        let result = act(qmp, descriptors, action, deadline).and_then(|result| {
+        let result = act(qmp, descriptors, action, target, deadline).and_then(|result| {
             bytes += if result.is_object() || result.is_array() { result.to_string().len() } else { 0 };
             if bytes > RESULT_BYTES_MAX { Err(Failure::new("the results are longer than 2 MiB")) } else { Ok(result) }
         });
@@ -248,7 +256,7 @@ impl Pause {
     }
 }
 
-fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, deadline: Instant) -> Result<Value, Failure> {
+fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, target: Option<&Target>, deadline: Instant) -> Result<Value, Failure> {
     match action {
         Action::Execute { command, mut arguments } => {
             if let Some(arguments) = &mut arguments {
@@ -259,6 +267,11 @@ fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, deadline: I
         }
         Action::AddFd(add) => add_fd(qmp, descriptors, &add, deadline),
         Action::Await(wanted) => wait_for(qmp, &wanted, deadline),
+        Action::SaveMemory(save) => {
+            let target = target.ok_or_else(|| Failure::new("save_memory: there is no machine yet; send watch first"))?;
+            let saved = target.while_it_lives(|pid| save.run(pid)).map_err(|error| Failure::new(format!("save_memory: {error}")))?;
+            Ok(json!(saved))
+        }
     }
 }
 

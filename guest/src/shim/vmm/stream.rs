@@ -1,0 +1,212 @@
+//! A machine's state as its monitor takes it with `migrate-incoming`: its devices, and the pages in which its memory differs from its base.
+//!
+//! The monitor's own ways to write such a stream hold all of the memory, or none. What it writes of the devices alone
+//! (`xen-save-devices-state`) becomes a whole stream with a section of pages before it:
+//!
+//! ```text
+//! file header │ configuration │ ram: start, its size │ ram: end, the pages │ the sections of the devices │ end │ an empty description
+//! ```
+//!
+//! Sections, flags and their meaning: docs/devel/migration/main.rst and migration/ram.c of QEMU. Checked with QEMU 10.0.2.
+
+use super::mapping;
+use super::private::{BATCH_PAGES, PAGE_BYTES, Scanner};
+use crate::shim::sys;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+/// Of what is read of the monitor's own file: 20 KB are usual.
+const DEVICE_STATE_BYTES_MAX: u64 = 64 << 20;
+
+const MAGIC_AND_VERSION: [u8; 8] = *b"QEVM\0\0\0\x03";
+const MACHINE: &[u8] = b"microvm";
+/// The memory backend's id, which the server gives it.
+const BLOCK: &[u8] = b"mem";
+const SECTION_END_OF_FILE: u8 = 0x00;
+const SECTION_START: u8 = 0x01;
+const SECTION_END: u8 = 0x03;
+const SECTION_DESCRIPTION: u8 = 0x06;
+const SECTION_CONFIGURATION: u8 = 0x07;
+const SECTION_FOOTER: u8 = 0x7e;
+const RAM_SECTION: u32 = 2;
+const RAM_VERSION: u32 = 4;
+const RAM_ZERO: u64 = 0x02;
+const RAM_SIZE: u64 = 0x04;
+const RAM_PAGE: u64 = 0x08;
+const RAM_END: u64 = 0x10;
+const RAM_SAME_BLOCK: u64 = 0x20;
+
+const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SaveMemory {
+    /// The file that the machine maps as its memory.
+    base: PathBuf,
+    /// What `xen-save-devices-state` has written.
+    device_state: PathBuf,
+    /// Made new, 0600.
+    out: PathBuf,
+    /// Also on disk when it is done.
+    #[serde(default)]
+    sync: bool,
+}
+
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Saved {
+    /// With their content.
+    pages: u64,
+    zero_pages: u64,
+    /// Of the whole stream.
+    bytes: u64,
+}
+
+impl SaveMemory {
+    /// The machine must stand still meanwhile.
+    pub fn run(&self, pid: i32) -> Result<Saved, String> {
+        let base = File::open(&self.base).map_err(|error| format!("open {}: {error}", self.base.display()))?;
+        let memory = mapping::find(pid, &base)?;
+        let devices = self.read_device_state()?;
+        let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.out);
+        let mut out = out.map_err(|error| format!("create {}: {error}", self.out.display()))?;
+        let saved = self.write(&mut out, pid, memory, &devices);
+        saved.inspect_err(|_| drop(fs::remove_file(&self.out)))
+    }
+
+    fn read_device_state(&self) -> Result<Vec<u8>, String> {
+        let name = self.device_state.display();
+        let mut bytes = Vec::new();
+        let file = File::open(&self.device_state).map_err(|error| format!("open {name}: {error}"))?;
+        file.take(DEVICE_STATE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| format!("read {name}: {error}"))?;
+        let whole = bytes.len() as u64 <= DEVICE_STATE_BYTES_MAX
+            && bytes.len() > MAGIC_AND_VERSION.len()
+            && bytes.starts_with(&MAGIC_AND_VERSION)
+            && bytes.last() == Some(&SECTION_END_OF_FILE);
+        if whole { Ok(bytes) } else { Err(format!("{name} is not a whole device state of a version that is known")) }
+    }
+
+    fn write(&self, out: &mut File, pid: i32, memory: Range<u64>, devices: &[u8]) -> Result<Saved, String> {
+        let failed = |error: io::Error| format!("write {}: {error}; is the disk full?", self.out.display());
+        let mut stream = Stream { out, saved: Saved::default(), named: false };
+        stream.put(&opening(memory.end - memory.start)).map_err(failed)?;
+        let mut batch = Batch::new();
+        let mut scanner = Scanner::new(pid, memory.clone()).map_err(|error| format!("look at the machine's pages: {error}"))?;
+        loop {
+            let ranges = scanner.next_batch().map_err(|error| format!("look at the machine's pages: {error}"))?;
+            if ranges.is_empty() {
+                break;
+            }
+            batch.read(pid, &ranges).map_err(|error| format!("read the machine's memory: {error}"))?;
+            stream.put_pages(&mut batch, memory.start).map_err(failed)?;
+        }
+        stream.put(&closing(devices)).map_err(failed)?;
+        if self.sync {
+            stream.out.sync_all().map_err(failed)?;
+        }
+        Ok(stream.saved)
+    }
+}
+
+/// Up to where the pages begin.
+fn opening(memory_bytes: u64) -> Vec<u8> {
+    let mut bytes = MAGIC_AND_VERSION.to_vec();
+    bytes.push(SECTION_CONFIGURATION);
+    bytes.extend((MACHINE.len() as u32).to_be_bytes());
+    bytes.extend(MACHINE);
+    bytes.push(SECTION_START);
+    bytes.extend(RAM_SECTION.to_be_bytes());
+    bytes.extend(b"\x03ram");
+    bytes.extend(0_u32.to_be_bytes());
+    bytes.extend(RAM_VERSION.to_be_bytes());
+    bytes.extend((memory_bytes | RAM_SIZE).to_be_bytes());
+    bytes.push(BLOCK.len() as u8);
+    bytes.extend(BLOCK);
+    bytes.extend(memory_bytes.to_be_bytes());
+    end_of_ram(&mut bytes);
+    bytes.push(SECTION_END);
+    bytes.extend(RAM_SECTION.to_be_bytes());
+    bytes
+}
+
+fn closing(devices: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    end_of_ram(&mut bytes);
+    bytes.extend(&devices[MAGIC_AND_VERSION.len()..]);
+    bytes.push(SECTION_DESCRIPTION);
+    bytes.extend(2_u32.to_be_bytes());
+    bytes.extend(b"{}");
+    bytes
+}
+
+fn end_of_ram(bytes: &mut Vec<u8>) {
+    bytes.extend(RAM_END.to_be_bytes());
+    bytes.push(SECTION_FOOTER);
+    bytes.extend(RAM_SECTION.to_be_bytes());
+}
+
+struct Stream<'a> {
+    out: &'a mut File,
+    saved: Saved,
+    /// The first page names the block, the others lie in the same.
+    named: bool,
+}
+
+impl Stream<'_> {
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.saved.bytes += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+
+    fn put_pages(&mut self, batch: &mut Batch, start: u64) -> io::Result<()> {
+        batch.encoded.clear();
+        for (address, page) in batch.addresses.iter().zip(batch.pages.chunks_exact(PAGE_BYTES)) {
+            let zero = page == ZEROES;
+            let kind = if zero { RAM_ZERO } else { RAM_PAGE };
+            let same = if self.named { RAM_SAME_BLOCK } else { 0 };
+            batch.encoded.extend((address - start | kind | same).to_be_bytes());
+            if !self.named {
+                self.named = true;
+                batch.encoded.push(BLOCK.len() as u8);
+                batch.encoded.extend(BLOCK);
+            }
+            if zero {
+                self.saved.zero_pages += 1;
+                // The byte that it is full of.
+                batch.encoded.push(0);
+            } else {
+                self.saved.pages += 1;
+                batch.encoded.extend(page);
+            }
+        }
+        self.saved.bytes += batch.encoded.len() as u64;
+        self.out.write_all(&batch.encoded)
+    }
+}
+
+/// Some pages of a machine.
+struct Batch {
+    addresses: Vec<u64>,
+    pages: Vec<u8>,
+    encoded: Vec<u8>,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            addresses: Vec::with_capacity(BATCH_PAGES),
+            pages: Vec::new(),
+            encoded: Vec::with_capacity(BATCH_PAGES * (PAGE_BYTES + 8) + 8),
+        }
+    }
+
+    fn read(&mut self, pid: i32, ranges: &[Range<u64>]) -> io::Result<()> {
+        self.addresses.clear();
+        self.addresses.extend(ranges.iter().flat_map(|range| range.clone().step_by(PAGE_BYTES)));
+        self.pages.resize(self.addresses.len() * PAGE_BYTES, 0);
+        sys::read_process(pid, ranges, &mut self.pages)
+    }
+}
