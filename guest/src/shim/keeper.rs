@@ -6,6 +6,7 @@
 //! ```
 
 use super::command::{Caller, Command, MachineEnds};
+use super::connect_link::{LinkConnector, Progress};
 use super::connection::{Connection, Received};
 use super::daemon::Files;
 use super::exit::{Exit, unix_ms};
@@ -63,6 +64,8 @@ pub struct Keeper {
     link: Link,
     /// When a link that was shut without a violation is reported, if the machine lives on.
     link_notice: Option<Instant>,
+    /// A link that is not there yet, and who is told when it is.
+    connecting: Option<(LinkConnector, Caller)>,
     server: Option<Connection>,
     controls: Vec<Connection>,
     next_connection: u64,
@@ -136,6 +139,7 @@ enum Token {
     Machine,
     Vmm,
     Link,
+    Connecting,
     Server,
     Control(u64),
     Stdout(i32),
@@ -161,6 +165,7 @@ impl Keeper {
             signals,
             link: Link::new()?,
             link_notice: None,
+            connecting: None,
             server: None,
             controls: Vec::new(),
             next_connection: 1,
@@ -226,6 +231,11 @@ impl Keeper {
             let server_reads = self.server.as_ref().is_none_or(|server| server.outbox.len() < OUTBOX_BYTES_HIGH);
             add(self.link.ours.as_fd(), server_reads, !self.link.to_machine.is_empty(), Token::Link);
         }
+        if let Some((connector, _)) = &self.connecting
+            && let Some((fd, read, write)) = connector.interest()
+        {
+            add(fd, read, write, Token::Connecting);
+        }
         if let Some(server) = &self.server {
             add(server.stream().as_fd(), server.wants_read(&self.link.to_machine), !server.outbox.is_empty(), Token::Server);
         }
@@ -257,6 +267,9 @@ impl Keeper {
         }
         if self.log_budget.left == 0 {
             until((self.log_budget.second + Duration::from_secs(1)).saturating_duration_since(now));
+        }
+        if let Some((connector, _)) = &self.connecting {
+            until(connector.due().saturating_duration_since(now));
         }
         match &self.phase {
             Phase::Serving { first_connection } => {
@@ -299,6 +312,7 @@ impl Keeper {
                     self.link_closed();
                 }
             }
+            Token::Connecting => self.connect_link(),
             Token::Server => {
                 if revents & !libc::POLLOUT != 0 {
                     self.receive_from_server();
@@ -527,6 +541,17 @@ impl Keeper {
                 let shared_bytes = shared.then(|| meter::shared_bytes(&self.machine_processes()));
                 return Ok(Some(Reply::Metered { ok: true, memory_bytes: usage.memory_bytes, shared_bytes, cpu_ms: usage.cpu_ms }));
             }
+            Request::ConnectLink { path, port, timeout_ms } => {
+                if self.connecting.is_some() {
+                    return Err("connect_link: the link is being connected; wait for that".into());
+                }
+                let connector = LinkConnector::new(path, port, Duration::from_millis(timeout_ms))?;
+                self.link.disconnect();
+                self.link_notice = None;
+                self.connecting = Some((connector, caller));
+                self.connect_link();
+                return Ok(None);
+            }
             Request::Vmm { steps, timeout_ms } => {
                 let vmm = self.vmm.as_mut().ok_or("vmm: there is no monitor yet; run a command with stdio vmm first")?;
                 let target = self.machine.as_ref().map(Machine::target).transpose()?;
@@ -536,6 +561,22 @@ impl Keeper {
             Request::End { .. } => unreachable!("answered above"),
         }
         Ok(Some(Reply::done()))
+    }
+
+    /// Goes on with a link that is being connected.
+    fn connect_link(&mut self) {
+        let Some((connector, caller)) = &mut self.connecting else { return };
+        let caller = *caller;
+        let reply = match connector.advance(Instant::now()) {
+            Progress::Waiting => return,
+            Progress::Connected(stream) => {
+                self.link.replace(stream);
+                Reply::done()
+            }
+            Progress::Failed(error) => Reply::failed(error),
+        };
+        self.connecting = None;
+        self.reply(caller, &reply);
     }
 
     fn run_command(
@@ -617,6 +658,9 @@ impl Keeper {
         }
         if let Phase::Serving { first_connection } = self.phase {
             self.check_limits(now, first_connection);
+            self.connect_link();
+        } else if let Some((_, caller)) = self.connecting.take() {
+            self.reply(caller, &Reply::failed("connect_link: the machine has ended"));
         }
         if let Phase::Draining { until } = self.phase
             && (self.idle() || until <= now)

@@ -29,6 +29,19 @@ impl Link {
         Ok(Self { ours, machines: machines.into(), inbox: Inbox::new(), to_machine: Outbox::default(), closed: None })
     }
 
+    /// From now on this stream is the link, from its first frame. What had not reached the machine over the old one never will.
+    pub fn replace(&mut self, stream: UnixStream) {
+        self.ours = stream;
+        self.inbox = Inbox::new();
+        self.to_machine = Outbox::default();
+        self.closed = None;
+    }
+
+    /// Nothing passes until it is replaced.
+    pub fn disconnect(&mut self) {
+        self.close(Closed { error: "it is being connected".into(), by_violation: false });
+    }
+
     /// One read; whole frames go to `to_server`, or nowhere while there is none. True when the link was closed by it.
     pub fn receive(&mut self, mut to_server: Option<&mut Outbox>) -> bool {
         let mut by_violation = true;

@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod command;
+mod connect_link;
 mod connection;
 mod daemon;
 mod exit;

@@ -44,6 +44,12 @@ pub enum Request {
         #[serde(default)]
         shared: bool,
     },
+    ConnectLink {
+        /// Of the socket on which the VMM takes connections to the guest's vsock ports; relative to the shim's folder.
+        path: PathBuf,
+        port: u32,
+        timeout_ms: u64,
+    },
     Vmm {
         steps: Vec<Step>,
         timeout_ms: u64,

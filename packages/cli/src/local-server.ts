@@ -7,7 +7,7 @@ import { version } from "./commands/version.ts";
 import { CommandError, exitCodes, UsageError } from "./exit.ts";
 import { makeFirstKey, needsFirstKey } from "./first-key.ts";
 
-const engines = ["auto", "gvisor", "microvm", "mock"] as const satisfies readonly EngineChoice[];
+const engines = ["auto", "gvisor", "microvm", "firecracker", "mock"] as const satisfies readonly EngineChoice[];
 const accels = ["kvm", "tcg"] as const satisfies readonly Accel[];
 
 /** What runs sandboxes, as its flags say. */

@@ -652,7 +652,7 @@ export interface EngineOptions {
   readonly log: Log;
 }
 
-export type EngineChoice = "auto" | "gvisor" | "microvm" | "mock";
+export type EngineChoice = "auto" | "gvisor" | "microvm" | "firecracker" | "mock";
 export type Accel = "kvm" | "tcg";
 
 /** The part of pino that the engine uses. */

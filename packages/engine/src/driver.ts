@@ -5,7 +5,7 @@ import type { Layer } from "./layers/layer.ts";
  * code and tunnels are the link's, and the same for all drivers.
  */
 
-export type Isolation = "microvm-kvm" | "microvm-tcg" | "gvisor" | "mock";
+export type Isolation = "microvm-kvm" | "microvm-tcg" | "microvm-firecracker" | "gvisor" | "mock";
 
 export interface MachineResources {
   readonly vcpuCount: number;

@@ -76,7 +76,7 @@ export interface TemplateInfo {
 }
 
 /** What stands between programs and the host. `mock` runs nothing. */
-export type Isolation = "microvm-kvm" | "microvm-tcg" | "gvisor" | "mock";
+export type Isolation = "microvm-kvm" | "microvm-tcg" | "microvm-firecracker" | "gvisor" | "mock";
 
 /** What the server says of itself. */
 export interface Health {

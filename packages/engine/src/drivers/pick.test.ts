@@ -4,12 +4,14 @@ import path from "node:path";
 import { afterAll, beforeEach, describe, expect, it, vi } from "vitest";
 import type { EngineOptions, Log } from "../actions.ts";
 import type { Driver, Isolation, ProbeResult } from "../driver.ts";
+import * as firecracker from "./firecracker/index.ts";
 import * as gvisor from "./gvisor/index.ts";
 import * as microvm from "./microvm/index.ts";
 import { pickDriver } from "./pick.ts";
 import { surveyEngines } from "./survey.ts";
 
 // Which machine this is decides what is usable: the probes are told here, so that every case is seen on every machine.
+vi.mock("./firecracker/index.ts");
 vi.mock("./gvisor/index.ts");
 vi.mock("./microvm/index.ts");
 
@@ -31,6 +33,8 @@ beforeEach(() => {
   logged.length = 0;
   vi.mocked(gvisor.probeGvisor).mockImplementation(async () => probed("gvisor"));
   vi.mocked(microvm.probeMicrovm).mockImplementation(async ({ accel }) => probed(`microvm-${accel}`));
+  vi.mocked(firecracker.probeFirecracker).mockImplementation(async () => probed("microvm-firecracker"));
+  vi.mocked(firecracker.createFirecrackerDriver).mockImplementation(async () => ({ isolation: "microvm-firecracker" }) as Driver);
   vi.mocked(gvisor.createGvisorDriver).mockImplementation(async () => ({ isolation: "gvisor" }) as Driver);
   vi.mocked(microvm.createMicrovmDriver).mockImplementation(async ({ accel }) => ({ isolation: `microvm-${accel}` }) as Driver);
 });
@@ -47,6 +51,8 @@ describe("the engine auto", () => {
     [["microvm-kvm", "gvisor"], ["gvisor"], "gvisor"],
     [["microvm-kvm", "microvm-tcg", "gvisor"], ["microvm-tcg"], "microvm-tcg"],
     [["microvm-kvm", "gvisor"], ["mock"], "microvm-kvm"],
+    [["microvm-firecracker", "gvisor"], [], "gvisor"],
+    [["microvm-kvm", "microvm-firecracker"], ["microvm-firecracker"], "microvm-firecracker"],
   ])("on a machine with %j, with sandboxes of %j, is %s", async (here, inUse, taken) => {
     for (const isolation of here) usable.add(isolation);
     expect(await picked({ engine: "auto" }, ...inUse)).toBe(taken);
@@ -110,13 +116,15 @@ describe("an engine that is named", () => {
     }
   });
 
-  it.each<[engine: "gvisor" | "microvm" | "mock", inUse: Isolation, flags: string]>([
+  it.each<[engine: "gvisor" | "microvm" | "firecracker" | "mock", inUse: Isolation, flags: string]>([
     ["gvisor", "microvm-kvm", "--engine microvm "],
     ["gvisor", "microvm-tcg", "--engine microvm --accel tcg"],
     ["microvm", "gvisor", "--engine gvisor"],
+    ["microvm", "microvm-firecracker", "--engine firecracker"],
+    ["firecracker", "microvm-kvm", "--engine microvm "],
     ["mock", "gvisor", "--engine gvisor"],
   ])("does not open a data directory as %s while it has sandboxes of %s", async (engine, inUse, flags) => {
-    for (const isolation of ["microvm-kvm", "microvm-tcg", "gvisor"] as const) usable.add(isolation);
+    for (const isolation of ["microvm-kvm", "microvm-tcg", "microvm-firecracker", "gvisor"] as const) usable.add(isolation);
     await expect(picked({ engine }, inUse)).rejects.toMatchObject({
       code: "conflict",
       detail: { cause: expect.stringContaining(inUse), remediation: expect.stringContaining(flags) },
@@ -132,11 +140,12 @@ describe("the survey of engines", () => {
     expect(found.map(({ result, tried, isTaken }) => [result.isolation, result.usable, tried, isTaken])).toEqual([
       ["microvm-kvm", false, true, false],
       ["gvisor", true, true, true],
+      ["microvm-firecracker", false, true, false],
       ["microvm-tcg", true, true, false],
     ]);
     vi.mocked(microvm.probeMicrovm).mockClear();
     const shallow = await surveyEngines({ deep: false });
-    expect(shallow.map(({ tried }) => tried)).toEqual([true, true, false]);
+    expect(shallow.map(({ tried }) => tried)).toEqual([true, true, true, false]);
     expect(vi.mocked(microvm.probeMicrovm).mock.calls.map(([{ accel }]) => accel)).toEqual(["kvm"]);
   });
 });

@@ -1,6 +1,7 @@
 import { MitosError } from "@mitos/protocol";
 import type { Accel, EngineChoice, EngineOptions, Log } from "../actions.ts";
 import type { Driver, Isolation, ProbeResult } from "../driver.ts";
+import { createFirecrackerDriver, probeFirecracker } from "./firecracker/index.ts";
 import { createGvisorDriver, probeGvisor } from "./gvisor/index.ts";
 import { defaultRuntimeDir } from "./host/layout.ts";
 import { createMicrovmDriver, probeMicrovm } from "./microvm/index.ts";
@@ -15,7 +16,7 @@ export interface Place {
 
 /** One way to run sandboxes, which is there or is not. */
 export interface Candidate {
-  readonly engine: "gvisor" | "microvm";
+  readonly engine: "gvisor" | "microvm" | "firecracker";
   readonly isolation: Isolation;
   /** What a user writes to get it. */
   readonly flags: string;
@@ -45,8 +46,18 @@ function microvm(accel: Accel): Candidate {
   };
 }
 
+/** Only by name, as long as it has not been tried on a machine with KVM (docs/firecracker.md). */
+const firecracker: Candidate = {
+  engine: "firecracker",
+  isolation: "microvm-firecracker",
+  flags: "--engine firecracker",
+  byItself: false,
+  probe: probeFirecracker,
+  open: createFirecrackerDriver,
+};
+
 /** Best first. */
-export const candidates: readonly Candidate[] = [microvm("kvm"), gvisor, microvm("tcg")];
+export const candidates: readonly Candidate[] = [microvm("kvm"), gvisor, firecracker, microvm("tcg")];
 
 /**
  * The driver that was asked for; `auto` takes the best one that works here, or the one that living sandboxes of the data directory run on. The
@@ -89,6 +100,7 @@ interface Refusal {
 /** Best first. */
 function wantedBy(engine: EngineChoice, accel: Accel | undefined, used: readonly Candidate[]): readonly Candidate[] {
   if (engine === "gvisor") return [gvisor];
+  if (engine === "firecracker") return [firecracker];
   if (engine === "microvm") return [microvm(accel ?? "kvm")];
   return used.length > 0 ? used.slice(0, 1) : candidates.filter(({ byItself }) => byItself);
 }

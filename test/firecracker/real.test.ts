@@ -1,0 +1,17 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterAll, expect, it } from "vitest";
+import { probeFirecracker } from "../../packages/engine/src/drivers/firecracker/probe.ts";
+import { quiet } from "../support/live-server.ts";
+
+const dataDir = await mkdtemp(path.join(tmpdir(), "mitos-fc-real-"));
+afterAll(() => rm(dataDir, { recursive: true, force: true }));
+
+const result = await probeFirecracker({ dataDir, runtimeDir: `${dataDir}-run`, log: quiet });
+const lacksPart = /was not found|has not been set up|needs KVM/.test(result.detail);
+if (lacksPart) console.log(`not run: sandboxes of Firecracker itself, since ${result.detail}`);
+
+it.skipIf(lacksPart)("Firecracker itself boots a machine, saves it and restores it, and both answer", () => {
+  expect(result).toMatchObject({ usable: true, detail: expect.stringContaining("booted, saved and restored") });
+});
