@@ -7,13 +7,14 @@ import { tracedSync } from "./tracing.ts";
 const budgetShare = 0.85;
 const mib = 1024 * 1024;
 /**
- * What a machine costs on the host beside its state: sentry, gofer and shim; or QEMU and shim, and under emulation the code that QEMU has translated,
- * which has a limit of 32 MiB.
+ * What a machine costs on the host beside its state: sentry, gofer and shim; or QEMU (or Firecracker) and shim, and under emulation the code that QEMU
+ * has translated, which has a limit of 32 MiB.
  */
 const overheadBytes = {
   gvisor: 40 * mib,
   "microvm-kvm": 24 * mib,
   "microvm-tcg": 56 * mib,
+  "microvm-firecracker": 24 * mib,
   mock: 0,
 } as const satisfies Record<Isolation, number>;
 
