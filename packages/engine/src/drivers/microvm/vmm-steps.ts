@@ -16,19 +16,19 @@ export interface ExecuteStep {
   readonly arguments?: Readonly<Record<string, unknown>>;
 }
 
-/** Opens a file and hands it to the VMM, which knows it as `/dev/fdset/<set>`. `create`: it must not be there yet. */
+/** Opens a file and hands it to the VMM, which knows it as `/dev/fdset/<set>`. `create`, `create_write`: it must not be there yet. */
 export interface AddFd {
   readonly set: number;
   readonly path: string;
-  readonly access: "read" | "write" | "read_write" | "create";
+  readonly access: "read" | "write" | "read_write" | "create" | "create_write";
 }
 
 /** Waits for an event of the VMM, of those since these steps began, whose field has one of the values. Failures fail the step. */
 export interface Await {
   readonly event: string;
   readonly field: string;
-  readonly values: readonly string[];
-  readonly failures: readonly string[];
+  readonly values: readonly (string | boolean)[];
+  readonly failures: readonly (string | boolean)[];
 }
 
 /** Writes what a restored machine loads: the device state, and the pages that differ from those of `base`. */
