@@ -43,8 +43,13 @@ export function canRunPackageScripts() {
 
 /** The first that works here: as root, with mapped user ids, or with ownership that is only pretended. The root is the same. */
 function mmdebstrapMode() {
-  if (process.getuid() === 0) return { first: ["--mode=root", "--skip=check/canmount"] };
+  if (process.getuid() === 0) return { first: ["--mode=root", "--skip=check/canmount"], through: ownMounts() };
   return canMapIds() ? { first: ["--mode=unshare"] } : { first: ["--mode=chrootless"], through: findImageTool("fakeroot") };
+}
+
+/** What it mounts is then gone with it, also when it is killed. Who may not do this may not mount either. */
+function ownMounts() {
+  return answers("unshare", ["--mount", "true"]) ? { command: "unshare", args: ["--mount"], env: {} } : undefined;
 }
 
 /** Makes the links of a merged /usr before anything is unpacked, with which no mode needs perl for a conversion. */

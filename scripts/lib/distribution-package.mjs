@@ -1,14 +1,14 @@
 // Unpacks packages of the machine's distribution into a folder. Nothing is installed and no privilege is needed: apt works on lists and a
 // cache of its own, so the machine's configuration stays as it is.
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { answers, cache, capture, SetupError } from "./run.mjs";
+import { answers, cache, capture, removeLeftovers, SetupError } from "./run.mjs";
 
 /**
  * Unpacks packages, with those of their dependencies that the machine does not have.
  *
  * @param wanted - their names, or the release `{ id, codename }` → their names
- * @param options.folder - is emptied first
+ * @param options.folder - is replaced, when all of them are unpacked
  * @param options.suites - the release → suites of its archive, in the order in which they are tried: one at a time, or, as a list in the
  *   list, several together, the last of which is preferred
  * @param options.dependencies - only dependencies whose names match are unpacked. Default: all
@@ -22,6 +22,9 @@ export function unpackDistributionPackages(wanted, { folder, suites, remedy, hav
   const what = names.join(", ");
   requireApt(what, remedy);
   const work = path.join(cache, `apt-${process.pid}`);
+  const partial = `${folder}.partial-${process.pid}`;
+  removeLeftovers(cache, "apt-");
+  removeLeftovers(path.dirname(folder), `${path.basename(folder)}.partial-`);
   try {
     for (const together of release.codename ? suites(release) : []) {
       rmSync(work, { recursive: true, force: true });
@@ -32,17 +35,18 @@ export function unpackDistributionPackages(wanted, { folder, suites, remedy, hav
       } catch {
         continue; // This archive does not have them; the next one may.
       }
-      rmSync(folder, { recursive: true, force: true });
-      mkdirSync(folder, { recursive: true });
+      mkdirSync(partial, { recursive: true });
       const archives = readdirSync(work).filter((file) => file.endsWith(".deb"));
       for (const archive of archives) {
-        capture("dpkg-deb", ["-x", path.join(work, archive), folder]);
+        capture("dpkg-deb", ["-x", path.join(work, archive), partial]);
         onArchive(path.join(work, archive));
       }
+      rmSync(folder, { recursive: true, force: true });
+      renameSync(partial, folder);
       return;
     }
   } finally {
-    rmSync(work, { recursive: true, force: true });
+    for (const dir of [work, partial]) rmSync(dir, { recursive: true, force: true });
   }
   throw new SetupError(`no package of ${what} was found for ${release.id} ${release.codename}`, remedy);
 }

@@ -1,5 +1,6 @@
 // Running commands and saying what is done, for the set-up scripts. Plain JavaScript for Node 18, without dependencies.
 import { spawn, spawnSync } from "node:child_process";
+import { existsSync, readdirSync, rmSync } from "node:fs";
 import path from "node:path";
 import { fileURLToPath } from "node:url";
 
@@ -73,4 +74,27 @@ export function fail(error) {
   process.stderr.write(`\nerror: ${error.message}\n`);
   if (error.remedy) process.stderr.write(`next:  ${error.remedy}\n`);
   process.exit(1);
+}
+
+/** Removes what set-ups that were killed have left in a folder: their names are `prefix` and the number of the process. */
+export function removeLeftovers(dir, prefix) {
+  for (const name of existsSync(dir) ? readdirSync(dir) : []) {
+    const pid = name.startsWith(prefix) ? name.slice(prefix.length) : "";
+    if (!/^\d+$/.test(pid) || isRunning(Number(pid))) continue;
+    const leftover = path.join(dir, name);
+    try {
+      rmSync(leftover, { recursive: true, force: true });
+    } catch (error) {
+      throw new SetupError(`what an interrupted set-up has left cannot be removed: ${error.message}`, `Remove ${leftover} as root.`);
+    }
+  }
+}
+
+function isRunning(pid) {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return error.code === "EPERM";
+  }
 }

@@ -1,7 +1,8 @@
 // `mitos setup microvm`, and a part of the set-up of development: everything that virtual machines are made of, in .cache/microvm.
-import { SetupError, step } from "../run.mjs";
+import { cache, removeLeftovers, SetupError, step } from "../run.mjs";
 import { ensureDisk } from "./disk.mjs";
 import { ensureKernel } from "./kernel.mjs";
+import { partsFolder } from "./parts.mjs";
 import { ensureRoot } from "./root.mjs";
 import { ensureVmm } from "./vmm.mjs";
 
@@ -14,4 +15,10 @@ export async function ensureMicrovm() {
   await step("kernel of virtual machines", ensureKernel);
   await step("disk of virtual machines", ensureDisk);
   await step("root of virtual machines", ensureRoot);
+}
+
+/** Of set-ups that were killed in their middle. */
+export function removeMicrovmLeftovers() {
+  for (const prefix of ["apt-", "image-tools.partial-"]) removeLeftovers(cache, prefix);
+  removeLeftovers(partsFolder, "partial-");
 }

@@ -1,21 +1,9 @@
 // Where the parts of virtual machines lie: `.cache/microvm`, one file or folder a part, named for its content, and beside it `<part>.json`
 // which says which one is in use. Both appear whole or not at all; older ones stay, since a paused sandbox may need them.
 import { createHash } from "node:crypto";
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  readSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
+import { closeSync, existsSync, fsyncSync, mkdirSync, openSync, readFileSync, readSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { cache } from "../run.mjs";
+import { cache, removeLeftovers } from "../run.mjs";
 
 export const partsFolder = path.join(cache, "microvm");
 
@@ -54,7 +42,7 @@ export function readPart(part) {
   return existsSync(path.join(partsFolder, record.name)) ? record : undefined;
 }
 
-/** Of a file of any size, or of several texts. Hexadecimal. */
+/** Hexadecimal; of a file of any size. */
 export function hashOfFile(file) {
   const hash = createHash("sha256");
   const piece = Buffer.alloc(1 << 20);
@@ -67,6 +55,7 @@ export function hashOfFile(file) {
   return hash.digest("hex");
 }
 
+/** Of something that JSON can hold. */
 export function hashOf(value) {
   return createHash("sha256").update(JSON.stringify(value)).digest("hex");
 }
@@ -74,10 +63,7 @@ export function hashOf(value) {
 /** Gone afterwards, whatever happens; those of set-ups that were killed go now. */
 async function inWorkFolder(use) {
   mkdirSync(partsFolder, { recursive: true });
-  for (const name of readdirSync(partsFolder)) {
-    const pid = /^partial-(\d+)$/.exec(name)?.[1];
-    if (pid && !isRunning(Number(pid))) rmSync(path.join(partsFolder, name), { recursive: true, force: true });
-  }
+  removeLeftovers(partsFolder, "partial-");
   const work = path.join(partsFolder, `partial-${process.pid}`);
   rmSync(work, { recursive: true, force: true });
   mkdirSync(work);
@@ -85,15 +71,6 @@ async function inWorkFolder(use) {
     return await use(work);
   } finally {
     rmSync(work, { recursive: true, force: true });
-  }
-}
-
-function isRunning(pid) {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return error.code === "EPERM";
   }
 }
 

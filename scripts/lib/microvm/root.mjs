@@ -7,12 +7,15 @@ import { capture, pinnedNode, root } from "../run.mjs";
 import { ensurePart, hashOfFile } from "./parts.mjs";
 
 /** Goes into the part's key: a change of what is done below makes it anew. */
-const recipe = 1;
+const recipe = 2;
 const packages = [
   ...["python3", "python3-pip", "python3-venv"],
   ...["ca-certificates", "curl", "git", "openssh-client"],
   ...["procps", "less", "file", "jq", "unzip", "xz-utils"],
 ];
+
+/** What mmdebstrap copies from the machine that makes it. */
+const forgetMachine = `rm -f "$1/etc/hostname" "$1/etc/resolv.conf"`;
 
 /** @returns a note about it */
 export function ensureRoot() {
@@ -22,7 +25,7 @@ export function ensureRoot() {
     // Its own, so that what is left of a set-up that was killed lies in its folder.
     process.env.TMPDIR = work;
     const base = path.join(work, "base.tar");
-    debianRoot(base);
+    debianRoot(base, { hooks: [forgetMachine] });
     mkdirSync(path.join(work, "layer"));
     const added = packagesLayer(packages, { work: path.join(work, "layer"), base, finish });
     const layers = [base, added].map((tar, index) => unpack(tar, path.join(work, `layer-${index}`)));

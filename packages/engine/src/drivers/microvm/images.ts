@@ -66,11 +66,10 @@ export class Images {
   /** One that was made before, which a snapshot or a machine of an earlier server has. @throws snapshot_incompatible when it is gone */
   async useKnown(key: string): Promise<ImageUse> {
     const file = this.pathOf(key);
-    const use = await this.#shared.use(key, async () => {
-      if (await stat(file).catch(() => undefined)) return file;
-      throw new MitosError("snapshot_incompatible", { cause: `its root image ${key} is gone` });
-    });
-    return { key, path: use.value, [Symbol.dispose]: () => use[Symbol.dispose]() };
+    const held = await this.#shared.hold(key);
+    if (await stat(file).catch(() => undefined)) return { key, path: file, [Symbol.dispose]: () => held[Symbol.dispose]() };
+    held[Symbol.dispose]();
+    throw new MitosError("snapshot_incompatible", { cause: `its root image ${key} is gone` });
   }
 
   /** Where an image is, or would be. */
