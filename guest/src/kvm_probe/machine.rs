@@ -106,7 +106,10 @@ struct SystemRegisters {
     interrupts: [u64; 4],
 }
 
-/// What the loop takes, in microseconds, after one round that touches everything it needs.
+/// On a busy host one run may wait for the processor longer than an emulator computes.
+const RUNS: u32 = 3;
+
+/// The least that the loop takes, in microseconds, after one round that touches everything it needs.
 pub fn time_loop() -> Result<u64, Failure> {
     if !cfg!(target_arch = "x86_64") {
         return Err(Failure { why: Why::Processor, detail: "virtual machines are of x86-64 processors only".to_owned() });
@@ -114,9 +117,13 @@ pub fn time_loop() -> Result<u64, Failure> {
     let kvm = OpenOptions::new().read(true).write(true).open(DEVICE).map_err(|error| not_open(&error))?;
     let machine = Machine::create(&kvm)?;
     machine.run(1)?;
-    let start = Instant::now();
-    machine.run(ROUNDS)?;
-    Ok(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX))
+    let mut least = u64::MAX;
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        machine.run(ROUNDS)?;
+        least = least.min(u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+    Ok(least)
 }
 
 fn not_open(error: &io::Error) -> Failure {
