@@ -51,7 +51,14 @@ export function qemuArgs({ program, name, shape, accel, diskBytes, tscKhz }: Com
     ...(boots ? [...kernelArgs(tscKhz), "-S"] : ["-incoming", "defer"]),
     // Its standard output is the shim's log of the machine, of which the first and last part are kept.
     ...["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"],
-    ...["-chardev", "socket,id=link,fd=3", "-device", "virtio-serial-device", "-device", "virtserialport,chardev=link,name=mitos.link,id=link-port"],
+    ...[
+      "-chardev",
+      "socket,id=link,fd=3",
+      "-device",
+      "virtio-serial-device",
+      "-device",
+      "virtserialport,chardev=link,name=mitos.link,id=link-port",
+    ],
     ...["-chardev", "socket,id=monitor,fd=4", "-mon", "chardev=monitor,mode=control"],
     ...["-device", "virtio-rng-device"],
     ...imageArgs(),

@@ -160,7 +160,10 @@ export async function runSteps({ control }: Keeper, doing: string, steps: readon
   try {
     reply = await control.request("vmm", { steps, timeout_ms: timeoutMs });
   } catch (reason) {
-    throw new MitosError("internal", { cause: `could not ${doing}: ${reason instanceof MitosError ? reason.detail.cause : String(reason)}`, reason });
+    throw new MitosError("internal", {
+      cause: `could not ${doing}: ${reason instanceof MitosError ? reason.detail.cause : String(reason)}`,
+      reason,
+    });
   }
   const { results, stopped_us: stoppedUs } = reply;
   return { results: Array.isArray(results) ? results : [], stoppedMs: typeof stoppedUs === "number" ? stoppedUs / 1000 : undefined };
