@@ -1,6 +1,8 @@
 // `npm test`: set-up, then every check and every suite: what CI runs. `npm test -- --only NAME` runs one part.
 import { spawn } from "node:child_process";
 import path from "node:path";
+import { findImageTool } from "./lib/image-tools.mjs";
+import { partsFolder, readPart } from "./lib/microvm/parts.mjs";
 import { fail, pinnedNode, root } from "./lib/run.mjs";
 import { findRunsc } from "./lib/runsc.mjs";
 import { setup } from "./lib/setup.mjs";
@@ -26,13 +28,19 @@ const lanes = [
     { name: "rust lint", command: ["cargo", "clippy", "--quiet", "--locked", "--all-targets", "--", "-D", "warnings"], cwd: guest },
     {
       name: "rust tests",
-      command: ["cargo", "test", "--quiet", "--locked", "--", "--include-ignored", "--skip", "under_gvisor"],
+      command: ["cargo", "test", "--quiet", "--locked", "--", "--include-ignored", "--skip", "under_gvisor", "--skip", "under_qemu"],
       cwd: guest,
       count: countCargo,
     },
     {
       name: "agent under gVisor",
       command: inUserNamespace("cargo", "test", "--quiet", "--locked", "--test", "agent_gvisor", "--", "--ignored", "under_gvisor"),
+      cwd: guest,
+      count: countCargo,
+    },
+    {
+      name: "guest and shim with virtual machines",
+      command: ["cargo", "test", "--quiet", "--locked", "--", "--ignored", "under_qemu"],
       cwd: guest,
       count: countCargo,
     },
@@ -50,8 +58,32 @@ function inUserNamespace(...command) {
   return process.getuid() === 0 ? command : ["unshare", "--user", "--map-root-user", ...command];
 }
 
+/** For the tests of file system images. */
+function fsckErofs() {
+  const { command, env } = findImageTool("erofs-utils");
+  return { MITOS_FSCK_EROFS: command, MITOS_FSCK_EROFS_LIBRARIES: env.LD_LIBRARY_PATH ?? "" };
+}
+
+/** For native tests that start virtual machines. */
+function microvmParts() {
+  const [vmm, kernel, disk, rootImage] = ["vmm", "kernel", "disk", "root"].map((part) => {
+    const made = readPart(part);
+    return made && path.join(partsFolder, made.name);
+  });
+  // Of this processor there are none.
+  if (!(vmm && kernel && disk && rootImage)) return {};
+  return {
+    MITOS_QEMU_ROOT: vmm,
+    MITOS_VM_KERNEL: path.join(kernel, "vmlinux"),
+    MITOS_VM_MODULES: path.join(kernel, "modules"),
+    MITOS_VM_DISK: disk,
+    MITOS_VM_ROOT: rootImage,
+    MITOS_VM_AGENT: path.join(guest, "target/x86_64-unknown-linux-gnu/release/mitos-guest"),
+  };
+}
+
 await setup({ development: true }).catch(fail);
-const environment = { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1", MITOS_RUNSC: findRunsc().path };
+const environment = { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1", MITOS_RUNSC: findRunsc().path, ...fsckErofs(), ...microvmParts() };
 const only = process.argv.includes("--only") ? process.argv[process.argv.indexOf("--only") + 1] : undefined;
 const running = new Set();
 for (const signal of ["SIGINT", "SIGTERM"]) {

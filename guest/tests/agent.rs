@@ -353,9 +353,9 @@ fn quiesce_and_resume_in_mid_stream_lose_and_repeat_nothing() {
         agent.host.quiesce(round as u64);
         assert!(!agent.host.step(Duration::from_millis(60)), "something was sent while quiesced");
         // A RESUME of another round is not ours.
-        agent.host.control(FrameType::Resume, &pb::Resume { round: 99 });
+        agent.host.control(FrameType::Resume, &pb::Resume { round: 99, ..Default::default() });
         assert!(!agent.host.step(Duration::from_millis(30)));
-        agent.host.control(FrameType::Resume, &pb::Resume { round: round as u64 });
+        agent.host.control(FrameType::Resume, &pb::Resume { round: round as u64, ..Default::default() });
     }
     agent.host.collect(channel, &mut outcome, |outcome| outcome.exit.is_some());
     assert!(outcome.text() == seq(count));
@@ -370,7 +370,7 @@ fn what_is_sent_before_quiesce_is_kept_for_resume() {
     agent.host.input(channel, Input::Stdin("kept".into()));
     agent.host.end(channel);
     agent.host.quiesce(1);
-    agent.host.control(FrameType::Resume, &pb::Resume { round: 1 });
+    agent.host.control(FrameType::Resume, &pb::Resume { round: 1, ..Default::default() });
     assert_eq!(agent.host.finish(channel).text(), "kept");
 }
 
@@ -656,7 +656,7 @@ fn a_fork_of_itself_is_answered_by_the_host_in_the_parent_and_from_adopt_in_the_
     assert_eq!((open.method.as_str(), open.end, request.count, request.label.as_str()), ("ForkSelf", true, 2, "x"));
     // Pending, it does not stand in the way.
     agent.host.quiesce(1);
-    agent.host.control(FrameType::Resume, &pb::Resume { round: 1 });
+    agent.host.control(FrameType::Resume, &pb::Resume { round: 1, ..Default::default() });
     agent.host.message(number, &pb::ForkSelfReply { children: vec!["a".into(), "b".into()] });
     agent.host.end(number);
     let answer = line(&mut parent);

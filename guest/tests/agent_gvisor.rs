@@ -3,12 +3,11 @@
 //! Needs `runsc` ($MITOS_RUNSC, else on PATH) and root, if only in a user namespace, so it runs when asked for, as `npm test` does:
 //! `cargo test --test agent_gvisor -- --ignored`, without root after `unshare --user --map-root-user`.
 
+mod changed_root;
 #[allow(dead_code)]
 mod link_client;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -194,7 +193,7 @@ fn a_live_fork_under_gvisor_carries_the_link_and_every_process_into_parent_and_c
     let paused = Instant::now();
     machines.checkpoint("parent-01", "image");
     eprintln!("checkpoint: {:?}", paused.elapsed());
-    parent.control(FrameType::Resume, &pb::Resume { round: 7 });
+    parent.control(FrameType::Resume, &pb::Resume { round: 7, ..Default::default() });
 
     for (id, generation) in [("child-001", 2), ("child-002", 3)] {
         let restore = Instant::now();
@@ -270,222 +269,22 @@ fn fifty_terminals_under_gvisor_all_answer() {
     }
 }
 
-/// One entry of what `Changes` sends.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Entry {
-    kind: tar::EntryType,
-    same: bool,
-    mode: u32,
-    owner: (u64, u64),
-    content: String,
-    target: String,
-    xattrs: Vec<(String, String)>,
-}
-
-fn changes(host: &mut Host) -> BTreeMap<String, Entry> {
-    let channel = host.open("Changes", &pb::ChangesRequest {}, true);
-    let mut bytes = Vec::new();
-    let mut is_complete = false;
-    while let Some(chunk) = host.next::<sandbox::Chunk>(channel) {
-        bytes.extend_from_slice(&chunk.data);
-        is_complete = chunk.eof;
-    }
-    let status = host.status(channel);
-    assert!(is_complete && status.code.is_empty(), "{status:?}");
-    let mut archive = tar::Archive::new(&bytes[..]);
-    let mut entries = BTreeMap::new();
-    for entry in archive.entries().unwrap() {
-        let mut entry = entry.unwrap();
-        let mut xattrs = Vec::new();
-        let mut same = false;
-        if let Some(records) = entry.pax_extensions().unwrap() {
-            for record in records {
-                let record = record.unwrap();
-                let (key, value) = (record.key().unwrap(), record.value().unwrap());
-                match key.strip_prefix("SCHILY.xattr.") {
-                    Some(name) => xattrs.push((name.to_owned(), value.to_owned())),
-                    None => same = same || (key, value) == ("MITOS.same", "1"),
-                }
-            }
-        }
-        let mut content = String::new();
-        entry.read_to_string(&mut content).unwrap();
-        let target = entry.link_name().unwrap().map(|target| target.to_string_lossy().into_owned()).unwrap_or_default();
-        let header = entry.header();
-        let found = Entry {
-            kind: header.entry_type(),
-            same,
-            mode: header.mode().unwrap(),
-            owner: (header.uid().unwrap(), header.gid().unwrap()),
-            content,
-            target,
-            xattrs,
-        };
-        let path = entry.path().unwrap().to_string_lossy().into_owned();
-        assert!(entries.insert(path.clone(), found).is_none(), "{path} is told twice");
-    }
-    entries
-}
-
-fn owner(path: &str, uid: u32, gid: u32, mode: u32) -> pb::OwnerEntry {
-    pb::OwnerEntry { path: path.into(), uid, gid, mode }
-}
-
 #[test]
 #[ignore = "needs runsc, and root of a user namespace"]
 fn changes_of_the_root_are_told_and_nothing_else_also_after_a_restore() {
     let mut machines = Machines::new("changes");
-    let data = machines.dir.join("bundle/rootfs/data");
-    for folder in ["", "kept", "chmodded", "replaced", "gone", "moved"] {
-        fs::create_dir_all(data.join(folder)).unwrap();
-    }
-    let long = format!("{}/{}", "kept", "n".repeat(140));
-    for name in [
-        "same",
-        "content",
-        "appended",
-        "mapped",
-        "mode",
-        "chowned",
-        "gone/file",
-        "renamed",
-        "replaced/old",
-        "moved/file",
-        "linked",
-        "xattr",
-        "touched",
-        "owned",
-        "owned-later",
-        "owned-mapped",
-        "suid",
-        "truncated",
-        &long,
-    ] {
-        fs::write(data.join(name), format!("{}\n", name.len())).unwrap();
-    }
-    fs::hard_link(data.join("linked"), data.join("linked-too")).unwrap();
-    symlink("gone", data.join("folder-link")).unwrap();
-    for name in ["link", "relinked", "owned-link"] {
-        symlink("same", data.join(name)).unwrap();
-    }
+    changed_root::lay(&machines.dir.join("bundle/rootfs/data"));
     let mut parent = machines.run("parent-01");
     parent.hello("first");
     assert_eq!(parent.adopt(&adopt(1)).error, "");
-
-    let before = changes(&mut parent);
-    let not_same = |entries: &BTreeMap<String, Entry>| -> Vec<String> {
-        let files = entries.iter().filter(|(_, entry)| !entry.same && entry.kind != tar::EntryType::Directory);
-        files.map(|(path, _)| path.clone()).collect()
-    };
-    assert_eq!(not_same(&before), Vec::<String>::new());
-    for path in ["data/same", "data/link", "data/linked", "data/linked-too", "etc/passwd", &format!("data/{long}")] {
-        assert!(before[path].same && before[path].content.is_empty(), "{path}: {:?}", before[path]);
-    }
-    assert_eq!((before["data/link"].kind, before["data/link"].target.as_str()), (tar::EntryType::Symlink, "same"));
-    for untold in ["etc/hostname", "etc/hosts", "etc/machine-id", "proc/", "tmp/", "run/", "dev/", "sys/", "usr/"] {
-        assert!(!before.contains_key(untold), "{untold}");
-    }
-    assert!(before.contains_key("data/kept/"));
-
-    // Owners that the host could not give are no changes.
-    let owners = [
-        owner("/data/owned", 33, 44, 0o640),
-        owner("/data/owned-later", 33, 44, 0o640),
-        owner("/data/owned-mapped", 33, 44, 0o640),
-        owner("/data/owned-link", 33, 44, 0o777),
-        owner("/data/suid", 65534, 0, 0o4755),
-        owner("/data/kept", 33, 44, 0o750),
-        owner("/data/not-there", 1, 1, 0o644),
-        owner("/data/link/below", 1, 1, 0o644),
-        owner("/data/folder-link/file", 33, 44, 0o644),
-    ];
-    let channel = parent.open("SetOwners", &pb::SetOwnersRequest { owners: owners[..3].to_vec(), copy_bytes_max: 0 }, false);
-    parent.message(channel, &pb::SetOwnersRequest { owners: owners[3..].to_vec(), ..Default::default() });
-    parent.end(channel);
-    assert_eq!(parent.status(channel).code, "");
-    assert_eq!(
-        parent.shell("stat -c '%n %u:%g %a' /data/owned /data/suid /data/kept /data/owned-link").text(),
-        "/data/owned 33:44 640\n/data/suid 65534:0 4755\n/data/kept 33:44 750\n/data/owned-link 33:44 777\n"
-    );
-    assert_eq!(parent.shell("stat -c %u /data/gone/file").text(), "0\n", "links are not followed");
-    let owned = changes(&mut parent);
-    assert_eq!(not_same(&owned), Vec::<String>::new());
-    assert_eq!((owned["data/owned"].owner, owned["data/kept/"].owner, owned["data/kept/"].mode), ((33, 44), (33, 44), 0o750));
-    let hostile = parent.unary::<pb::SetOwnersReply>(
-        "SetOwners",
-        &pb::SetOwnersRequest { owners: vec![owner("/data/../etc", 1, 1, 0)], ..Default::default() },
-    );
-    assert_eq!(hostile.unwrap_err().code, "invalid_argument");
-
-    let program = format!(
-        "cd /data && echo new > new && chmod 640 new && echo other > content && echo more >> appended && chmod 600 mode && chown 12:13 chowned
-        rm -r gone && mv renamed 'has a new name' && rm -r replaced && mkdir replaced && echo now > replaced/new && mv moved elsewhere
-        ln linked three && echo x > made && ln made made-too && mkdir empty && chmod 711 chmodded && ln -sf other relinked && ln -s x fresh-link
-        : > truncated && touch -d @7 touched && echo more >> owned-later && mkfifo pipe && mkdir -p {long}-folder && echo deep > {long}-folder/{n}
-        python3 -c 'import os, mmap
-os.setxattr(\"xattr\", \"user.colour\", b\"red = blue\"); os.setxattr(\"chmodded\", \"user.of\", b\"folder\")
-for name in (\"mapped\", \"owned-mapped\"):
-    with open(name, \"r+b\") as file, mmap.mmap(file.fileno(), 1) as map: map[0:1] = b\"X\"'",
-        n = "m".repeat(150),
-    );
-    let outcome = parent.shell(&program);
-    assert_eq!(outcome.code(), 0, "{}", String::from_utf8_lossy(&outcome.stderr));
-
+    changed_root::change(&mut parent);
     parent.quiesce(7);
     machines.checkpoint("parent-01", "image");
-    parent.control(FrameType::Resume, &pb::Resume { round: 7 });
+    parent.control(FrameType::Resume, &pb::Resume { round: 7, ..Default::default() });
     let mut child = machines.restore("child-001", "image");
     child.hello("child");
     assert_eq!(child.adopt(&adopt(2)).error, "");
-    let told = changes(&mut parent);
-    assert_eq!(changes(&mut child), told, "a child is told apart from its root as its parent is");
-
-    let changed = not_same(&told);
-    let mut expected: Vec<String> = [
-        "new",
-        "content",
-        "appended",
-        "mapped",
-        "owned-mapped",
-        "mode",
-        "chowned",
-        "has a new name",
-        "replaced/new",
-        "elsewhere/file",
-        "linked",
-        "three",
-        "made",
-        "made-too",
-        "xattr",
-        "touched",
-        "owned-later",
-        "relinked",
-        "fresh-link",
-        "truncated",
-        &format!("{long}-folder/{}", "m".repeat(150)),
-    ]
-    .map(|name| format!("data/{name}"))
-    .into();
-    expected.sort();
-    assert_eq!(changed, expected);
-    let at = |name: &str| &told[&format!("data/{name}")];
-    assert_eq!((at("new").content.as_str(), at("new").mode), ("new\n", 0o640));
-    assert_eq!(at("appended").content, "8\nmore\n");
-    assert_eq!((at("mode").mode, at("mode").content.as_str()), (0o600, "4\n"));
-    assert_eq!((at("chowned").owner, at("chowned").content.as_str()), ((12, 13), "7\n"));
-    assert_eq!(at("has a new name").content, "7\n");
-    assert_eq!((at("mapped").content.as_str(), at("owned-mapped").content.as_str()), ("X\n", "X2\n"));
-    assert_eq!(at("owned-later").content, "11\nmore\n");
-    assert_eq!((at("made").content.as_str(), at("made").kind), ("x\n", tar::EntryType::Regular));
-    assert_eq!((at("made-too").kind, at("made-too").target.as_str()), (tar::EntryType::Link, "data/made"));
-    assert_eq!((at("relinked").target.as_str(), at("fresh-link").target.as_str()), ("other", "x"));
-    assert_eq!(at("xattr").xattrs, [("user.colour".to_owned(), "red = blue".to_owned())]);
-    assert_eq!((at("chmodded/").mode, at("chmodded/").xattrs.len()), (0o711, 1));
-    assert!(told.contains_key("data/empty/") && told.contains_key("data/replaced/"));
-    for gone in ["gone/", "gone/file", "renamed", "replaced/old", "moved/", "pipe", "not-there"] {
-        assert!(!told.contains_key(&format!("data/{gone}")), "{gone}");
-    }
-    for same in ["same", "link", "linked-too", "owned", "owned-link", "suid", &long] {
-        assert!(at(same).same, "{same}: {:?}", at(same));
-    }
+    let told = changed_root::changes(&mut parent);
+    assert_eq!(changed_root::changes(&mut child), told, "a child is told apart from its root as its parent is");
+    changed_root::check(&told);
 }

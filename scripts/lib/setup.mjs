@@ -10,7 +10,7 @@ import { ensureMicrovm } from "./microvm/index.mjs";
 import { answers, cache, capture, pinnedNode, root, SetupError, step } from "./run.mjs";
 import { ensureRunsc } from "./runsc.mjs";
 
-/** @param options - `development`: also what the checks and tests need, about 1.9 GB; what runs Mitos is 0.4 GB */
+/** @param options - `development`: also what the checks and tests need, about 2.5 GB; what runs Mitos is 0.4 GB */
 export async function setup({ development = false } = {}) {
   if (process.platform !== "linux") {
     throw new SetupError(

@@ -1,8 +1,9 @@
 //! What programs have changed in the root file system (docs/link.md): `SetOwners` and `Changes`.
 //!
-//! A root made of layers lies below the memory of its sandbox: what nobody has written is read from the host, and everything else (new, written,
-//! renamed, another owner or mode) from memory. Under gVisor the two have different device numbers, which tells them apart without reading
-//! or remembering a single file. Folders always have that of the whole, so each is told with what it is now.
+//! A root made of layers lies below what its sandbox writes: what nobody has written is read from the layers, and everything else (new, written,
+//! renamed, another owner or mode) from above them. Which of the two it is can be told without reading or remembering a single file: under
+//! gVisor they have different device numbers; Linux's overlayfs keeps those of a file that it copies up, but there we hold the folder that it
+//! copies to. Folders can be in both, so each is told with what it is now.
 //!
 //! Programs may run meanwhile and swap a directory for a symbolic link, so this walks by directory handles and never follows a link.
 
@@ -11,7 +12,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -42,14 +43,27 @@ const XATTR_BYTES_MAX: usize = 1 << 20;
 const NAME_BYTES_MAX: usize = 100;
 const OWNERS_MAX: usize = 1 << 22;
 
-/// The device number of files that come from below, as it was before any program could run. Kept in the memory of this process, as the numbers
-/// are kept in a saved machine.
-static LOWER_DEVICE: OnceLock<u64> = OnceLock::new();
+/// The number of a descriptor that the agent is started with: the folder to which an overlayfs that is its root writes.
+pub const WRITTEN_FD_VARIABLE: &str = "MITOS_WRITTEN_FD";
+
+/// How files that come from below are known. Kept in the memory of this process, as it was before any program could run.
+enum Lower {
+    /// By their device number, which a saved machine keeps.
+    Device(u64),
+    /// There is nothing of their name in this folder.
+    Unwritten(File),
+}
+
+static LOWER: OnceLock<Lower> = OnceLock::new();
 
 /// Once, before any program can run.
-pub fn remember_lower_device() {
-    if let Ok(own) = std::fs::metadata("/proc/self/exe") {
-        let _ = LOWER_DEVICE.set(own.dev());
+pub fn remember_lower_files() {
+    let written = std::env::var(WRITTEN_FD_VARIABLE).ok().and_then(|text| text.parse::<i32>().ok());
+    if let Some(number) = written.filter(|number| *number > 2) {
+        // SAFETY: boot has left it open for us, and nobody else knows of it.
+        let _ = LOWER.set(Lower::Unwritten(unsafe { File::from_raw_fd(number) }));
+    } else if let Ok(own) = std::fs::metadata("/proc/self/exe") {
+        let _ = LOWER.set(Lower::Device(own.dev()));
     }
 }
 
@@ -223,8 +237,15 @@ pub async fn changes(first: Bytes, call: Call) -> Result<(), Status> {
     let (sender, mut chunks) = mpsc::channel(4);
     let task = tokio::task::spawn_blocking(move || {
         let _permit = permit;
-        let lower = lower_device(Path::new("/"))?;
-        Walk::new(Path::new("/"), &|found| found.st_dev == lower, Chunks { sender })?.run()
+        let (root, out) = (Path::new("/"), Chunks { sender });
+        match LOWER.get() {
+            Some(Lower::Unwritten(written)) => Walk::new(root, Below::Unwritten, Some(handle(written)?), out)?.run(),
+            Some(Lower::Device(lower)) => {
+                check_device(root, *lower)?;
+                Walk::new(root, Below::Found(&|found| found.st_dev == *lower), None, out)?.run()
+            }
+            None => Err(cannot_tell()),
+        }
     });
     // Leaving early drops `chunks`, which ends the helper at its next write.
     while let Some(data) = chunks.recv().await {
@@ -234,16 +255,21 @@ pub async fn changes(first: Bytes, call: Call) -> Result<(), Status> {
     reply(&call, &sandbox::Chunk { data: Bytes::new(), eof: true }).await
 }
 
-/// The device number of unchanged files, if it says what it must: a new file has another.
-fn lower_device(root: &Path) -> Result<u64, Status> {
+fn handle(folder: &File) -> Result<File, Status> {
+    folder.try_clone().map_err(|error| status("/", &error))
+}
+
+/// The device number of unchanged files must say what it is to say: a new file has another.
+fn check_device(root: &Path, lower: u64) -> Result<(), Status> {
     let probe = root.join(format!(".mitos-{}", std::process::id()));
     let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&probe).and_then(|file| file.metadata());
     let _ = std::fs::remove_file(&probe);
     let upper = made.map_err(|error| status("/", &error))?.dev();
-    match LOWER_DEVICE.get() {
-        Some(lower) if *lower != upper => Ok(*lower),
-        _ => Err(Status::new("failed_precondition", "the root of this sandbox does not tell changed files from others")),
-    }
+    if lower == upper { Err(cannot_tell()) } else { Ok(()) }
+}
+
+fn cannot_tell() -> Status {
+    Status::new("failed_precondition", "the root of this sandbox does not tell changed files from others")
 }
 
 struct Chunks {
@@ -262,15 +288,24 @@ impl Write for Chunks {
     }
 }
 
+/// How a walk knows what is as the layers have it.
+#[derive(Clone, Copy)]
+enum Below<'a> {
+    Found(&'a dyn Fn(&FileStat) -> bool),
+    /// `Level::written` has nothing of its name.
+    Unwritten,
+}
+
 /// A folder that is being walked.
 struct Level {
     folder: File,
+    /// The same in what was written, if it is there.
+    written: Option<File>,
     names: vec::IntoIter<OsString>,
 }
 
 struct Walk<'a, W: Write> {
-    /// Whether a file that is not a folder is as the layers have it.
-    is_lower: &'a dyn Fn(&FileStat) -> bool,
+    below: Below<'a>,
     out: Builder<BufWriter<W>>,
     levels: Vec<Level>,
     /// Of the innermost level, relative to the root.
@@ -281,15 +316,15 @@ struct Walk<'a, W: Write> {
 }
 
 impl<'a, W: Write> Walk<'a, W> {
-    fn new(root: &Path, is_lower: &'a dyn Fn(&FileStat) -> bool, out: W) -> Result<Self, Status> {
+    fn new(root: &Path, below: Below<'a>, written: Option<File>, out: W) -> Result<Self, Status> {
         let failed = |error: io::Error| status("/", &error);
         let folder = open_root(root).map_err(failed)?;
         let device = folder.metadata().map_err(failed)?.dev();
         let names = names_in(&folder).map_err(failed)?;
         Ok(Self {
-            is_lower,
+            below,
             out: Builder::new(BufWriter::with_capacity(CHUNK_BYTES, out)),
-            levels: vec![Level { folder, names }],
+            levels: vec![Level { folder, written, names }],
             path: PathBuf::new(),
             device,
             told: HashMap::new(),
@@ -321,7 +356,7 @@ impl<'a, W: Write> Walk<'a, W> {
 
     /// Nothing of an entry is written before it is certain that all of it can be.
     fn entry(&mut self, name: &OsStr, path: &Path) -> io::Result<()> {
-        let Some(Level { folder, .. }) = self.levels.last() else { return Ok(()) };
+        let Some(Level { folder, written, .. }) = self.levels.last() else { return Ok(()) };
         let found = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         match kind(&found) {
             SFlag::S_IFDIR => {
@@ -333,20 +368,26 @@ impl<'a, W: Write> Walk<'a, W> {
                 if self.levels.len() >= DEPTH_MAX {
                     return Err(io::Error::new(ErrorKind::QuotaExceeded, format!("it lies deeper than {DEPTH_MAX} folders")));
                 }
+                let written = match written.as_ref().map(|written| open_directory(written, name)) {
+                    Some(Ok(written)) => Some(File::from(written)),
+                    // Something that is no folder was, and is removed: nothing of this one was written yet.
+                    Some(Err(nix::Error::ENOENT | nix::Error::ENOTDIR | nix::Error::ELOOP)) | None => None,
+                    Some(Err(error)) => return Err(error.into()),
+                };
                 let names = names_in(&folder)?;
                 let mut records = Records::default();
                 records.xattrs(&folder)?;
                 self.write(EntryType::Directory, path, &found, None, records, io::empty())?;
-                self.levels.push(Level { folder, names });
+                self.levels.push(Level { folder, written, names });
                 self.path = path.to_owned();
                 Ok(())
             }
-            SFlag::S_IFREG if self.is_same(folder, name, path, &found) => {
+            SFlag::S_IFREG if self.is_same(name, path, &found)? => {
                 self.write(EntryType::Regular, path, &found, None, Records::same(), io::empty())
             }
             SFlag::S_IFLNK => {
                 let target = readlinkat(folder, name)?;
-                let records = if self.is_same(folder, name, path, &found) { Records::same() } else { Records::default() };
+                let records = if self.is_same(name, path, &found)? { Records::same() } else { Records::default() };
                 self.write(EntryType::Symlink, path, &found, Some(Path::new(&target)), records, io::empty())
             }
             SFlag::S_IFREG => {
@@ -375,9 +416,18 @@ impl<'a, W: Write> Walk<'a, W> {
         self.write(EntryType::Regular, path, found, None, records, file)
     }
 
-    fn is_same(&self, folder: &File, name: &OsStr, path: &Path, found: &FileStat) -> bool {
+    fn is_same(&self, name: &OsStr, path: &Path, found: &FileStat) -> io::Result<bool> {
+        let Some(Level { folder, written, .. }) = self.levels.last() else { return Ok(false) };
+        let is_lower = match self.below {
+            Below::Found(is_lower) => is_lower(found),
+            Below::Unwritten => match written.as_ref().map(|written| fstatat(written, name, AtFlags::AT_SYMLINK_NOFOLLOW)) {
+                Some(Ok(_)) => false,
+                Some(Err(nix::Error::ENOENT)) | None => true,
+                Some(Err(error)) => return Err(error.into()),
+            },
+        };
         let stamp = || owned().get(path).copied();
-        (self.is_lower)(found) || stamp().is_some_and(|stamp| stamp.still_holds(folder, name, found))
+        Ok(is_lower || stamp().is_some_and(|stamp| stamp.still_holds(folder, name, found)))
     }
 
     fn write(
@@ -507,7 +557,7 @@ mod tests {
 
     fn told(root: &Path, is_lower: &dyn Fn(&FileStat) -> bool) -> Vec<(String, EntryType, String)> {
         let mut bytes = Vec::new();
-        Walk::new(root, is_lower, &mut bytes).unwrap().run().unwrap();
+        Walk::new(root, Below::Found(is_lower), None, &mut bytes).unwrap().run().unwrap();
         let mut archive = tar::Archive::new(&bytes[..]);
         let entries = archive.entries().unwrap().map(|entry| {
             let mut entry = entry.unwrap();
@@ -574,7 +624,7 @@ mod tests {
             nix::sys::stat::mkdirat(&folder, "d", Mode::S_IRWXU).unwrap();
             folder = File::from(open_directory(&folder, OsStr::new("d")).unwrap());
         }
-        let refused = Walk::new(&root.0, &|_| false, io::sink()).unwrap().run().unwrap_err();
+        let refused = Walk::new(&root.0, Below::Found(&|_| false), None, io::sink()).unwrap().run().unwrap_err();
         assert_eq!(refused.code, "resource_exhausted");
     }
 

@@ -114,8 +114,10 @@ const ENTROPY_BYTES: usize = 32;
 const HOST_NAME_BYTES_MAX: usize = 64;
 const USER_BYTES_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 4096;
-/// Smaller differences are how long ADOPT was on its way.
-const CLOCK_DRIFT_MAX_NANOS: i128 = 500_000_000;
+/// A clock that is behind by more than the host's is exact is wrong: what it is told was true when it was sent.
+const CLOCK_BEHIND_MAX_NANOS: i128 = 2_000_000;
+/// One that is ahead by less may be right: that is how long the message was on its way.
+const CLOCK_AHEAD_MAX_NANOS: i128 = 500_000_000;
 
 /// Renews everything. With `error` set the identity is half renewed and the machine must not be served.
 pub async fn adopt(request: pb::Adopt) -> pb::Adopted {
@@ -238,11 +240,13 @@ fn renew_entropy(entropy: &[u8]) -> Result<bool, String> {
     Ok(credited)
 }
 
-/// Steps the clock when it is off. A kernel that does not let us (gVisor) takes its clock from the host, where it is right.
-fn step_clock(wanted_unix_nanos: i64) -> i64 {
+/// Steps the wall clock when it is off, and says by how much: the clock of a virtual machine stands still while that does. A kernel that does
+/// not let us (gVisor) takes its clock from the host, where it is right. 0 = the host did not say.
+pub fn step_clock(wanted_unix_nanos: i64) -> i64 {
     let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else { return 0 };
     let drift = i128::from(wanted_unix_nanos) - now.as_nanos() as i128;
-    if wanted_unix_nanos <= 0 || drift.abs() <= CLOCK_DRIFT_MAX_NANOS || test_root().is_some() {
+    let is_right = (-CLOCK_AHEAD_MAX_NANOS..=CLOCK_BEHIND_MAX_NANOS).contains(&drift);
+    if wanted_unix_nanos <= 0 || is_right || test_root().is_some() {
         return 0;
     }
     let wanted = libc::timespec { tv_sec: wanted_unix_nanos / 1_000_000_000, tv_nsec: wanted_unix_nanos % 1_000_000_000 };

@@ -5,12 +5,14 @@
 
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 use tokio::sync::mpsc;
 
+use super::connection::Connection;
 use crate::proto::guest::v1::Hello;
 use crate::wire::{FrameType, HEADER_BYTES, Header, HeaderError};
 
@@ -40,26 +42,36 @@ pub struct Outgoing {
     pub payload: Bytes,
 }
 
-/// Starts both threads on the descriptors (which stay open for ever).
-pub fn start(input: RawFd, output: RawFd) -> io::Result<(mpsc::Receiver<Received>, mpsc::Sender<Outgoing>)> {
+/// Starts both threads on the descriptors (which stay open for ever, whatever `connection` puts behind them).
+pub fn start(input: RawFd, output: RawFd, connection: Arc<Connection>) -> io::Result<(mpsc::Receiver<Received>, mpsc::Sender<Outgoing>)> {
     let (received_sender, received) = mpsc::channel(RECEIVED_FRAMES_MAX);
     let (outgoing, outgoing_receiver) = mpsc::channel(OUTGOING_FRAMES_MAX);
     let small_stack = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
-    small_stack("link-read").spawn(move || read_frames(input, &received_sender))?;
-    small_stack("link-write").spawn(move || write_frames(output, outgoing_receiver))?;
+    let same = connection.clone();
+    small_stack("link-read").spawn(move || read_frames(input, &same, &received_sender))?;
+    small_stack("link-write").spawn(move || write_frames(output, &connection, outgoing_receiver))?;
     Ok((received, outgoing))
 }
 
-fn read_frames(fd: RawFd, received: &mpsc::Sender<Received>) {
+fn read_frames(fd: RawFd, connection: &Connection, received: &mpsc::Sender<Received>) {
     set_nonblocking(fd);
     let mut frames = FrameReader::default();
     let mut buffer = vec![0; READ_BYTES];
     let mut pause = PAUSE_MIN;
     let mut lost = false;
+    let mut known = 0;
     loop {
         wait(fd, libc::POLLIN);
         // SAFETY: reads at most the buffer's length into it.
-        let count = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+        let read = || unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+        let Some(count) = connection.during(&mut known, read) else {
+            (pause, lost) = (PAUSE_MIN, false);
+            frames = FrameReader::default();
+            if received.blocking_send(Received::Lost).is_err() {
+                return;
+            }
+            continue;
+        };
         if count > 0 {
             (pause, lost) = (PAUSE_MIN, false);
             frames.push(&buffer[..count as usize]);
@@ -79,15 +91,16 @@ fn read_frames(fd: RawFd, received: &mpsc::Sender<Received>) {
             }
         }
         // Also for EAGAIN: poll answers at once for as long as the other end has hung up.
-        std::thread::sleep(pause);
+        connection.pause(known, pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-fn write_frames(fd: RawFd, mut outgoing: mpsc::Receiver<Outgoing>) {
+fn write_frames(fd: RawFd, connection: &Connection, mut outgoing: mpsc::Receiver<Outgoing>) {
     set_nonblocking(fd);
     let mut batch = Vec::with_capacity(WRITE_BATCH_BYTES);
     let mut ends = Vec::new();
+    let mut known = 0;
     while let Some(first) = outgoing.blocking_recv() {
         batch.clear();
         ends.clear();
@@ -99,18 +112,23 @@ fn write_frames(fd: RawFd, mut outgoing: mpsc::Receiver<Outgoing>) {
             ends.push(batch.len());
             next = if batch.len() < WRITE_BATCH_BYTES / 2 { outgoing.try_recv().ok() } else { None };
         }
-        write_all(fd, &batch, &ends);
+        write_all(fd, connection, &mut known, &batch, &ends);
     }
 }
 
 /// Writes whole frames. When the link breaks in mid-frame, the frame is written again from its start once there is a link: the new other
 /// end reads from a frame boundary and ignores what is not for it.
-fn write_all(fd: RawFd, batch: &[u8], ends: &[usize]) {
+fn write_all(fd: RawFd, connection: &Connection, known: &mut u64, batch: &[u8], ends: &[usize]) {
+    let whole = |written: usize| ends.iter().copied().take_while(|end| *end <= written).last().unwrap_or(0);
     let mut written = 0;
     let mut pause = PAUSE_MIN;
     while written < batch.len() {
         // SAFETY: writes from within the slice.
-        let count = unsafe { libc::write(fd, batch[written..].as_ptr().cast(), batch.len() - written) };
+        let write = || unsafe { libc::write(fd, batch[written..].as_ptr().cast(), batch.len() - written) };
+        let Some(count) = connection.during(known, write) else {
+            (written, pause) = (whole(written), PAUSE_MIN);
+            continue;
+        };
         if count >= 0 {
             written += count as usize;
             pause = PAUSE_MIN;
@@ -123,9 +141,9 @@ fn write_all(fd: RawFd, batch: &[u8], ends: &[usize]) {
                     continue;
                 }
             }
-            _ => written = ends.iter().copied().take_while(|end| *end <= written).last().unwrap_or(0),
+            _ => written = whole(written),
         }
-        std::thread::sleep(pause);
+        connection.pause(*known, pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }

@@ -4,6 +4,7 @@ pub mod archive;
 pub mod call;
 mod changes;
 mod channel;
+mod connection;
 mod contexts;
 mod dispatch;
 mod egress;
@@ -33,10 +34,13 @@ pub mod watch;
 
 use std::process::ExitCode;
 
+pub use changes::WRITTEN_FD_VARIABLE;
+pub use connection::PORT_VARIABLE as LINK_PORT_VARIABLE;
+
 /// Runs until the machine ends.
 pub fn main() -> ExitCode {
     init::run();
-    changes::remember_lower_device();
+    changes::remember_lower_files();
     // One thread suffices: the work is done by the kernel and by programs. What could block has threads of its own.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -55,7 +59,8 @@ pub fn main() -> ExitCode {
 }
 
 async fn serve() -> std::io::Result<()> {
-    let (received, outgoing) = link::start(libc::STDIN_FILENO, libc::STDOUT_FILENO)?;
+    let connection = connection::open([libc::STDIN_FILENO, libc::STDOUT_FILENO])?;
+    let (received, outgoing) = link::start(libc::STDIN_FILENO, libc::STDOUT_FILENO, connection)?;
     let (link, session) =
         session::start(received, outgoing, |method, first, call| Box::pin(async move { dispatch::dispatch(&method, first, call).await }));
     tokio::spawn(socket::run(link.clone()));

@@ -405,9 +405,10 @@ impl Session {
                 Ok(())
             }
             FrameType::Resume => {
-                let pb::Resume { round } = decode(payload)?;
+                let pb::Resume { round, wall_clock_unix_nanos } = decode(payload)?;
                 if self.phase == (Phase::Quiesced { round }) {
                     self.phase = Phase::Serving;
+                    identity::step_clock(wall_clock_unix_nanos);
                     programs::thaw();
                     self.link.shared.gate.send_replace(Gate::Open);
                 }

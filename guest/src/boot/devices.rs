@@ -1,37 +1,38 @@
-//! The console and the link, as stdio.
+//! The devices of programs: those of an ordinary container, and no other. The agent adds terminals and shared memory.
 
-use std::fs::{self, OpenOptions};
-use std::os::fd::AsFd;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::fs;
+use std::os::unix::fs::symlink;
 
-use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// The name that the host gives the port.
-const LINK_PORT: &str = "mitos.link";
-/// Ports announce themselves after their driver is loaded.
-const PORT_TIMEOUT: Duration = Duration::from_secs(20);
-const PORT_PAUSE: Duration = Duration::from_millis(1);
+/// A place that is empty before there are programs.
+const NEW: &str = "/run/mitos-dev";
+const NODES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+const LINKS: [(&str, &str); 5] = [
+    ("ptmx", "pts/ptmx"),
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+];
 
-pub fn open_console_and_link() -> Result<(), String> {
-    let console = OpenOptions::new().write(true).open("/dev/console").map_err(|error| format!("open the console: {error}"))?;
-    dup2_stderr(console.as_fd()).map_err(|error| format!("keep the console: {error}"))?;
-    let until = Instant::now() + PORT_TIMEOUT;
-    let port = loop {
-        if let Some(port) = find_port() {
-            break port;
-        }
-        if Instant::now() >= until {
-            return Err(format!("there is no port named {LINK_PORT}"));
-        }
-        std::thread::sleep(PORT_PAUSE);
-    };
-    let link = OpenOptions::new().read(true).write(true).open(&port).map_err(|error| format!("open {}: {error}", port.display()))?;
-    dup2_stdin(link.as_fd()).and_then(|()| dup2_stdout(link.as_fd())).map_err(|error| format!("keep the link: {error}"))
-}
-
-fn find_port() -> Option<PathBuf> {
-    let ports = fs::read_dir("/sys/class/virtio-ports").ok()?;
-    let port = ports.flatten().find(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|name| name.trim_end() == LINK_PORT))?;
-    Some(PathBuf::from("/dev").join(port.file_name()))
+/// Puts a folder with these alone in place of the kernel's, which has the disks, the console and the link as well. Each is a mount of its
+/// own, so that a node that root makes there, or anywhere else, is of no use.
+pub fn narrow() -> Result<(), String> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what} the devices of programs: {error}");
+    fs::create_dir_all(NEW).map_err(|error| failed("prepare", &error))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), NEW, Some("tmpfs"), flags, Some("mode=0755,size=64k")).map_err(|error| failed("mount", &error))?;
+    for name in NODES {
+        let node = format!("{NEW}/{name}");
+        fs::write(&node, "").map_err(|error| failed("prepare", &error))?;
+        mount(Some(format!("/dev/{name}").as_str()), node.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|error| failed("mount", &error))?;
+    }
+    for (name, target) in LINKS {
+        symlink(target, format!("{NEW}/{name}")).map_err(|error| failed("link", &error))?;
+    }
+    umount2("/dev", MntFlags::MNT_DETACH).map_err(|error| failed("unmount", &error))?;
+    mount(Some(NEW), "/dev", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(|error| failed("move", &error))?;
+    fs::remove_dir(NEW).map_err(|error| failed("clear up after", &error))
 }

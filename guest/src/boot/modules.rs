@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 
-/// Loads those that `dir/order` names, one a line, each after what it needs. A folder that is not there is a kernel with everything built in.
+/// Loads those that `dir/order` names, one a line, each after what it needs, and gives the memory of their files back. A folder that is not there is a kernel with everything built in.
 pub fn load_all(dir: &Path) -> Result<(), String> {
     let order = match fs::read_to_string(dir.join("order")) {
         Ok(text) => text,
@@ -20,5 +20,5 @@ pub fn load_all(dir: &Path) -> Result<(), String> {
             Err(error) => return Err(format!("load module {name}: {error}")),
         }
     }
-    Ok(())
+    fs::remove_dir_all(dir).map_err(|error| format!("remove the modules' files: {error}"))
 }

@@ -1,6 +1,6 @@
 //! The root file system: the template's read-only image, and what the machine writes over it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
@@ -17,23 +17,25 @@ const ROOT: &str = "/root";
 /// Names a block device with what is written; without it, that lies in the machine's memory.
 const DISK_PARAMETER: &str = "mitos.disk=";
 
-/// Mounts it and makes it this process's root, as whoever starts an operating system does.
-pub fn enter() -> Result<(), String> {
+/// Mounts it and makes it this process's root, as whoever starts an operating system does. What comes back is the folder of what is written,
+/// which no path leads to from there.
+pub fn enter() -> Result<File, String> {
     for dir in [IMAGE, WRITTEN, ROOT] {
         fs::create_dir_all(dir).map_err(|error| format!("make {dir}: {error}"))?;
     }
     mounted("/dev/vda", IMAGE, "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV, None)?;
-    let parameters = fs::read_to_string("/proc/cmdline").map_err(|error| format!("read the kernel's command line: {error}"))?;
-    match parameters.split_ascii_whitespace().find_map(|word| word.strip_prefix(DISK_PARAMETER)) {
-        Some(device) => mounted(device, WRITTEN, "ext4", MsFlags::MS_NOATIME | MsFlags::MS_NODEV, Some("discard"))?,
+    match super::parameter(DISK_PARAMETER)? {
+        Some(device) => mounted(&device, WRITTEN, "ext4", MsFlags::MS_NOATIME | MsFlags::MS_NODEV, Some("discard"))?,
         None => mounted("tmpfs", WRITTEN, "tmpfs", MsFlags::MS_NODEV, Some("mode=0755,size=100%"))?,
     }
     let (data, work) = (format!("{WRITTEN}/data"), format!("{WRITTEN}/work"));
     for dir in [&data, &work] {
         fs::create_dir_all(dir).map_err(|error| format!("make {dir}: {error}"))?;
     }
-    // Without xino a file that nobody has changed has another device number than one that was written: the agent tells them apart by it.
-    let options = format!("lowerdir={OWN_UPPER}:{IMAGE}:{OWN_LOWER},upperdir={data},workdir={work},xino=off,metacopy=off");
+    // The agent tells what was changed by what is in `data`: so each file there is whole, and lies where programs see it.
+    let options =
+        format!("lowerdir={OWN_UPPER}:{IMAGE}:{OWN_LOWER},upperdir={data},workdir={work},xino=off,metacopy=off,redirect_dir=off,index=off");
+    let written = File::open(&data).map_err(|error| format!("open {data}: {error}"))?;
     mounted("overlay", ROOT, "overlay", MsFlags::MS_NODEV, Some(&options))?;
     for dir in ["dev", "proc", "sys"] {
         let target = format!("{ROOT}/{dir}");
@@ -44,7 +46,8 @@ pub fn enter() -> Result<(), String> {
     let failed = |error: nix::Error| format!("enter the root: {error}");
     chdir(ROOT).map_err(failed)?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed)?;
-    chroot(".").and_then(|()| chdir("/")).map_err(failed)
+    chroot(".").and_then(|()| chdir("/")).map_err(failed)?;
+    Ok(written)
 }
 
 fn mounted(source: &str, target: &str, kind: &str, flags: MsFlags, options: Option<&str>) -> Result<(), String> {

@@ -80,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_spare_copy_lies_above_the_numbers_given_out_and_ends_at_the_exec() {
-        let spare = move_up(&open_null().unwrap()).unwrap();
+        let spare = move_up(open_null().unwrap()).unwrap();
         assert!(spare.as_raw_fd() >= SPARE);
         let flags = fcntl(&spare, FcntlArg::F_GETFD).unwrap();
         assert!(FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC));

@@ -28,7 +28,8 @@ const XATTR_HEADER_BYTES: usize = 12;
 /// An inode tells the length of its attributes in words, from 16 bits, and one more for the header.
 const XATTRS_BYTES_MAX: usize = XATTR_HEADER_BYTES + (u16::MAX as usize - 1) * 4;
 /// Of the kernel's prefixes those that a layer keeps.
-const XATTR_PREFIXES: [(&[u8], u8); 2] = [(b"user.", 1), (b"security.", 6)];
+const XATTR_PREFIXES: [(&[u8], u8); 2] = [(b"user.", USER_PREFIX), (b"security.", 6)];
+const USER_PREFIX: u8 = 1;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -104,12 +105,16 @@ pub fn inode(of: &Inode<'_>) -> [u8; INODE_BYTES] {
 
 /// Attributes as they follow an inode; empty when there are none. One that has no place in this format is left out, as where a merge sets it on
 /// a file system that does not take it: a value of 65,536 bytes, or what is more than 256 KiB for one file.
-pub fn xattrs(meta: &Meta) -> Vec<u8> {
+pub fn xattrs(kind: Kind, meta: &Meta) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (Bytes(name), Bytes(value)) in &meta.xattrs {
         let Some((name, prefix)) = XATTR_PREFIXES.iter().find_map(|(text, number)| Some((name.strip_prefix(*text)?, *number))) else {
             continue;
         };
+        // The kernel would tell their names and refuse their values.
+        if kind == Kind::Symlink && prefix == USER_PREFIX {
+            continue;
+        }
         let (Ok(name_length), Ok(value_length)) = (u8::try_from(name.len()), u16::try_from(value.len())) else { continue };
         let length = (4 + name.len() + value.len()).next_multiple_of(4);
         let start = if bytes.is_empty() { XATTR_HEADER_BYTES } else { bytes.len() };

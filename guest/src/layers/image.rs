@@ -2,7 +2,7 @@
 
 use super::erofs::{self, BLOCK, Superblock};
 use super::failure::{Failure, Reason, Result};
-use super::image_plan::{Inode, Plan};
+use super::image_plan::{Inode, Plan, kind_of};
 use super::index::{self, Index, Meta};
 use super::merge::{Layer, stack};
 use super::place::{self, Place};
@@ -87,13 +87,9 @@ struct Writing<'a> {
 impl Writing<'_> {
     fn inode(&mut self, inode: &Inode) -> Result<()> {
         let node = self.tree.node(inode.node);
-        let kind = match &node.kind {
-            Kind::Folder => erofs::Kind::Folder,
-            Kind::Symlink(_) => erofs::Kind::Symlink,
-            _ => erofs::Kind::File,
-        };
+        let kind = kind_of(&node.kind);
         let meta = node.meta.as_deref().cloned().unwrap_or_else(Meta::of_missing_folder);
-        let xattrs = erofs::xattrs(&meta);
+        let xattrs = erofs::xattrs(kind, &meta);
         let header = erofs::inode(&erofs::Inode {
             kind,
             meta: &meta,

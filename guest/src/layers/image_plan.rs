@@ -113,7 +113,7 @@ impl Planning<'_> {
             // Looked up when its layer was put on top.
             Kind::LowerLink(_) => return Err(Failure::corrupt("a hard link to a file that no layer has")),
         };
-        let own = INODE_BYTES + of.meta.as_ref().map_or(0, |meta| erofs::xattrs(meta).len());
+        let own = INODE_BYTES + of.meta.as_ref().map_or(0, |meta| erofs::xattrs(kind_of(&of.kind), meta).len());
         let tail = (size % BLOCK as u64) as usize;
         // The kernel wants the tail in one block; so it lies in one with its inode.
         let inline = tail > 0 && own + tail <= BLOCK;
@@ -124,15 +124,16 @@ impl Planning<'_> {
     }
 }
 
+pub fn kind_of(kind: &Kind) -> erofs::Kind {
+    match kind {
+        Kind::Folder => erofs::Kind::Folder,
+        Kind::Symlink(_) => erofs::Kind::Symlink,
+        Kind::File(_) | Kind::LowerLink(_) => erofs::Kind::File,
+    }
+}
+
 fn entries<'a>(tree: &'a Tree, folder: Id, parent: Id, numbers: &[u64]) -> Vec<Entry<'a>> {
-    let entry = |name: &'a [u8], id: Id| {
-        let kind = match tree.node(id).kind {
-            Kind::Folder => erofs::Kind::Folder,
-            Kind::Symlink(_) => erofs::Kind::Symlink,
-            Kind::File(_) | Kind::LowerLink(_) => erofs::Kind::File,
-        };
-        Entry { name, inode: numbers[id], kind }
-    };
+    let entry = |name: &'a [u8], id: Id| Entry { name, inode: numbers[id], kind: kind_of(&tree.node(id).kind) };
     let children = tree.node(folder).children.iter().map(|(Bytes(name), &id)| entry(name, id));
     let mut all: Vec<Entry<'a>> = [entry(b".", folder), entry(b"..", parent)].into_iter().chain(children).collect();
     // Some names are before these two.

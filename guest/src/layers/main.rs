@@ -187,6 +187,8 @@ fn image(options: &Options) -> Result<String> {
     let layers = options.layers.iter().map(|dir| open_layer(dir)).collect::<Result<Vec<_>>>()?;
     let (parent, partial) = beside(&options.out, &format!(".partial-{}", std::process::id()))?;
     let name = options.out.file_name().unwrap_or_default();
+    // Of a process that was killed and had the same number.
+    let _ = unlinkat(&parent, partial.as_path(), UnlinkatFlags::NoRemoveDir);
     let confined_to = layers[0].tree.try_clone().map_err(|error| Failure::system("open a layer", error))?;
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let out = openat(&parent, partial.as_path(), flags, Mode::S_IRUSR | Mode::S_IWUSR)

@@ -524,7 +524,7 @@ impl Keeper {
             Request::Meter { shared } => {
                 self.require_machine("meter")?;
                 let usage = self.meter();
-                let shared_bytes = shared.then(|| meter::shared_bytes(&self.machine_processes()));
+                let shared_bytes = shared.then(|| meter::shared_bytes(&self.machine_processes(), self.vmm.is_some()));
                 return Ok(Some(Reply::Metered { ok: true, memory_bytes: usage.memory_bytes, shared_bytes, cpu_ms: usage.cpu_ms }));
             }
             Request::Vmm { steps, timeout_ms } => {
@@ -588,7 +588,7 @@ impl Keeper {
         if self.machine.is_none() {
             return meter::Usage::default();
         }
-        let mut usage = meter::usage(&self.machine_processes());
+        let mut usage = meter::usage(&self.machine_processes(), self.vmm.is_some());
         // Processes that ended between two looks must not turn the clock back.
         self.cpu_ms = self.cpu_ms.max(usage.cpu_ms);
         usage.cpu_ms = self.cpu_ms;

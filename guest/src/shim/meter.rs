@@ -2,6 +2,9 @@
 //!
 //! A sandbox's memory is a memfd that several processes map, so `smaps` of any one of them counts too little or too much: the blocks of each
 //! memfd are counted once, and of every process only what is anonymous. Shared anonymous pages are counted by share.
+//!
+//! A virtual machine's memory is a file. What it has changed of a base is anonymous; of a file that it writes to (a machine that was booted) every page
+//! is its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -51,7 +54,8 @@ fn children_by_scan(parent: i32) -> Vec<i32> {
 }
 
 /// What `machine` (processes of the sandbox) and the shim itself use. Processes that end meanwhile count as nothing.
-pub fn usage(machine: &[i32]) -> Usage {
+/// `virtual_machine`: files that they map to write to are its memory.
+pub fn usage(machine: &[i32], virtual_machine: bool) -> Usage {
     let ticks_per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100) as u64;
     let mut memfds = BTreeSet::new();
     let mut usage = Usage::default();
@@ -70,6 +74,9 @@ pub fn usage(machine: &[i32]) -> Usage {
             }
         }
     }
+    if virtual_machine {
+        usage.memory_bytes += file_bytes(machine, Pages::Written);
+    }
     for pid in machine {
         ticks += stat(*pid).map_or(0, |stat| stat.ticks);
     }
@@ -80,11 +87,27 @@ pub fn usage(machine: &[i32]) -> Usage {
 /// The pages of host files (programs and libraries, also those that the guest runs) that `machine` and the shim itself have mapped. They lie in
 /// the page cache once, however many machines map them. The processes of one machine map mostly the same pages of a file, so of each file the
 /// process that maps the most of it counts: never too much. What a process has changed of a file's pages is its private memory.
-pub fn shared_bytes(machine: &[i32]) -> u64 {
+pub fn shared_bytes(machine: &[i32], virtual_machine: bool) -> u64 {
+    let own = [std::process::id() as i32];
+    file_bytes(&[machine, &own].concat(), if virtual_machine { Pages::UnchangedOfOthers } else { Pages::Unchanged })
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pages {
+    /// As they are in the file.
+    Unchanged,
+    /// The same without files that are mapped to write to.
+    UnchangedOfOthers,
+    /// Those of files that are mapped to write to.
+    Written,
+}
+
+/// Of each file the process counts that maps the most of it.
+fn file_bytes(processes: &[i32], pages: Pages) -> u64 {
     let mut files: BTreeMap<String, u64> = BTreeMap::new();
-    for pid in machine.iter().copied().chain([std::process::id() as i32]) {
+    for pid in processes {
         let Ok(smaps) = fs::read_to_string(format!("/proc/{pid}/smaps")) else { continue };
-        for (file, bytes) in file_pages(&smaps) {
+        for (file, bytes) in file_pages(&smaps, pages) {
             let largest = files.entry(file).or_default();
             *largest = bytes.max(*largest);
         }
@@ -93,7 +116,7 @@ pub fn shared_bytes(machine: &[i32]) -> u64 {
 }
 
 /// Device and inode of each file that one process maps, with the bytes of it that are in memory and unchanged.
-fn file_pages(smaps: &str) -> BTreeMap<String, u64> {
+fn file_pages(smaps: &str, pages: Pages) -> BTreeMap<String, u64> {
     let mut files: BTreeMap<String, u64> = BTreeMap::new();
     let mut file = None;
     for line in smaps.lines() {
@@ -106,8 +129,13 @@ fn file_pages(smaps: &str) -> BTreeMap<String, u64> {
             // `address permissions offset device inode path`; inode 0 is anonymous memory, and a memfd is the machine's own.
             _ => {
                 let (device, inode, path) = (words.nth(1), words.next(), words.next().unwrap_or_default());
+                // `second` are the permissions, as in `rw-s`: written to, and not to pages of its own.
+                let written = second.starts_with("rw") && second.ends_with('s');
+                let wanted = pages == Pages::Unchanged || written == (pages == Pages::Written);
                 file = match (device, inode) {
-                    (Some(device), Some(inode)) if inode != "0" && !path.starts_with("/memfd:") => Some(format!("{device} {inode}")),
+                    (Some(device), Some(inode)) if wanted && inode != "0" && !path.starts_with("/memfd:") => {
+                        Some(format!("{device} {inode}"))
+                    }
                     _ => None,
                 };
                 continue;
@@ -160,9 +188,13 @@ mod tests {
             mapping("7f0000200000-7f0000300000 rw-p 00000000 00:00 0 [heap]", 500, 500),
             mapping("7f0000300000-7f0000400000 rw-p 00000000 00:00 0", 500, 500),
             mapping("7f0000400000-7f0000500000 r--p 00000000 08:02 42 /usr/lib/other file", 8, 0),
+            mapping("7f0000500000-7f0000600000 rw-s 00000000 08:02 43 /srv/memory", 64, 0),
         ]
         .concat();
-        let expected = [("08:01 42".to_owned(), 104 << 10), ("08:02 42".to_owned(), 8 << 10)];
-        assert_eq!(file_pages(&smaps), BTreeMap::from(expected));
+        let (programs, memory) =
+            ([("08:01 42".to_owned(), 104 << 10), ("08:02 42".to_owned(), 8 << 10)], [("08:02 43".to_owned(), 64 << 10)]);
+        assert_eq!(file_pages(&smaps, Pages::Unchanged), programs.iter().chain(&memory).cloned().collect());
+        assert_eq!(file_pages(&smaps, Pages::UnchangedOfOthers), programs.into());
+        assert_eq!(file_pages(&smaps, Pages::Written), memory.into());
     }
 }

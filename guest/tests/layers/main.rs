@@ -5,6 +5,8 @@ mod changes;
 mod confined;
 mod copy;
 mod hostile;
+mod image;
+mod image_vm;
 mod merge;
 mod random_entries;
 mod tar;

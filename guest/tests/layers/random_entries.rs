@@ -51,10 +51,18 @@ fn any_order_of_entries_is_a_whole_layer_or_refused() {
         if layers.is_empty() {
             continue;
         }
+        let image = folder.run(&[&["image", "--out", "image"], &layers[..]].concat(), &[]);
         match folder.merge("root", &layers) {
-            Ok(_) => merged += 1,
+            Ok(_) => {
+                image.unwrap_or_else(|failure| panic!("round {round}: {failure:?}"));
+                if let Some(found) = folder.extracted("image") {
+                    assert_eq!(found, tree(&folder.at("root")), "round {round}");
+                }
+                merged += 1;
+            }
             Err(failure) => {
                 assert_eq!(failure.reason, "corrupt", "round {round}: {failure:?}");
+                assert_eq!(image.unwrap_err().reason, "corrupt", "round {round}");
                 refused += 1;
             }
         }

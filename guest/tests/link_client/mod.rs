@@ -176,19 +176,28 @@ impl Host {
 
     /// Opens a session; frames of an older one are ignored as a server does.
     pub fn hello(&mut self, session: &str) -> pb::HelloAck {
-        self.control(FrameType::Hello, &pb::Hello { protocol_version: 5, session: session.into(), adopt_follows: false });
+        self.greet(session, false);
+        self.acknowledged(session, PATIENCE).expect("a HELLO_ACK")
+    }
+
+    /// Sends HELLO; everything of an older session is forgotten.
+    pub fn greet(&mut self, session: &str, adopt_follows: bool) {
+        self.control(FrameType::Hello, &pb::Hello { protocol_version: 5, session: session.into(), adopt_follows });
         self.inboxes.clear();
         self.control.clear();
         self.opened_by_guest.clear();
         self.next_channel = 2;
-        let deadline = Instant::now() + PATIENCE;
+    }
+
+    /// The HELLO_ACK of that session, or None when it does not come within the time.
+    pub fn acknowledged(&mut self, session: &str, within: Duration) -> Option<pb::HelloAck> {
+        let deadline = Instant::now() + within;
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let frame = self.read_frame(left).expect("a HELLO_ACK");
+            let frame = self.read_frame(deadline.saturating_duration_since(Instant::now()))?;
             if frame.header.kind == FrameType::HelloAck {
                 let ack = pb::HelloAck::decode(&frame.payload[..]).unwrap();
                 if ack.session == session {
-                    return ack;
+                    return Some(ack);
                 }
             }
         }

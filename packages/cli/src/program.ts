@@ -75,6 +75,11 @@ const verbs: readonly Verb[] = [
     load: async () => (await import("./commands/init.ts")).initCommand(),
   },
   {
+    name: "setup",
+    description: "lay ready what an engine needs on this machine",
+    load: async () => (await import("./commands/setup.ts")).setupCommand(),
+  },
+  {
     name: "doctor",
     description: "say which engine this machine gets, why, and what to install for a better one",
     load: async () => (await import("./commands/doctor.ts")).doctorCommand(),

@@ -181,7 +181,7 @@ const needed: Record<string, readonly string[]> = { "template build": ["--docker
 
 /** Those that talk to a server, with arguments that are right. */
 const remote = commands
-  .filter(({ words }) => !/^(quickstart|serve|shell|doctor|completion|version|auth logout)$/.test(words.join(" ")))
+  .filter(({ words }) => !/^(quickstart|serve|shell|setup microvm|doctor|completion|version|auth logout)$/.test(words.join(" ")))
   .map(({ words, command }) => {
     const more = needed[words.join(" ")] ?? [];
     return { words, args: [...words, ...mandatoryOf(command), ...more, ...operandsOf(command)] };

@@ -10,7 +10,8 @@ import { decompressed, kernelOf } from "./payload.mjs";
 const recipe = 1;
 /** What a machine has devices and file systems for. Those that a kernel has built in are left out. */
 const modules = ["virtio_mmio", "virtio_blk", "virtio_console", "virtio_rng", "erofs", "overlay", "ext4", "vmw_vsock_virtio_transport"];
-const remedy = "Check that the machine's Debian or Ubuntu archive can be reached, then run the command again.";
+const remedy =
+  "It comes from the archive of Debian or Ubuntu: check that this machine reaches one, or copy .cache/microvm from a machine that does.";
 
 /** @returns a note about it */
 export function ensureKernel() {

@@ -64,7 +64,7 @@ function gather({ program: source, folder }, root) {
   const wanted = new Map([[program, source]]);
   for (const module of modulesBeside(folder)) wanted.set(placeOf(module, folder), module);
   for (const file of [...wanted.values()]) for (const [place, library] of librariesOf(file, folder)) wanted.set(place, library);
-  for (const file of firmware) wanted.set(`/usr/share/qemu/${file}`, firmwareFile(folder, file));
+  for (const file of firmware) wanted.set(`/usr/share/qemu/${file}`, firmwareFile(source, file));
   const files = [...wanted].sort(([a], [b]) => (a < b ? -1 : 1));
   return files.map(([place, from]) => {
     const target = path.join(root, place);
@@ -86,23 +86,26 @@ function modulesBeside(folder) {
     .filter((file) => path.basename(file).startsWith("accel-tcg-x86"));
 }
 
-function firmwareFile(folder, file) {
-  const found = ["usr/share/qemu", "usr/share/qemu-kvm", "usr/local/share/qemu"]
-    .map((dir) => path.join(folder, dir, file))
-    .find(existsSync);
+function firmwareFile(source, file) {
+  const shared = path.join(path.dirname(source), "../share");
+  const found = ["qemu", "qemu-kvm"].map((dir) => path.join(shared, dir, file)).find((place) => existsSync(place));
   if (!found) throw new SetupError(`QEMU's firmware ${file} is missing`, "Install it (Debian and Ubuntu: the package qemu-system-data).");
   return found;
 }
 
-/** The loader and all libraries, each with the place where the loader asks for it. */
+/**
+ * The loader, where programs ask for it, and all libraries, in the one folder that it looks through in any case: where libc is. It has no list of
+ * other folders there.
+ */
 function librariesOf(file, folder) {
   const lines = capture("ldd", [file], { env: withLibraries(folder), remedy }).split("\n");
   const missing = lines.find((line) => line.includes("not found"));
   if (missing) throw new SetupError(`${path.basename(file)} does not start: ${missing.trim()}`, remedy);
-  return lines
-    .map((line) => /^\s*(?:\S+ => )?(\/\S+) \(0x/.exec(line)?.[1])
-    .filter(Boolean)
-    .map((library) => [placeOf(library, folder), realpathSync(library)]);
+  const found = lines.map((line) => /^\s*(?:(\S+) => )?(\/\S+) \(0x/.exec(line)).filter(Boolean);
+  const libc = found.find(([, name]) => name === "libc.so.6");
+  if (!libc) throw new SetupError(`${file} is not linked with libc.so.6`, remedy);
+  const place = path.dirname(placeOf(libc[2], folder));
+  return found.map(([, name, library]) => [name ? path.join(place, path.basename(name)) : placeOf(library, folder), realpathSync(library)]);
 }
 
 /** A root of ours has `/lib` and its like as links, whatever the host has. */

@@ -17,13 +17,9 @@ struct Line<'a> {
 
 /// The addresses of all of `base` that `pid` maps, which are the guest's memory from its first byte to its last.
 pub fn find(pid: i32, base: &File) -> Result<Range<u64>, String> {
-    // On some file systems (btrfs, overlayfs) the kernel prints another device than `stat` says. So a mapping of our own tells what to look for.
-    let own = FileMap::new(base, 1).map_err(|error| format!("map the base: {error}; is it empty?"))?;
-    let text = read("self")?;
-    let file =
-        parse(&text).find(|line| line.addresses.contains(&own.address())).map(|line| line.file).ok_or("map the base: it is not there")?;
+    let file = name(base)?;
     let maps = read(&pid.to_string())?;
-    let mut lines: Vec<Line> = parse(&maps).filter(|line| line.file == file).collect();
+    let mut lines: Vec<Line> = parse(&maps).filter(|line| line.file == (&file.0, &file.1)).collect();
     // The kernel may have divided it, for one when a part of it was advised about.
     lines.sort_by_key(|line| line.offset);
     let (Some(first), Some(last)) = (lines.first(), lines.last()) else { return Err("the machine does not map this base".into()) };
@@ -32,6 +28,15 @@ pub fn find(pid: i32, base: &File) -> Result<Range<u64>, String> {
         .windows(2)
         .all(|pair| pair[0].addresses.end == pair[1].addresses.start && pair[0].offset + length(&pair[0].addresses) == pair[1].offset);
     if together { Ok(whole) } else { Err("the machine maps this base in parts that do not belong together".into()) }
+}
+
+/// Device and inode of a file, as the kernel prints them. On some file systems (btrfs, overlayfs) it prints another device than `stat` says, so a
+/// mapping of our own tells.
+fn name(file: &File) -> Result<(String, String), String> {
+    let own = FileMap::new(file, 1).map_err(|error| format!("map the base: {error}"))?;
+    let maps = read("self")?;
+    let line = parse(&maps).find(|line| line.addresses.contains(&own.address())).ok_or("map the base: it is not there")?;
+    Ok((line.file.0.into(), line.file.1.into()))
 }
 
 fn length(range: &Range<u64>) -> u64 {

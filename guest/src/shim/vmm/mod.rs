@@ -59,14 +59,9 @@ pub struct Target {
 }
 
 impl Target {
-    /// A pid may be another's once its process is gone. So what was done with it counts only if the process was still there afterwards.
-    fn while_it_lives<T>(&self, work: impl FnOnce(i32) -> Result<T, String>) -> Result<T, String> {
-        let result = work(self.pid);
+    fn has_ended(&self) -> bool {
         let mut fds = [libc::pollfd { fd: self.pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-        match super::sys::poll(&mut fds, 0) {
-            Ok(()) if fds[0].revents == 0 => result,
-            _ => Err("the machine has ended".into()),
-        }
+        super::sys::poll(&mut fds, 0).is_err() || fds[0].revents != 0
     }
 }
 

@@ -298,3 +298,116 @@ fn parse(line: &[u8]) -> Result<Message, String> {
         _ => Err("the monitor sent something else than its protocol: neither an answer nor an event".into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    fn pair() -> (Qmp, UnixStream) {
+        let (ours, monitors) = UnixStream::pair().unwrap();
+        (Qmp::new(ours).unwrap(), monitors)
+    }
+
+    /// A monitor that says `text` and is gone when it has been told everything.
+    fn said(text: &str) -> (Qmp, std::thread::JoinHandle<String>) {
+        let (qmp, mut monitor) = pair();
+        let text = text.to_owned();
+        let thread = std::thread::spawn(move || {
+            monitor.write_all(text.as_bytes()).unwrap();
+            monitor.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut heard = String::new();
+            monitor.read_to_string(&mut heard).unwrap();
+            heard
+        });
+        (qmp, thread)
+    }
+
+    const GREETING: &str = "{\"QMP\": {\"version\": {}, \"capabilities\": [\"oob\"]}}\r\n{\"return\": {}, \"id\": 1}\r\n";
+
+    #[test]
+    fn the_greeting_and_the_capabilities_come_first_and_answers_belong_to_their_command() {
+        let answers = "{\"event\": \"RESUME\", \"data\": {\"a\": 1}}\n{\"return\": 1, \"id\": 77}\n{\"return\": null, \"id\": 2}\n{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"no\"}, \"id\": 3}\n";
+        let (mut qmp, monitor) = said(&format!("{GREETING}{answers}"));
+        assert_eq!(qmp.execute("one", Some(json!({"x": 1})), None, soon()), Ok(Value::Null));
+        let refused = qmp.execute("two", None, None, soon()).unwrap_err();
+        assert_eq!((refused.error.as_str(), refused.class.as_deref()), ("no", Some("CommandNotFound")));
+        let data = qmp.wait_for_event("wait", |event| (event.name == "RESUME").then(|| event.data.clone()), soon());
+        assert_eq!(data, Ok(json!({"a": 1})));
+        assert_eq!(qmp.execute("three", None, None, soon()), Err(Failure::new("the machine has ended")));
+        drop(qmp);
+        let heard: Vec<Value> = monitor.join().unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(heard[0], json!({"execute": "qmp_capabilities", "id": 1}));
+        assert_eq!(heard[1], json!({"execute": "one", "id": 2, "arguments": {"x": 1}}));
+    }
+
+    #[test]
+    fn no_answer_in_time_is_a_failure_and_a_late_one_is_not_taken_for_the_next() {
+        let (mut qmp, mut monitor) = pair();
+        monitor.write_all(GREETING.as_bytes()).unwrap();
+        let failure = qmp.execute("slow", None, None, Instant::now() + Duration::from_millis(20)).unwrap_err();
+        assert!(failure.error.contains("in the time given"), "{failure:?}");
+        monitor.write_all(b"{\"return\": \"late\", \"id\": 2}\n{\"return\": \"next\", \"id\": 3}\n").unwrap();
+        assert_eq!(qmp.execute("next", None, None, soon()), Ok(json!("next")));
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_refused_and_events_are_forgotten_before_they_fill_the_memory() {
+        let (mut qmp, _monitor) = said(&format!("{GREETING}\"{}", "x".repeat(2 * LINE_BYTES_MAX)));
+        assert!(qmp.execute("one", None, None, soon()).unwrap_err().error.contains("more than 1 MiB"));
+        assert!(qmp.inbox.capacity() == 0 && qmp.fd().is_none());
+        let events = "{\"event\": \"RTC_CHANGE\"}\n".repeat(50_000);
+        let (mut qmp, _monitor) = said(&format!("{GREETING}{events}{{\"return\": {{}}, \"id\": 2}}\n"));
+        assert_eq!(qmp.execute("one", None, None, soon()), Ok(json!({})));
+        assert_eq!(qmp.events.len(), EVENTS_MAX);
+    }
+
+    #[test]
+    fn whatever_a_monitor_sends_is_an_answer_or_a_failure() {
+        let pieces = [
+            "{",
+            "}",
+            "[",
+            "\"QMP\"",
+            ":",
+            "{}",
+            ",",
+            "\"event\"",
+            "\"return\"",
+            "\"error\"",
+            "\"id\"",
+            "2",
+            "null",
+            "\n",
+            "\"a\"",
+            "1e999",
+            "\\",
+            "\u{7f}",
+            "{\"event\": \"A\"}",
+            "{\"return\": {}, \"id\": 2}",
+            "{\"error\": {\"class\": 1}}",
+            "{\"error\": {\"class\": \"G\", \"desc\": \"d\"}}",
+            "\u{0}",
+        ];
+        let mut state: u64 = std::env::var("MITOS_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_126);
+        let mut random = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        for round in 0..3_000 {
+            let text: String = (0..random(12)).map(|_| pieces[random(pieces.len())]).collect();
+            let (mut qmp, mut monitor) = pair();
+            monitor.write_all(format!("{GREETING}{text}\n").as_bytes()).unwrap();
+            monitor.shutdown(std::net::Shutdown::Both).unwrap();
+            // It cannot be told anything, so what it says unasked is all there is to read.
+            qmp.take_unasked();
+            assert!(qmp.fd().is_none(), "round {round}: {text:?} left it waiting");
+            let _ = parse(text.as_bytes());
+        }
+        assert!(parse(&b"[".repeat(500_000)).is_err());
+    }
+}

@@ -281,7 +281,7 @@ fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, target: Opt
         Action::Await(wanted) => wait_for(qmp, &wanted, deadline),
         Action::SaveMemory(save) => {
             let target = target.ok_or_else(|| Failure::new("save_memory: there is no machine yet; send watch first"))?;
-            let saved = target.while_it_lives(|pid| save.run(pid)).map_err(|error| Failure::new(format!("save_memory: {error}")))?;
+            let saved = save.run(target).map_err(|error| Failure::new(format!("save_memory: {error}")))?;
             Ok(json!(saved))
         }
         Action::AwaitStatus(wanted) => wanted.run(qmp, deadline),
@@ -322,4 +322,51 @@ fn wait_for(qmp: &mut Qmp, wanted: &Await, deadline: Instant) -> Result<Value, F
         wanted.values.contains(value).then(|| Ok(event.data.clone()))
     };
     qmp.wait_for_event(&format!("wait for {}", wanted.event), judge, deadline)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn steps(value: Value) -> Result<Vec<Step>, String> {
+        serde_json::from_value(value).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_step_is_one_thing_and_knows_its_fields() {
+        assert_eq!(steps(json!([{"execute": "stop"}, {"await": {"event": "STOP"}, "always": true}])).unwrap().len(), 2);
+        for wrong in [
+            json!({}),
+            json!({"always": true}),
+            json!({"arguments": {}}),
+            json!({"execute": "stop", "await": {"event": "STOP"}}),
+            json!({"await": {"event": "STOP"}, "arguments": {}}),
+            json!({"execute": "stop", "argument": {}}),
+            json!({"add_fd": {"set": -1, "path": "/a", "access": "read"}}),
+            json!({"add_fd": {"set": 1, "path": "/a", "access": "append"}}),
+            json!({"save_memory": {"base": "/a", "out": "/b"}}),
+        ] {
+            assert!(steps(json!([wrong])).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_no_step_before_adds_is_refused_before_the_first_step() {
+        let use_of = |text: &str| json!({"execute": "x", "arguments": {"a": [{"b": text}]}});
+        let add = json!({"add_fd": {"set": 7, "path": "/a", "access": "read"}});
+        let check = |list: Value| Descriptors::default().check(&steps(list).unwrap()).map_err(|(step, _)| step);
+        assert_eq!(check(json!([add, use_of("/proc/self/fd/${fd:7}")])), Ok(()));
+        assert_eq!(check(json!([use_of("${fd:7}"), add])), Err(0));
+        assert_eq!(check(json!([add, use_of("${fd:7}${fd:8}")])), Err(1));
+        assert_eq!(check(json!([add, use_of("${fd:x}")])), Err(1));
+        assert_eq!(check(json!([add, use_of("${fd:7")])), Err(1));
+        assert_eq!(Descriptors(BTreeMap::from([(7, 20)])).check(&steps(json!([use_of("${fd:7}")])).unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn numbers_stand_where_files_were_named() {
+        let mut value = json!({"a": ["${fd:7}", "x${fd:7}y${fd:9}", 1], "b": {"c": "$fd"}});
+        fill_in(&mut value, &Descriptors(BTreeMap::from([(7, 20), (9, 31)])));
+        assert_eq!(value, json!({"a": ["20", "x20y31", 1], "b": {"c": "$fd"}}));
+    }
 }

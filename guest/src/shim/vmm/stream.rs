@@ -9,8 +9,8 @@
 //!
 //! Sections, flags and their meaning: docs/devel/migration/main.rst and migration/ram.c of QEMU. Checked with QEMU 10.0.2.
 
-use super::mapping;
 use super::private::{BATCH_PAGES, PAGE_BYTES, Scanner};
+use super::{Target, mapping};
 use crate::shim::sys;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
@@ -67,13 +67,16 @@ pub struct Saved {
 
 impl SaveMemory {
     /// The machine must stand still meanwhile.
-    pub fn run(&self, pid: i32) -> Result<Saved, String> {
+    pub fn run(&self, machine: &Target) -> Result<Saved, String> {
         let base = File::open(&self.base).map_err(|error| format!("open {}: {error}", self.base.display()))?;
-        let memory = mapping::find(pid, &base)?;
+        let memory = mapping::find(machine.pid, &base)?;
         let devices = read_device_state(&self.device_state)?;
         let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.out);
         let mut out = out.map_err(|error| format!("create {}: {error}", self.out.display()))?;
-        let saved = self.write(&mut out, pid, memory, &devices);
+        let saved = self.write(&mut out, machine.pid, memory, &devices).and_then(|saved| {
+            // Its pid may be another's once it is gone: what was read is its own only if it is still there now.
+            if machine.has_ended() { Err("the machine has ended".into()) } else { Ok(saved) }
+        });
         saved.inspect_err(|_| drop(fs::remove_file(&self.out)))
     }
 
@@ -167,7 +170,7 @@ impl Stream<'_> {
             let zero = page == ZEROES;
             let kind = if zero { RAM_ZERO } else { RAM_PAGE };
             let same = if self.named { RAM_SAME_BLOCK } else { 0 };
-            batch.encoded.extend((address - start | kind | same).to_be_bytes());
+            batch.encoded.extend(((address - start) | kind | same).to_be_bytes());
             if !self.named {
                 self.named = true;
                 batch.encoded.push(BLOCK.len() as u8);
@@ -208,5 +211,80 @@ impl Batch {
         self.addresses.extend(ranges.iter().flat_map(|range| range.clone().step_by(PAGE_BYTES)));
         self.pages.resize(self.addresses.len() * PAGE_BYTES, 0);
         sys::read_process(pid, ranges, &mut self.pages)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::sys::{self, FileMap};
+    use crate::shim::vmm::private::tests::scratch;
+    use std::os::unix::fs::FileExt;
+
+    const PAGES: u64 = 1500;
+    const DEVICES: &[u8] = b"QEVM\0\0\0\x03some devices\0";
+
+    /// What a stream says of each page: zeroes or content, by the rules of the monitor's own reader.
+    fn pages_of(stream: &[u8]) -> Vec<(u64, Vec<u8>)> {
+        let opening = opening(PAGES * PAGE_BYTES as u64);
+        assert!(stream.starts_with(&opening));
+        let mut rest = &stream[opening.len()..];
+        let mut pages = Vec::new();
+        loop {
+            let word = u64::from_be_bytes(rest[..8].try_into().unwrap());
+            if word == RAM_END {
+                assert_eq!(rest, closing(DEVICES));
+                return pages;
+            }
+            rest = &rest[8..];
+            let flags = word % PAGE_BYTES as u64;
+            assert_eq!(flags & RAM_SAME_BLOCK == 0, pages.is_empty(), "the first page names the block");
+            if pages.is_empty() {
+                rest = rest.strip_prefix(b"\x03mem").unwrap();
+            }
+            let length = if flags & RAM_ZERO != 0 { 1 } else { PAGE_BYTES };
+            assert_eq!(flags & (RAM_ZERO | RAM_PAGE), if length == 1 { RAM_ZERO } else { RAM_PAGE });
+            let mut content = rest[..length].to_vec();
+            content.resize(PAGE_BYTES, 0);
+            pages.push((word / PAGE_BYTES as u64, content));
+            rest = &rest[length..];
+        }
+    }
+
+    #[test]
+    fn a_stream_holds_what_was_written_and_nothing_else() {
+        let base = scratch(PAGES * PAGE_BYTES as u64);
+        for page in 0..PAGES {
+            base.write_all_at(&[1; PAGE_BYTES], page * PAGE_BYTES as u64).unwrap();
+        }
+        let map = FileMap::new(&base, PAGES * PAGE_BYTES as u64).unwrap();
+        let mut expected = Vec::new();
+        for page in (0..PAGES).filter(|page| page % 5 == 1 || *page > 800) {
+            let mut content = vec![1; PAGE_BYTES];
+            // Zeroes but for the last byte must not count as zeroes.
+            let zeroes = match page % 4 {
+                0 => PAGE_BYTES,
+                1 => PAGE_BYTES - 1,
+                _ => 1,
+            };
+            for offset in 0..zeroes {
+                map.write(page * PAGE_BYTES as u64 + offset as u64, 0);
+            }
+            content[..zeroes].fill(0);
+            expected.push((page, content));
+        }
+        let dir = std::env::temp_dir().join(format!("mitos-stream-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("devices"), DEVICES).unwrap();
+        // The base has no name any more, but this process has it open.
+        let base = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&base)).into();
+        let save = SaveMemory { base, device_state: dir.join("devices"), out: dir.join("out"), sync: true };
+        let pid = std::process::id() as i32;
+        let saved = save.run(&Target { pid, pidfd: sys::pidfd_open(pid).unwrap() }).unwrap();
+        let stream = fs::read(dir.join("out")).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+        let zero_pages = expected.iter().filter(|(page, _)| page % 4 == 0).count() as u64;
+        assert_eq!(saved, Saved { pages: expected.len() as u64 - zero_pages, zero_pages, bytes: stream.len() as u64 });
+        assert!(pages_of(&stream) == expected);
     }
 }

@@ -288,7 +288,9 @@ export class LinkClient {
     this.#quiescing = undefined;
     this.#quiet = false;
     if (this.#state === "closed" || this.#state === "lost") return Promise.resolve();
-    return this.#writer.release(control(frameType.resume, toBinary(guest.ResumeSchema, create(guest.ResumeSchema, { round }))));
+    // The clock of a virtual machine stood still while it was saved.
+    const resume = create(guest.ResumeSchema, { round, wallClockUnixNanos: BigInt(Date.now()) * 1_000_000n });
+    return this.#writer.release(control(frameType.resume, toBinary(guest.ResumeSchema, resume)));
   }
 
   // ------------------------------------------------------------------------------------------------ calls to the agent

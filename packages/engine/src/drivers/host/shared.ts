@@ -13,22 +13,29 @@ export class Shared<T> {
 
   /** @param open - finds it or makes it; called again by the next one who asks */
   async use(name: string, open: () => Promise<T>): Promise<SharedUse<T>> {
-    this.#uses.set(name, (this.#uses.get(name) ?? 0) + 1);
-    let givenBack = false;
-    const giveBack = () => {
-      if (givenBack) return;
-      givenBack = true;
-      const left = (this.#uses.get(name) ?? 1) - 1;
-      if (left > 0) this.#uses.set(name, left);
-      else this.#uses.delete(name);
-    };
+    const held = await this.hold(name);
     try {
-      await this.#removing;
-      return { value: await this.#openOnce(name, open), [Symbol.dispose]: giveBack };
+      return { value: await this.#openOnce(name, open), [Symbol.dispose]: () => held[Symbol.dispose]() };
     } catch (error) {
-      giveBack();
+      held[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /** As `use`, of something that its holder finds alone: it is not removed from now on, if it is still there. */
+  async hold(name: string): Promise<Disposable> {
+    this.#uses.set(name, (this.#uses.get(name) ?? 0) + 1);
+    let givenBack = false;
+    await this.#removing;
+    return {
+      [Symbol.dispose]: () => {
+        if (givenBack) return;
+        givenBack = true;
+        const left = (this.#uses.get(name) ?? 1) - 1;
+        if (left > 0) this.#uses.set(name, left);
+        else this.#uses.delete(name);
+      },
+    };
   }
 
   /** Removals follow each other. @param removal - told which names are in use, being made among them; none of the others becomes so until it settles */

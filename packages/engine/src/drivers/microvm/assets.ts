@@ -63,6 +63,7 @@ export async function findAssets(guest: Guest, dir = path.join(repositoryRoot, "
   };
   await requireFile("vmm", path.join(assets.vmm.root, vmm.program), constants.X_OK);
   await requireFile("kernel", assets.kernel.path);
+  await requireFile("kernel", at(kernel.name, "modules/order"));
   await requireFile("disk", assets.emptyDisk.path);
   await requireFile("root", assets.hostRoot.path);
   const modules = { modules: at(kernel.name, "modules"), modulesHash: kernel.modulesHash };

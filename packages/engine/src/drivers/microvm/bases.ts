@@ -1,9 +1,10 @@
 import { randomBytes } from "node:crypto";
-import { chmod, chown, mkdir, open, readdir, realpath, rm, stat } from "node:fs/promises";
+import { chmod, chown, mkdir, open, readdir, readFile, realpath, rm, stat, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import { storageError } from "../../storage-error.ts";
 import { syncFolder } from "../../sync-folder.ts";
+import { incompatible } from "../host/facts.ts";
 import { Shared, type SharedUse } from "../host/shared.ts";
 
 const idPattern = /^[0-9a-f]{12}$/;
@@ -49,7 +50,7 @@ export class Bases {
     const use = await this.#shared.use(id, async () => {
       const file = this.pathOf(id);
       if (await stat(file).catch(() => undefined)) return file;
-      throw new MitosError("snapshot_incompatible", { cause: `the memory that it goes on from, ${id}, is gone` });
+      throw incompatible(`the memory that it goes on from, ${id}, is gone`);
     });
     return asUse(id, use);
   }
@@ -62,6 +63,17 @@ export class Bases {
   /** From now on it never changes. Its machine has ended. */
   async freeze(id: string): Promise<void> {
     await chmod(this.pathOf(id), frozenMode);
+    await writeFile(this.#sealOf(id), JSON.stringify(await this.#seal(id)), { mode: 0o600 });
+  }
+
+  /** @throws snapshot_incompatible when it is gone, cut off or was written to since it was frozen */
+  async requireIntact(id: string): Promise<void> {
+    const [sealed, found] = await Promise.all([
+      readFile(this.#sealOf(id), "utf8").catch(() => undefined),
+      this.#seal(id).catch(() => undefined),
+    ]);
+    if (!found) throw incompatible(`the memory that it goes on from, ${id}, is gone`);
+    if (sealed !== JSON.stringify(found)) throw incompatible(`the memory that it goes on from, ${id}, was changed`);
   }
 
   /** It outlives the host's power from now on. @throws quota_exceeded */
@@ -80,9 +92,18 @@ export class Bases {
     await this.#shared.remove(async (inUse) => {
       const needed = new Set([...inUse, ...(await keep())]);
       for (const name of await readdir(this.#dir)) {
-        if (!needed.has(path.basename(name, ".memory"))) await rm(path.join(this.#dir, name), { force: true });
+        if (!needed.has(name.split(".", 1)[0] as string)) await rm(path.join(this.#dir, name), { force: true });
       }
     });
+  }
+
+  #sealOf(id: string): string {
+    return path.join(this.#dir, `${id}.seal`);
+  }
+
+  async #seal(id: string): Promise<{ bytes: number; mtimeNs: string }> {
+    const { size, mtimeNs } = await stat(this.pathOf(id), { bigint: true });
+    return { bytes: Number(size), mtimeNs: String(mtimeNs) };
   }
 
   async #make(id: string, bytes: number, owner: { readonly uid: number; readonly gid: number } | undefined): Promise<string> {

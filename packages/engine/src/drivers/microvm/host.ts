@@ -6,6 +6,7 @@ import type { Bases } from "./bases.ts";
 import type { Disks } from "./disks.ts";
 import type { Images } from "./images.ts";
 import type { Layout } from "./layout.ts";
+import type { Details } from "./saved.ts";
 
 /** What every part of this driver works with: one of these per data directory. */
 export interface Host extends ShimProgram {
@@ -14,6 +15,8 @@ export interface Host extends ShimProgram {
   readonly images: Images;
   readonly bases: Bases;
   readonly disks: Disks;
+  /** Snapshots made by this server, by folder: they hold what they stand on for as long as that is there. */
+  readonly saved: Map<string, Details>;
   readonly accel: Accel;
   /** Undefined where this user cannot make them: a machine then has no limit but its own memory and number of processors. */
   readonly cgroups: Cgroups | undefined;

@@ -105,6 +105,23 @@ it("removes what nothing needs, and never what is in use, of a template, a machi
   expect((await stat((await images.use(unneeded!)).path)).isFile()).toBe(true);
 });
 
+it("finds an image by its key, keeps it then, and says that one is gone", async () => {
+  const images = await openImages();
+  const source = await sourceOf("one");
+  const made = await images.use(source);
+  made[Symbol.dispose]();
+  const known = await images.useKnown(made.key);
+  expect(known.path).toBe(made.path);
+  await images.removeUnused(nothing, []);
+  expect(await files()).toEqual([`${made.key}.erofs`]);
+  known[Symbol.dispose]();
+  await images.removeUnused(nothing, []);
+  // Who can make it is not told what the other one is told.
+  const [gone, again] = await Promise.allSettled([images.useKnown(made.key), images.use(source)]);
+  expect(gone).toMatchObject({ status: "rejected", reason: { code: "snapshot_incompatible" } });
+  expect(again.status).toBe("fulfilled");
+});
+
 it("keeps the newest while the templates are not known, and removes what a killed server has left half-made", async () => {
   const images = await openImages();
   const names = Array.from({ length: 20 }, (_, index) => `layers-${index.toString(16).padStart(16, "0")}`);

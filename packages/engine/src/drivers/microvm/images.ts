@@ -63,6 +63,15 @@ export class Images {
     return { key, path: use.value, [Symbol.dispose]: () => use[Symbol.dispose]() };
   }
 
+  /** One that was made before, which a snapshot or a machine of an earlier server has. @throws snapshot_incompatible when it is gone */
+  async useKnown(key: string): Promise<ImageUse> {
+    const file = this.pathOf(key);
+    const held = await this.#shared.hold(key);
+    if (await stat(file).catch(() => undefined)) return { key, path: file, [Symbol.dispose]: () => held[Symbol.dispose]() };
+    held[Symbol.dispose]();
+    throw new MitosError("snapshot_incompatible", { cause: `its root image ${key} is gone` });
+  }
+
   /** Where an image is, or would be. */
   pathOf(key: string): string {
     if (!keyPattern.test(key)) throw new MitosError("internal", { cause: `${JSON.stringify(key)} is not the name of a root image` });

@@ -29,8 +29,8 @@ export interface AddFd {
 export interface Await {
   readonly event: string;
   readonly field: string;
-  readonly values: readonly string[];
-  readonly failures: readonly string[];
+  readonly values: readonly (string | boolean)[];
+  readonly failures: readonly (string | boolean)[];
 }
 
 /** Writes what a restored machine loads: the device state, and the pages that differ from those of `base`. */

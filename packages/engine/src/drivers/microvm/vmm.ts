@@ -95,7 +95,7 @@ export async function openVmm(host: Host, id: string): Promise<Vmm> {
       readPid(path.join(dir, pidFile)),
       readPid(path.join(dir, "shim.pid")),
     ]);
-    const image = host.images.hold(shape.image);
+    const image = await host.images.useKnown(shape.image);
     held.push(image);
     const base = await host.bases.use(shape.base);
     held.push(base);

@@ -126,6 +126,13 @@ export declare type Resume = Message<"guest.v1.Resume"> & {
    * @generated from field: uint64 round = 1;
    */
   round: bigint;
+
+  /**
+   * The clock of a virtual machine stood still with it. 0 = not told.
+   *
+   * @generated from field: int64 wall_clock_unix_nanos = 2;
+   */
+  wallClockUnixNanos: bigint;
 };
 
 /**

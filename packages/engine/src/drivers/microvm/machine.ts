@@ -1,0 +1,133 @@
+import { open, rm } from "node:fs/promises";
+import path from "node:path";
+import { MitosError } from "@mitos/protocol";
+import type { Machine, MachineExit, MachineResources } from "../../driver.ts";
+import type { JsonObject } from "../../link/transport.ts";
+import { watchedFolders } from "../host/cgroup.ts";
+import { toMachineExit } from "../host/exit.ts";
+import { nameOf } from "../host/layout.ts";
+import { ShimMachine } from "../host/machine.ts";
+import type { Host } from "./host.ts";
+import { killKeeper } from "./processes.ts";
+import { recordMachine, release, removeTraces, runSteps, type Vmm } from "./vmm.ts";
+import type { VmmStep } from "./vmm-steps.ts";
+
+const logTailBytes = 16 * 1024;
+/** What the kernel says on the console when a machine has no memory left; it ends then. */
+const outOfMemory = /Kernel panic - not syncing: .*[Oo]ut of memory|System is deadlocked on memory/;
+
+/** A booted or restored virtual machine. */
+export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
+  #frozen = false;
+  /** What is done to its memory and disk from the host follows each other. */
+  #working: Promise<unknown> = Promise.resolve();
+
+  constructor(host: Host, vmm: Vmm, machineId: string) {
+    super(
+      machineId,
+      vmm,
+      vmm.shape.resources,
+      {
+        kill: () => killKeeper(host.layout, vmm.id),
+        forget: async () => {
+          await forget(host, machineId, vmm.id);
+          release(vmm.uses);
+        },
+        exit: (told, resources) => exitOf(vmm.dir, told, resources),
+      },
+      host.log,
+    );
+  }
+
+  get vmm(): Vmm {
+    return this.keeper;
+  }
+
+  get frozen(): boolean {
+    return this.#frozen;
+  }
+
+  async freeze(): Promise<void> {
+    this.#frozen = true;
+    await this.ask("signal", { signal: "SIGSTOP" });
+  }
+
+  async thaw(): Promise<void> {
+    await this.ask("signal", { signal: "SIGCONT" });
+    this.#frozen = false;
+  }
+
+  /** Awake, and with nothing else of this kind beside it. */
+  async exclusively<T>(work: () => Promise<T>): Promise<T> {
+    const before = this.#working;
+    const mine = (async () => {
+      await before.catch(() => undefined);
+      const frozen = this.#frozen;
+      if (frozen) await this.thaw();
+      try {
+        return await work();
+      } finally {
+        if (frozen) await this.freeze();
+      }
+    })();
+    this.#working = mine;
+    return mine;
+  }
+}
+
+/**
+ * Makes a machine of a monitor that has its memory and waits.
+ *
+ * @param steps - give it its disk and let it run
+ * @throws MitosError; nothing of the machine is left then
+ */
+export async function activate(
+  host: Host,
+  vmm: Vmm,
+  machineId: string,
+  { disk, steps, timeoutMs }: { disk: string; steps: readonly VmmStep[]; timeoutMs: number },
+): Promise<MicrovmMachine> {
+  const machine = new MicrovmMachine(host, vmm, machineId);
+  try {
+    vmm.disk = disk;
+    await Promise.all([
+      vmm.control.request("watch", { pid: vmm.pid, ...(host.cgroups ? watchedFolders(host.cgroups, vmm.id) : {}) }),
+      recordMachine(vmm),
+      runSteps(vmm, "start a machine", steps, timeoutMs),
+    ]);
+    return machine;
+  } catch (error) {
+    host.log.warn({ machine: machineId, error: String(error) }, "a machine did not start");
+    await machine.end("start failed");
+    throw error;
+  }
+}
+
+/** Removes what is left of a machine that has ended. What it stood on in the data directory goes with the next collection. */
+export async function forget(host: Host, machineId: string, keeperId: string): Promise<void> {
+  await removeTraces(host, keeperId);
+  await rm(nameOf(host.layout, machineId), { force: true });
+}
+
+/** A kernel without memory ends its machine as if it had been told to: only the console says why. */
+export async function exitOf(dir: string, told: JsonObject, resources: MachineResources | undefined): Promise<MachineExit> {
+  const ended = told.reason === "exited" && outOfMemory.test(await consoleTail(dir));
+  return toMachineExit(ended ? { ...told, oom: true } : told, resources);
+}
+
+/** Written by the machine itself: nothing but what it says about itself follows from it. */
+async function consoleTail(dir: string): Promise<string> {
+  const file = await open(path.join(dir, "machine.log")).catch(() => undefined);
+  if (!file) return "";
+  try {
+    const { size } = await file.stat();
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(logTailBytes), 0, logTailBytes, Math.max(0, size - logTailBytes));
+    return buffer.toString("latin1", 0, bytesRead);
+  } finally {
+    await file.close();
+  }
+}
+
+export function notAMachine(host: Host): MitosError {
+  return new MitosError("internal", { cause: `not a machine of ${host.layout.runtimeDir}` });
+}

@@ -1,0 +1,175 @@
+import { randomBytes } from "node:crypto";
+import { mkdir, rename, rm } from "node:fs/promises";
+import path from "node:path";
+import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
+import { diskFull, isDiskFull } from "../../storage-error.ts";
+import { syncFolder } from "../../sync-folder.ts";
+import type { Facts } from "../host/facts.ts";
+import { sealFiles } from "../host/seal.ts";
+import type { BaseUse } from "./bases.ts";
+import { copySparse } from "./copy-sparse.ts";
+import { type DiskSnapshot, snapshotDisk } from "./disk-steps.ts";
+import type { Host } from "./host.ts";
+import type { MicrovmMachine } from "./machine.ts";
+import { type Details, stateFile, writeDetails } from "./saved.ts";
+import { recordMachine, runSteps } from "./vmm.ts";
+import { execute, type VmmStep } from "./vmm-steps.ts";
+
+const saveTimeoutMs = 30_000;
+const saveTimeoutPerGiBMs = 60_000;
+/** Above all sets of disks, which have 28 bits. */
+const devicesSet = 0x1000_0000;
+const devicesFile = "devices";
+
+interface Options {
+  readonly facts: Facts;
+  readonly leaveRunning: boolean;
+  readonly durable: boolean;
+}
+
+/**
+ * Saves a machine beside `dir` and renames it into place, so a folder that exists is whole.
+ *
+ * With `leaveRunning` it stands still only while the state of its devices and what it has changed in memory are copied, and goes on in a new
+ * overlay of its disk. Otherwise it has ended when this resolves, and what it has is the snapshot's.
+ */
+export function saveMachine(host: Host, machine: MicrovmMachine, dir: string, options: Options): Promise<Snapshot> {
+  return machine.exclusively(async () => {
+    const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
+    try {
+      await mkdir(partial, { mode: 0o700 });
+      return await (options.leaveRunning ? saveRunning : saveEnding)(host, machine, { dir, partial }, options);
+    } catch (error) {
+      const full = saysDiskFull(error) ? diskFull(path.dirname(dir), error) : undefined;
+      await rm(partial, { recursive: true, force: true });
+      throw full ?? error;
+    }
+  });
+}
+
+interface Folders {
+  readonly dir: string;
+  readonly partial: string;
+}
+
+async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
+  const { vmm } = machine;
+  const frozen = requireDisk(vmm.disk);
+  using next = await host.disks.create(frozen);
+  const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
+  using copy = vmm.shape.boots ? await host.bases.create(vmm.shape.resources.memSizeMiB * 2 ** 20, undefined) : undefined;
+  if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);
+  else await saveDelta(machine, disk, folders.partial);
+  const base = copy?.id ?? vmm.shape.base;
+  vmm.disk = next.id;
+  await recordMachine(vmm);
+  if (options.durable) await Promise.all([host.disks.sync(frozen), host.bases.sync(base)]);
+  return commit(host, machine, folders, options, { base, disk: frozen });
+}
+
+/** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */
+async function saveDelta(machine: MicrovmMachine, disk: DiskSnapshot, partial: string): Promise<void> {
+  const { vmm } = machine;
+  try {
+    const whileStopped = [...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
+    await runSteps(
+      vmm,
+      "save a machine",
+      [...before(disk, partial), execute("stop"), ...whileStopped, goOn, ...disk.afterwards, forgetState],
+      timeoutOf(machine),
+    );
+  } catch (error) {
+    await undo(machine, disk);
+    throw error;
+  }
+}
+
+/** Of a machine that has booted, whose memory file is still written to: a copy of it is what others go on from. */
+async function saveWithCopy(host: Host, machine: MicrovmMachine, disk: DiskSnapshot, partial: string, copy: BaseUse): Promise<void> {
+  const { vmm } = machine;
+  try {
+    try {
+      const steps = [...before(disk, partial), execute("stop"), ...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
+      await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
+      await copySparse(vmm.uses.base.path, copy.path);
+    } finally {
+      await runSteps(vmm, "go on with a machine", [goOn, ...disk.afterwards, forgetState], saveTimeoutMs);
+    }
+  } catch (error) {
+    await undo(machine, disk);
+    throw error;
+  }
+  await host.bases.freeze(copy.id);
+}
+
+/** Nothing but the machine itself is there until the snapshot is: it ends after that, and goes on when there is none. */
+async function saveEnding(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
+  const { vmm } = machine;
+  const { base, boots } = vmm.shape;
+  const disk = requireDisk(vmm.disk);
+  try {
+    const steps = [addState(folders.partial), execute("stop"), saveDevices, saveMemory(machine, folders.partial)];
+    await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
+    if (options.durable) await Promise.all([host.disks.sync(disk), host.bases.sync(base)]);
+    const snapshot = await commit(host, machine, folders, options, { base, disk });
+    await machine.end("saved");
+    if (boots) await host.bases.freeze(base);
+    return snapshot;
+  } catch (error) {
+    await runSteps(vmm, "go on with a machine that could not be saved", [forgetState, goOn], saveTimeoutMs).catch(() => undefined);
+    throw error;
+  }
+}
+
+async function commit(
+  host: Host,
+  machine: MicrovmMachine,
+  { dir, partial }: Folders,
+  { facts, durable }: Options,
+  { base, disk }: { base: string; disk: string },
+): Promise<Snapshot> {
+  const { image, resources } = machine.vmm.shape;
+  const requirements: SnapshotRequirements = { ...facts, hostFiles: {} };
+  const details: Details = { version: 1, requirements, resources, image, base, disk };
+  await rm(path.join(partial, devicesFile), { force: true });
+  await writeDetails(partial, details);
+  const { files, bytes } = await sealFiles(partial, { durable });
+  if (durable) await syncFolder(partial);
+  await rename(partial, dir);
+  // What it stands on is the machine's too until here.
+  host.saved.set(dir, details);
+  if (durable) await syncFolder(path.dirname(dir));
+  return { dir, bytes, requirements, files };
+}
+
+const before = (disk: DiskSnapshot, partial: string): VmmStep[] => [...disk.before, addState(partial)];
+/** Opened by the shim: the monitor sees no folder of the host. */
+const addState = (partial: string): VmmStep => ({
+  add_fd: { set: devicesSet, path: path.join(partial, devicesFile), access: "create_write" },
+});
+const saveDevices = execute("xen-save-devices-state", { filename: `/dev/fdset/${devicesSet}` });
+const forgetState: VmmStep = { ...execute("remove-fd", { "fdset-id": devicesSet }), always: true };
+const goOn: VmmStep = { ...execute("cont"), always: true };
+
+function saveMemory({ vmm }: MicrovmMachine, partial: string): VmmStep {
+  const at = (name: string) => path.join(partial, name);
+  return { save_memory: { base: vmm.uses.base.path, device_state: at(devicesFile), out: at(stateFile) } };
+}
+
+async function undo(machine: MicrovmMachine, disk: DiskSnapshot): Promise<void> {
+  await runSteps(machine.vmm, "undo what a fork has begun", [...disk.undo, forgetState], saveTimeoutMs).catch(() => undefined);
+}
+
+function requireDisk(disk: string | undefined): string {
+  if (disk === undefined) throw new Error("broken invariant: a machine without a disk");
+  return disk;
+}
+
+function timeoutOf({ vmm }: MicrovmMachine): number {
+  return saveTimeoutMs + Math.ceil(vmm.shape.resources.memSizeMiB / 1024) * saveTimeoutPerGiBMs;
+}
+
+/** Said by a call of ours, or by the shim or the monitor in their own words. */
+function saysDiskFull(error: unknown): boolean {
+  return isDiskFull(error) || (error instanceof Error && /no space left on device|disk quota exceeded/i.test(error.message));
+}

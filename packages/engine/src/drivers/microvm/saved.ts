@@ -1,0 +1,61 @@
+import { open, readFile, stat } from "node:fs/promises";
+import path from "node:path";
+import type { MachineResources, Snapshot, SnapshotRequirements } from "../../driver.ts";
+import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
+import { requireIntact } from "../host/seal.ts";
+import type { Host } from "./host.ts";
+
+const detailsFile = "mitos.json";
+const detailsBytesMax = 64 * 1024;
+
+/** What of a machine lies in a snapshot's own folder: devices, and the memory that differs from its base. */
+export const stateFile = "state";
+
+/** What a snapshot stands on in the data directory. */
+export interface Details {
+  readonly version: 1;
+  readonly requirements: SnapshotRequirements;
+  readonly resources: MachineResources;
+  readonly image: string;
+  readonly base: string;
+  readonly disk: string;
+}
+
+export async function writeDetails(dir: string, details: Details): Promise<void> {
+  const file = await open(path.join(dir, detailsFile), "wx", 0o600);
+  try {
+    await file.writeFile(JSON.stringify(details));
+  } finally {
+    await file.close();
+  }
+}
+
+/** @throws snapshot_incompatible */
+export async function readDetails({ dir }: Snapshot): Promise<Details> {
+  const file = path.join(dir, detailsFile);
+  try {
+    if ((await stat(file)).size > detailsBytesMax) throw new Error("it is too large");
+    const details = JSON.parse(await readFile(file, "utf8")) as Details;
+    if (details.version !== 1 || typeof details.base !== "string") throw new Error("it is of another version");
+    return details;
+  } catch (reason) {
+    throw incompatible(`the snapshot's description cannot be read: ${reason instanceof Error ? reason.message : String(reason)}`, reason);
+  }
+}
+
+/**
+ * @param content - whether the saved files are read and compared as well, as far as they have checksums
+ * @throws snapshot_incompatible with what does not hold any more
+ */
+export async function requireCompatible(host: Host, snapshot: Snapshot, facts: Facts, { content }: { content: boolean }): Promise<Details> {
+  requireSameFacts(snapshot, facts, "QEMU");
+  await requireIntact(snapshot, { content });
+  const details = await readDetails(snapshot);
+  const image = host.images.pathOf(details.image);
+  if (!(await stat(image).catch(() => undefined))) throw incompatible(`its root image ${details.image} is gone`);
+  await host.bases.requireIntact(details.base);
+  await host.disks.chainOf(details.disk).catch((reason: unknown) => {
+    throw incompatible("what it has written is gone", reason);
+  });
+  return details;
+}

@@ -1,0 +1,134 @@
+import path from "node:path";
+import { MitosError } from "@mitos/protocol";
+import type { MachineResources, MachineSpec, RestoreSpec, RootSource, Snapshot } from "../../driver.ts";
+import { nameKeeper, newKeeperId } from "../host/layout.ts";
+import type { ReadyKeepers } from "../host/ready.ts";
+import type { MachineShape } from "./command-line.ts";
+import { attachDisk } from "./disk-steps.ts";
+import type { NewDisk } from "./disks.ts";
+import type { Host } from "./host.ts";
+import { activate, type MicrovmMachine } from "./machine.ts";
+import { type Details, stateFile } from "./saved.ts";
+import { discardVmm, ownerOf, startVmm, type Vmm } from "./vmm.ts";
+import { execute, type VmmStep } from "./vmm-steps.ts";
+
+/** Of an emulated boot on a busy host, many times over. What takes longer hangs. */
+const bootTimeoutMs = 60_000;
+/** A kernel that hangs while it starts (it was seen to, when it measures its clock under emulation) is started anew. */
+const bootAttempts = 3;
+const restoreTimeoutMs = 30_000;
+const timeoutPerGiBMs = 30_000;
+const stateSet = 0x1000_0001;
+
+/** The guest has opened its end of the link: the agent is about to read. */
+const linkOpened: VmmStep = { await: { event: "VSERPORT_CHANGE", field: "open", values: [true], failures: [] } };
+
+/** A machine from its kernel on. @throws quota_exceeded, unavailable when it does not boot */
+export async function bootMachine(host: Host, spec: MachineSpec): Promise<MicrovmMachine> {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await bootOnce(host, spec);
+    } catch (error) {
+      if (attempt >= bootAttempts || !isTimeout(error)) throw error;
+      host.log.warn({ machine: spec.machineId, attempt }, "a machine did not boot in time: it is started anew");
+    }
+  }
+}
+
+async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec): Promise<MicrovmMachine> {
+  using disk = await host.disks.create(null);
+  const vmm = await startBooting(host, resources, root);
+  const steps = [...attachDisk(disk.chain), execute("cont"), linkOpened];
+  return become(host, vmm, machineId, disk, steps, bootTimeoutMs);
+}
+
+async function startBooting(host: Host, resources: MachineResources, root: RootSource): Promise<Vmm> {
+  const id = newKeeperId();
+  const image = await host.images.use(root);
+  try {
+    const base = await host.bases.create(resources.memSizeMiB * 2 ** 20, ownerOf(host, id));
+    return await startVmm(host, { resources, image: image.key, base: base.id, boots: true }, { image, base }, id);
+  } catch (error) {
+    image[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** What a machine needs that goes on from a snapshot. */
+export function restoredShape({ resources, image, base }: Details): MachineShape {
+  return { resources, image, base, boots: false };
+}
+
+/** A monitor for machines of this shape, which waits for a state. @throws snapshot_incompatible when what it stands on is gone */
+export async function startWaiting(host: Host, shape: MachineShape): Promise<Vmm> {
+  const image = await host.images.useKnown(shape.image);
+  try {
+    const base = await host.bases.use(shape.base);
+    return await startVmm(host, shape, { image, base });
+  } catch (error) {
+    image[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** @throws invalid_input for other resources than it was saved with; snapshot_incompatible, quota_exceeded */
+export async function restoreMachine(
+  host: Host,
+  ready: ReadyKeepers<MachineShape, Vmm>,
+  snapshot: Snapshot,
+  details: Details,
+  { machineId, resources }: RestoreSpec,
+): Promise<{ machine: MicrovmMachine; wasReady: boolean }> {
+  requireSameHardware(resources, details.resources);
+  const shape = restoredShape(details);
+  using disk = await host.disks.create(details.disk);
+  const waiting = ready.take(shape);
+  const vmm = waiting ?? (await startWaiting(host, shape));
+  const file = path.join(snapshot.dir, stateFile);
+  const steps: VmmStep[] = [
+    ...attachDisk(disk.chain),
+    { add_fd: { set: stateSet, path: file, access: "read" } },
+    execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] }),
+    execute("migrate-incoming", { uri: `file:/dev/fdset/${stateSet}` }),
+    { await: { event: "MIGRATION", field: "status", values: ["completed"], failures: ["failed", "cancelled"] } },
+    execute("cont"),
+    execute("remove-fd", { "fdset-id": stateSet }),
+  ];
+  const timeoutMs = restoreTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * timeoutPerGiBMs;
+  return { machine: await become(host, vmm, machineId, disk, steps, timeoutMs), wasReady: waiting !== undefined };
+}
+
+async function become(
+  host: Host,
+  vmm: Vmm,
+  machineId: string,
+  disk: NewDisk,
+  steps: readonly VmmStep[],
+  timeoutMs: number,
+): Promise<MicrovmMachine> {
+  try {
+    await nameKeeper(host.layout, machineId, vmm.id);
+  } catch (error) {
+    await discardVmm(host, vmm);
+    throw error;
+  }
+  return activate(host, vmm, machineId, { disk: disk.id, steps, timeoutMs });
+}
+
+/** They are part of the saved state. How many processes programs may have is the agent's, and may differ. */
+function requireSameHardware(wanted: MachineResources, saved: MachineResources): void {
+  for (const [key, name] of [
+    ["memSizeMiB", "MiB of memory"],
+    ["vcpuCount", "processors"],
+  ] as const) {
+    if (wanted[key] === saved[key]) continue;
+    throw new MitosError("invalid_input", {
+      cause: `a virtual machine has the hardware that its template was built with: ${saved[key]} ${name}, not ${wanted[key]}`,
+      remediation: "Build a template with these resources, and create the sandbox from it.",
+    });
+  }
+}
+
+function isTimeout(error: unknown): boolean {
+  return error instanceof MitosError && /took too long|timed? ?out|in time/i.test(error.message);
+}
