@@ -13,31 +13,31 @@ beforeAll(async () => {
 afterAll(() => bench[Symbol.asyncDispose]());
 
 /**
- * Holds 24 MiB of noise, of which it changes a page every few milliseconds, and 8 MiB that it makes zero when it is told to. Says whether all of it
+ * Holds 12 MiB of noise, of which it changes a page every few milliseconds, and 4 MiB that it makes zero when it is told to. Says whether all of it
  * is as it has left it when it is asked.
  */
 const holder = `
-import mmap, os, time, hashlib
-noise = mmap.mmap(-1, 24 << 20); zeroed = mmap.mmap(-1, 8 << 20)
-want = bytearray(24 << 20)
-for at in range(0, 24 << 20, 1 << 20): want[at:at + (1 << 20)] = noise[at:at + (1 << 20)] = os.urandom(1 << 20)
+import mmap, os, time, zlib
+noise = mmap.mmap(-1, 12 << 20); zeroed = mmap.mmap(-1, 4 << 20)
+want = bytearray(12 << 20)
+for at in range(0, 12 << 20, 1 << 20): want[at:at + (1 << 20)] = noise[at:at + (1 << 20)] = os.urandom(1 << 20)
 def fill(byte):
-    for at in range(0, 8 << 20, 1 << 20): zeroed[at:at + (1 << 20)] = byte * (1 << 20)
+    for at in range(0, 4 << 20, 1 << 20): zeroed[at:at + (1 << 20)] = byte * (1 << 20)
 fill(b"x"); want_zeroed = b"x"; turn = 0
-digest = lambda data: hashlib.sha256(data).hexdigest()
+digest = zlib.crc32
 open("/root/ready", "w").close()
 while True:
     turn += 1
-    at = (turn * 7919) % (6 << 10) * 4096
+    at = (turn * 7919) % (3 << 10) * 4096
     page = os.urandom(16); noise[at:at + 16] = page; want[at:at + 16] = page
     if os.path.exists("/root/zero") and want_zeroed != bytes(1):
         want_zeroed = bytes(1); fill(want_zeroed)
         open("/root/zeroed", "w").close()
     if os.path.exists("/root/ask"):
         os.unlink("/root/ask")
-        answer = (digest(noise) == digest(want), digest(zeroed) == digest(want_zeroed * (8 << 20)))
+        answer = (digest(noise) == digest(want), digest(zeroed) == digest(want_zeroed * (4 << 20)))
         open("/root/answer.new", "w").write(f"{answer} {turn > 1}"); os.rename("/root/answer.new", "/root/answer")
-    time.sleep(0.003)
+    time.sleep(0.01)
 `;
 
 async function hold(vm: Vm): Promise<void> {
@@ -60,22 +60,27 @@ describe("a new base", () => {
     // What had been copied before it became zero would be there again without the holes.
     expect(state.punched.freed_bytes).toBeGreaterThan(0);
     expect(state.punched.pages * 4096).toBeLessThan((await stat(state.memory.file)).size);
-    const children = [await bench.restore(state), await bench.restore(state)];
-    for (const vm of [parent, ...children]) expect(await isIntact(vm)).toBe("(True, True) True");
+    expect(await isIntact(parent)).toBe("(True, True) True");
+    // It can do so again, also in the other way.
+    await parent.fork();
+    const again = await parent.saveAsNewBase();
+    await parent.end();
+    for (const other of [state, again]) {
+      const child = await bench.restore(other);
+      expect(await isIntact(child)).toBe("(True, True) True");
+      await child.end();
+    }
 
     // The next generation adds what it has written to a stream of little size again.
-    const [child, other] = children as [Vm, Vm];
+    const child = await bench.restore(state);
     await child.run("echo child > /root/which");
     const small = await child.fork();
+    await child.end();
     expect((await stat(small.stream)).size).toBeLessThan(24 * 2 ** 20);
     const grandchild = await bench.restore(small);
     expect(await grandchild.run("cat /root/which")).toBe("child");
     expect(await isIntact(grandchild)).toBe("(True, True) True");
-    // And the parent can do both ways again.
-    await (await bench.restore(await parent.fork())).end();
-    const second = await bench.restore(await parent.saveAsNewBase());
-    expect(await isIntact(second)).toBe("(True, True) True");
-    for (const vm of [parent, child, other, grandchild, second]) await vm.end();
+    await grandchild.end();
   });
 
   it("that is abandoned leaves its machine as it was", async () => {

@@ -227,7 +227,7 @@ export class Vm {
   /**
    * The same with all of its memory in a new base.
    *
-   * @param whileCopying - once copying has begun, while its programs run
+   * @param whileCopying - when most has been copied, while its programs run
    */
   async saveAsNewBase(whileCopying: () => Promise<unknown> = async () => {}): Promise<State & { punched: Punched; quietMs: number }> {
     const files = { base: this.#bench.newFile("memory"), deviceState: this.#bench.newFile("devices") };
@@ -235,13 +235,13 @@ export class Vm {
     const next = await this.#bench.disks.create(this.disk.id);
     const disk = snapshotDisk({ current: this.disk.path, next: next.path });
     await this.steps([...disk.before, ...beginNewBase(files)]);
-    await whileCopying();
     await until("little is left", async () => {
       const { state } = newBaseProgressOf((await this.steps(newBaseProgress))[0]);
       assert(state === "copying" || state === "little is left", state);
       return state === "little is left";
     });
     await this.steps(holdNewBase);
+    await whileCopying();
     const quietMs = await this.quietly(async () => {
       const begun = performance.now();
       await this.steps(finishNewBase(disk.whileStopped));

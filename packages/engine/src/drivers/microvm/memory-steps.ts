@@ -13,12 +13,15 @@ import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 const channels = 2;
 /** Much more than a host copies: the default is slower than it. */
 const unlimitedBytesPerSecond = 100 * 2 ** 30;
-/** So that whoever looks every few milliseconds sees the end coming. */
-const liveBytesPerSecond = 2 ** 30;
+/**
+ * QEMU copies a tenth of it at a time, ten times a second, and the machine stands still when nothing is left: whoever looks every few milliseconds must
+ * see the end coming, on a busy host too.
+ */
+const liveBytesPerSecond = 128 * 2 ** 20;
 /** One page in each tenth of a second, about. Zero would be no limit. */
 const heldBytesPerSecond = 10;
-/** Little enough for `hold` to come in time, at `liveBytesPerSecond`; what is left takes `finish` some milliseconds. */
-export const remainingBytesToHold = 24 * 2 ** 20;
+/** More than is copied between two looks, and what `finish` copies in some tens of milliseconds. */
+const remainingBytesToHold = 48 * 2 ** 20;
 
 export interface NewBaseFiles {
   /** Made new: becomes the base. */
@@ -31,7 +34,7 @@ export interface NewBaseFiles {
 export function beginNewBase({ base, deviceState }: NewBaseFiles): VmmStep[] {
   return [
     capabilities(true),
-    // Without a time that it may take at the end, it does not come to an end by itself as long as anything is left.
+    // However much is dirty again by then, it comes to its end when the first pass is over.
     parameters({ "max-bandwidth": liveBytesPerSecond, "downtime-limit": 0, "multifd-channels": channels }),
     { add_fd: { set: fdSets.memory, path: base, access: "create_write" } },
     { add_fd: { set: fdSets.deviceState, path: deviceState, access: "create_write" } },
