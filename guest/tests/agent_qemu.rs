@@ -218,16 +218,3 @@ fn a_guest_keeps_its_programs_within_their_limits_and_ends_as_a_whole_without_me
     let words = machine.last_words();
     assert!(words.contains("Kernel panic - not syncing: Out of memory"), "{words}");
 }
-
-#[test]
-#[ignore = "needs QEMU"]
-fn look_under_qemu() {
-    let parts = Parts::new("look");
-    let disk = parts.new_disk("disk");
-    let mut machine = Machine::booted(&parts, &Options { disk: std::env::var_os("DISK").map(|_| disk.as_path()), ..Options::default() });
-    println!("{:?}", machine.host.adopt(&adopt(1)));
-    let script = std::env::var("LOOK").unwrap();
-    let outcome = machine.host.shell(&script);
-    println!("{}{}", outcome.text(), String::from_utf8_lossy(&outcome.stderr));
-    println!("{}", machine.console());
-}
