@@ -48,7 +48,9 @@ export function qemuArgs({ program, name, shape, accel, diskBytes, tscKhz }: Com
     ...processorArgs(accel),
     ...["-smp", String(resources.vcpuCount), "-m", memory],
     ...["-object", memoryObject(memory, boots)],
-    ...(boots ? [...kernelArgs(tscKhz), "-S"] : ["-incoming", "defer"]),
+    ...(boots ? kernelArgs(tscKhz) : ["-incoming", "defer"]),
+    // Not even a restored machine runs before it is told to.
+    "-S",
     // Its standard output is the shim's log of the machine, of which the first and last part are kept.
     ...["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"],
     ...[
