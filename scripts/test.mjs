@@ -18,6 +18,23 @@ const vitest = [
   "--reporter=./test/support/skip-reasons.ts",
 ];
 
+/**
+ * Suites that are run on microVMs as well, by what their paths contain: what a sandbox is to its users, and what becomes of it when something
+ * fails. TCG runs on every machine. The others are about the server, the clients or images, and the engine makes no difference to them.
+ */
+const microvmSuites = [
+  "test/microvm",
+  "test/cli/quickstart",
+  "test/conformance",
+  "test/e2e",
+  "test/engine",
+  "test/faults/host-files",
+  "test/faults/kill",
+  "test/faults/machines",
+  "test/faults/restart",
+  "test/faults/storage",
+];
+
 /** Two lanes run side by side, since the machine may have two cores only. They take about the same time. */
 const lanes = [
   [
@@ -50,6 +67,12 @@ const lanes = [
   [
     { name: "units", command: [...vitest, "--project", "units"], count: countVitest },
     { name: "engine suites", command: [...vitest, "--project", "engine"], count: countVitest },
+    {
+      name: "microVM suites",
+      command: [...vitest, "--project", "engine", "--project", "faults", ...microvmSuites],
+      env: { MITOS_TEST_ENGINE: "microvm" },
+      count: countVitest,
+    },
   ],
 ];
 
@@ -117,12 +140,12 @@ async function runPart(part) {
   return { ...counts, failed: ok ? 0 : Math.max(1, counts.failed) };
 }
 
-function run({ command: [program, ...args], cwd = root }) {
+function run({ command: [program, ...args], cwd = root, env = {} }) {
   return new Promise((resolve) => {
     const child = spawn(program, args, {
       cwd,
       stdio: ["ignore", "pipe", "pipe"],
-      env: environment,
+      env: { ...environment, ...env },
     });
     running.add(child);
     let output = "";

@@ -1,6 +1,7 @@
 import { createHash, randomBytes } from "node:crypto";
 import { once } from "node:events";
 import {
+  appendFileSync,
   chmodSync,
   existsSync,
   lstatSync,
@@ -19,6 +20,7 @@ import path from "node:path";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Ended, start } from "../../packages/cli/src/testing.ts";
+import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
 import { isolationUnderTest } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
@@ -250,6 +252,19 @@ describe("logs", () => {
     await until("what was there is shown", () => following.seen.out === "one\ntwo\n" && following.seen.err === "oops\n", 60_000);
     await own.files.write("go", "");
     expect(await following.ended).toEqual({ code: 0, out: "one\ntwo\nthree\n", err: "oops\n" });
+  });
+
+  it("shows what the machine itself has said, when asked for that instead", async () => {
+    const machines = path.join(await defaultRuntimeDir(server.dataDir), "ids");
+    const said = readdirSync(machines).map((name) => {
+      const line = `of ${name}, on the console\n`;
+      appendFileSync(path.join(machines, name, "machine.log"), line);
+      return line;
+    });
+    const { code, out, err } = await mitos("logs", own.id, "--console");
+    expect({ code, err }).toEqual({ code: 0, err: "" });
+    expect(said.filter((line) => out.endsWith(line))).toHaveLength(1);
+    expect(Buffer.from(await own.console()).toString()).toBe(out);
   });
 
   it("exits with 3 for a process that does not exist", async () => {

@@ -8,7 +8,7 @@ import { type BuildEvent, type BuildStep, type Engine, openEngine, type Template
 import { resourceDefaults, toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { debian, onDebian } from "../support/base-image.ts";
-import { engineOptions } from "../support/engine-under-test.ts";
+import { engineOptions, engineUnderTest } from "../support/engine-under-test.ts";
 import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.ts";
 import { layerOf } from "../support/oci.ts";
 import { type Registry, startRegistry } from "../support/registry.ts";
@@ -405,7 +405,7 @@ describe("what nothing needs any more", () => {
     expect(usage.templates).toEqual([expect.objectContaining({ id: "kept", ownBytes: usage.layers.bytes, rootBytes: usage.layers.bytes })]);
     const folders = (name: string) => readdirSync(path.join(live.dataDir, name)).filter((each) => !each.startsWith("."));
     expect(folders("layers")).toHaveLength(3);
-    expect(existsSync(path.join(live.dataDir, "gvisor"))).toBe(true);
+    expect(existsSync(path.join(live.dataDir, engineUnderTest))).toBe(true);
     await start("kept", "a");
     expect(await sh("a", "cat greeting")).toBe("hello from the image");
   });

@@ -5,6 +5,7 @@ import { once } from "node:events";
 import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import type { Driver, Machine, MachineExit, OwnerEntry, RestoreSpec, Snapshot } from "../../packages/engine/src/driver.ts";
+import { readConsole } from "../../packages/engine/src/drivers/host/console.ts";
 import { toMachineExit } from "../../packages/engine/src/drivers/host/exit.ts";
 import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
 import { readExit } from "../../packages/engine/src/drivers/host/shim.ts";
@@ -92,10 +93,12 @@ class HostileMachine implements Machine {
   readonly machineId: string;
   readonly transport;
   readonly exited: Promise<MachineExit>;
+  readonly #dir: string;
   readonly #control: ShimConnection;
 
   constructor(machineId: string, dir: string, link: ShimConnection, control: ShimConnection) {
     this.machineId = machineId;
+    this.#dir = dir;
     this.transport = link.transport;
     this.#control = control;
     control.onEvent(({ event }) => {
@@ -119,6 +122,10 @@ class HostileMachine implements Machine {
   async meter() {
     const { memory_bytes: memoryBytes, cpu_ms: cpuMs } = await this.#control.request("meter");
     return { memoryBytes: Number(memoryBytes), sharedBytes: 0, cpuMs: Number(cpuMs) };
+  }
+
+  console(): Promise<Uint8Array> {
+    return readConsole(this.#dir);
   }
 
   async end(reason: string): Promise<void> {

@@ -343,7 +343,7 @@ python  yes    host    -                              1.0 MiB  0s
 NAME    MEANS
 python  this template
 node    image registry.example/node:latest
-base    files of the host
+base    the server's own root
 `);
   const { templates, names } = JSON.parse((await mitos("template", "ls", "-o", "json")).out);
   expect(templates).toHaveLength(2);

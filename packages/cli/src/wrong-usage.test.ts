@@ -134,6 +134,8 @@ describe("every command", () => {
       expect(await refused(["serve", "--mirror", mirror])).toBe(2);
     for (const port of ["0", "65536", "http"]) expect(await refused(["sandbox", "preview", "sb", port])).toBe(2);
     expect(await refused(["logs", "sb", "one"])).toBe(2);
+    for (const more of [["7"], ["--follow"], ["--tail", "1"], ["-o", "json"], ["--json"]])
+      expect(await refused(["logs", "sb", "--console", ...more])).toBe(2);
     expect(await refused(["completion", "tcsh"])).toBe(2);
     expect(await refused(["run", "--keep", "--rm", "true"])).toBe(2);
     expect(await refused(["cp", "a", "b"])).toBe(2);

@@ -61,9 +61,9 @@ export interface WarmCode {
 export interface TemplateRequest {
   readonly id: TemplateId;
   /**
-   * What the root is made of: `python`, `node` and `base` (the host's files, unless the configured registry has an image of that name), another
+   * What the root is made of: `python`, `node` and `base` (the driver's own root, unless the configured registry has an image of that name), another
    * template of this server, or an image reference. Absent: the id itself where it is an image reference, else as published clients expect it of any
-   * name, the host's files, which the answer then says in `warnings`.
+   * name, the driver's own root, which the answer then says in `warnings`.
    */
   readonly image?: string | undefined;
   readonly steps?: readonly BuildStep[] | undefined;
@@ -78,11 +78,11 @@ export interface TemplateRequest {
 /** What a template's root is made of, as it was resolved. */
 export interface TemplateSource {
   readonly kind: "host" | "image" | "build";
-  /** In full; empty for the host's files. */
+  /** In full; empty for the driver's own root. */
   readonly reference: string;
   readonly digest: Digest | null;
   readonly layers: number;
-  /** Of its files, those that it shares with other templates included. 0 for the host's. */
+  /** Of its files, those that it shares with other templates included. 0 for the own root. */
   readonly rootBytes: number;
 }
 
@@ -90,7 +90,7 @@ export interface Template extends TemplateRequest {
   readonly ready: boolean;
   readonly source: TemplateSource;
   readonly snapshotBytes: number;
-  /** What the user should know, such as that the name was not known and the host's files were taken. */
+  /** What the user should know, such as that the name was not known and the own root was taken. */
   readonly warnings: readonly string[];
   readonly createdAtMs: number;
   readonly creationTimeMs: number;
@@ -579,6 +579,11 @@ export interface Actions {
   /** @returns the new deadline. */
   setTimeout(id: SandboxId, timeoutSeconds: number): Promise<{ deadlineMs: number }>;
   meter(id: SandboxId): Promise<Metering>;
+  /**
+   * The end of what the sandbox's machine has said beside its link, at most `limits.consoleBytesMax`: for finding out what is wrong with it.
+   * @throws not_found, idle_timeout, oom_killed, sandbox_not_running; not_supported on the mock engine
+   */
+  console(id: SandboxId): Promise<Uint8Array>;
   /** What everything alive uses; measured at most once a second, however often it is asked for. */
   meterAll(): Promise<NodeUsage>;
 

@@ -1,11 +1,27 @@
 import { readFileSync } from "node:fs";
 import { MitosError } from "@mitos/protocol";
+import type { Driver, Isolation } from "./driver.ts";
 import { tracedSync } from "./tracing.ts";
 
 /** The share of the memory that is available now which new machines may take; the rest is for growth and for the host. */
 const budgetShare = 0.85;
-/** What a machine costs on the host beside its state: sentry, gofer and shim. */
-export const machineOverheadBytes = 40 * 1024 * 1024;
+const mib = 1024 * 1024;
+/**
+ * What a machine costs on the host beside its state: sentry, gofer and shim; or QEMU (or Firecracker) and shim, and under emulation the code that QEMU
+ * has translated, which has a limit of 32 MiB.
+ */
+const overheadBytes = {
+  gvisor: 40 * mib,
+  "microvm-kvm": 24 * mib,
+  "microvm-tcg": 56 * mib,
+  "microvm-firecracker": 24 * mib,
+  mock: 0,
+} as const satisfies Record<Isolation, number>;
+
+export function machineOverheadBytes({ isolation }: Pick<Driver, "isolation">): number {
+  return overheadBytes[isolation];
+}
+
 const retryAfterMs = 2000;
 
 /** Memory that is promised to machines which are being started. Given back once they are up and show in the host's own figure. */
@@ -63,7 +79,7 @@ export class Admission {
 }
 
 function toMiB(bytes: number): number {
-  return Math.ceil(bytes / (1024 * 1024));
+  return Math.ceil(bytes / mib);
 }
 
 /** What this process and its machines may still use: of the host, and of the cgroup that they are in, whichever is less. */

@@ -18,7 +18,7 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
   if (request.idleTimeoutSeconds !== null) requireTimeout(request.idleTimeoutSeconds, request.id);
 
   using template = await useTemplate(core, request.template);
-  using _memory = core.admission.reserve("create", template.snapshot.bytes + machineOverheadBytes);
+  using _memory = core.admission.reserve("create", template.snapshot.bytes + machineOverheadBytes(core.driver));
   const resources: MachineResources = { ...template.request.resources, ...request.resources };
   const entry = core.sandboxes.insert({
     id: request.id,

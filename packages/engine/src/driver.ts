@@ -130,6 +130,12 @@ export interface Machine {
   thaw(): Promise<void>;
   /** @param shared - also what it shares: that takes its shim some milliseconds, in which its link waits */
   meter(options?: { shared: boolean }): Promise<MachineMetering>;
+  /**
+   * The end of its console: what its kernel and its agent say beside the link, and what the programs that run it say. At most
+   * `limits.consoleBytesMax`; as hostile as the machine.
+   * @throws unavailable when it has just ended
+   */
+  console(): Promise<Uint8Array>;
   /** SIGKILL, clean up, resolve when nothing is left. Idempotent. */
   end(reason: string): Promise<void>;
 }

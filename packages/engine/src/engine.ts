@@ -294,6 +294,15 @@ class OpenEngine implements Engine {
     return this.#run("meter", { "mitos.sandbox.id": id }, () => this.#meters.one(id));
   }
 
+  console(id: SandboxId) {
+    return this.#run("console", { "mitos.sandbox.id": id }, async () => {
+      const { live } = this.#core.sandboxes.require(id, "console");
+      this.#requireRealMachines();
+      if (!live) throw new MitosError("unavailable", { cause: `sandbox ${id} has no machine now` });
+      return live.machine.console();
+    });
+  }
+
   meterAll() {
     return this.#run("meterAll", {}, () => this.#meters.all());
   }
@@ -309,9 +318,13 @@ class OpenEngine implements Engine {
 
   runtime(id: SandboxId): Runtime {
     const runtime = this.#core.sandboxes.runtimeOf(id);
+    this.#requireRealMachines();
+    return runtime;
+  }
+
+  #requireRealMachines(): void {
     if (this.#core.driver.name === "mock")
       throw new MitosError("not_supported", { cause: "the mock engine runs nothing inside a sandbox" });
-    return runtime;
   }
 
   onEnd(listener: (end: SandboxEnd) => void): () => void {

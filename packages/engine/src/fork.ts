@@ -93,7 +93,7 @@ async function captureParent(core: Core, request: ForkRequest, parent: Entry): P
   requireState(parent.record, "fork");
   const stateBytes = parent.live
     ? (await parent.live.machine.meter()).memoryBytes
-    : (parent.saved?.snapshot.bytes ?? 0) + machineOverheadBytes;
+    : (parent.saved?.snapshot.bytes ?? 0) + machineOverheadBytes(core.driver);
   // The snapshot may lie on tmpfs and then takes memory as well.
   const memory = core.admission.reserve("fork", stateBytes * (request.ids.length + (parent.live ? 1 : 0)));
   const children: Entry[] = [];

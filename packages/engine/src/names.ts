@@ -1,7 +1,7 @@
 import { isImageReference, MitosError, type TemplateId } from "@mitos/protocol";
 import type { NameMeaning } from "./actions.ts";
 import type { Core } from "./core.ts";
-import { isHostName } from "./host-templates.ts";
+import { isHostName, ownRootOf } from "./host-templates.ts";
 
 /** Which thing a name means here: the first of these that exists. Asks the registry only where the operator has configured one. */
 export async function meaningOf(core: Core, name: string, signal?: AbortSignal): Promise<NameMeaning> {
@@ -20,11 +20,10 @@ export async function meaningBeside(core: Core, name: string, signal?: AbortSign
 }
 
 /** @throws not_found */
-export function nothingOfThatName(name: string): MitosError {
+export function nothingOfThatName({ driver }: Core, name: string): MitosError {
   return new MitosError("not_found", {
     cause: `${name} is no template of this server and no image`,
-    remediation:
-      "Write an image with its tag (python:3.12-slim), name a template that exists, or use python, node or base: the host's own files.",
+    remediation: `Write an image with its tag (python:3.12-slim), name a template that exists, or use python, node or base: ${ownRootOf(driver)}.`,
   });
 }
 

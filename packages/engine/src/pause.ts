@@ -69,7 +69,7 @@ export async function resume(core: Core, id: SandboxId): Promise<void> {
       entry.activity.touch();
       return;
     }
-    using _memory = core.admission.reserve("resume", saved.snapshot.bytes + machineOverheadBytes);
+    using _memory = core.admission.reserve("resume", saved.snapshot.bytes + machineOverheadBytes(core.driver));
     await core.driver.checkSnapshot(saved.snapshot);
     requireAlive(entry.record);
     core.sandboxes.move(entry, "resuming", { machineId: newMachineId(), generation: entry.record.generation + 1 });

@@ -207,6 +207,7 @@ describe("the mock engine", () => {
     const made = await engine.create(sandbox("a"));
     expect([engine.driverName, made.isolation]).toEqual(["mock", "mock"]);
     expect(() => engine.runtime(a)).toThrow(expect.objectContaining({ code: "not_supported" }));
+    await expect(engine.console(a)).rejects.toMatchObject({ code: "not_supported" });
     await engine.pause(a);
     await engine.fork({ source: a, ids: [b], inheritSecrets: false, env: {} });
     await engine.resume(a);

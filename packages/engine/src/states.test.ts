@@ -36,6 +36,9 @@ describe("an action in the wrong state", () => {
     ["setTimeout", "failed", "lost", "sandbox_not_running"],
     ["fork", "paused", undefined, "ok"],
     ["meter", "paused", undefined, "sandbox_not_running"],
+    ["console", "running", undefined, "ok"],
+    ["console", "paused", undefined, "sandbox_not_running"],
+    ["console", "failed", "oom_killed", "oom_killed"],
   ] as const)("%s while %s (%s) is %s", (action, state, cause, code) => {
     expect(codeOf(state, action, cause)).toBe(code);
   });

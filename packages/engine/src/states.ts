@@ -8,7 +8,7 @@ import type { SandboxRecord } from "./store/sandboxes.ts";
  * `runtime` is everything inside it: exec, files, code, tunnels. The states in which an action also succeeds without doing anything
  * (`pause` of a paused sandbox) are in the table.
  */
-export type Action = "get" | "runtime" | "fork" | "pause" | "resume" | "setTimeout" | "meter" | "terminate";
+export type Action = "get" | "runtime" | "fork" | "pause" | "resume" | "setTimeout" | "meter" | "console" | "terminate";
 
 /**
  * Which action is allowed in which state: the one table for server, SDK and docs.
@@ -24,6 +24,7 @@ export const allowedStates = {
   resume: ["running", "paused"],
   setTimeout: ["running", "pausing", "paused", "resuming"],
   meter: ["running"],
+  console: ["running"],
   terminate: ["starting", "running", "pausing", "paused", "resuming", "failed"],
 } as const satisfies Record<Action, readonly SandboxState[]>;
 

@@ -39,6 +39,8 @@ export const limits = {
   metadataValueBytesMax: 1024,
   pathBytesMax: 4096,
   commandBytesMax: 1024 * 1024,
+  /** Of what a machine has said on its console, the end. */
+  consoleBytesMax: 256 * 1024,
   /** The files of one copy step, as a tar. */
   contextBytesMax: 4 * 1024 * 1024 * 1024,
   buildStepsMax: 256,

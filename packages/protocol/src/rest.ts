@@ -38,19 +38,19 @@ export interface TemplateJson {
   resources: ResourcesJson;
   source: TemplateSourceJson;
   snapshot_bytes: number;
-  /** What the user should know, such as that the name was not known and the host's files were taken. */
+  /** What the user should know, such as that the name was not known and the server's own root was taken. */
   warnings: readonly string[];
 }
 
 /** What a template's root is made of, as it was resolved. */
 export interface TemplateSourceJson {
   kind: "host" | "image" | "build";
-  /** In full; empty for the host's files. */
+  /** In full; empty for the server's own root. */
   reference: string;
-  /** `sha256:…` of the image's manifest; null for the host's files. */
+  /** `sha256:…` of the image's manifest; null for the server's own root. */
   digest: string | null;
   layers: number;
-  /** Of its files, those that it shares with other templates included. 0 for the host's. */
+  /** Of its files, those that it shares with other templates included. 0 for the own root. */
   root_bytes: number;
 }
 

@@ -104,6 +104,15 @@ export class HttpClient {
     }
   }
 
+  /** The whole body of an answer. @throws transport_error when it breaks off */
+  async bytes(path: string, response: Response): Promise<Uint8Array<ArrayBuffer>> {
+    try {
+      return new Uint8Array(await response.arrayBuffer());
+    } catch (error) {
+      throw this.failure(`reading ${path}`, error);
+    }
+  }
+
   /** @throws invalid_response when the body is something else, such as a web page */
   async json(path: string, response: Response): Promise<unknown> {
     const text = await this.#text("reading", path, response);

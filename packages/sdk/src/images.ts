@@ -24,7 +24,7 @@ export interface PushedImage {
 /** Which thing a name means on a server: the first of these that there is. */
 export interface NameMeaning {
   name: string;
-  /** A template that was made there, an image of the configured registry, the host's own files, or nothing. */
+  /** A template that was made there, an image of the configured registry, the server's own root, or nothing. */
   means: "template" | "image" | "host" | "nothing";
   /** Of an image, in full; else empty. */
   reference: string;

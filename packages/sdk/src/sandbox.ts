@@ -158,6 +158,17 @@ export class Sandbox {
   }
 
   /**
+   * The end of what the sandbox's machine has said beside its programs, at most 256 KiB: a microVM's kernel, the agent, and what runs the machine.
+   * For finding out what is wrong with a sandbox. Not of its programs' making, but they may have their say in it: as untrusted as their output.
+   *
+   * @throws sandbox_not_running, not_supported on the mock engine
+   */
+  async console(): Promise<Uint8Array<ArrayBuffer>> {
+    const path = `/v1/sandboxes/${this.id}/console`;
+    return this.#http.bytes(path, await this.#http.send("GET", path, undefined));
+  }
+
+  /**
    * Runs code in the language's live interpreter, or in that of a context. An exception in the code is a result: `error`.
    *
    * @throws not_found for an unknown context, invalid_input for one of another language

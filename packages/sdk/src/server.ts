@@ -32,7 +32,7 @@ import {
 export interface CreateTemplateOptions extends BuildProgress {
   /**
    * What its files are: an image of a registry (`python:3.12-slim`), another template, or `python`, `node` or `base`. Default: what the id
-   * says where it is an image reference, else the host's files.
+   * says where it is an image reference, else the server's own root.
    */
   image?: string | undefined;
   /** In order, on top of the image. Contexts of copy steps are there already: `buildTemplate` of `@mitos/sdk/build` sees to that. */

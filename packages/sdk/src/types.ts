@@ -50,14 +50,14 @@ export interface Workload {
 
 /** What a template's files are made of. */
 export interface TemplateSource {
-  /** `host`: the host's own files. `image`: those of an image. `build`: those of an image, or of another template, and of build steps. */
+  /** `host`: the server's own root (on gVisor the host's files, on microVMs a Debian). `image`: those of an image. `build`: those of an image, or of another template, and of build steps. */
   kind: "host" | "image" | "build";
-  /** The image in full, as in `docker.io/library/python:3.12-slim`; empty for the host's files. */
+  /** The image in full, as in `docker.io/library/python:3.12-slim`; empty for the server's own root. */
   reference: string;
-  /** Of the image's manifest; null for the host's files. */
+  /** Of the image's manifest; null for the server's own root. */
   digest: string | null;
   layers: number;
-  /** Of all its files, also of those that it shares with other templates. 0 for the host's. */
+  /** Of all its files, also of those that it shares with other templates. 0 for the own root. */
   rootBytes: number;
 }
 
@@ -71,7 +71,7 @@ export interface TemplateInfo {
   source?: TemplateSource | undefined;
   /** Of its saved machine. */
   snapshotBytes?: number | undefined;
-  /** What the user should know, such as that the name was not known and the host's files were taken. */
+  /** What the user should know, such as that the name was not known and the server's own root was taken. */
   warnings?: readonly string[] | undefined;
 }
 

@@ -1,8 +1,11 @@
 //! The monitor of a virtual machine: a thread that asks it one list of steps after the other, while the loop goes on with everything else.
 
+mod devices;
+mod mapped_ram;
 mod mapping;
 mod private;
 mod qmp;
+mod status;
 mod steps;
 mod stream;
 

@@ -1,7 +1,10 @@
 //! What a server can have done with a monitor, in order (docs/shim.md § vmm).
 
 use super::Target;
+use super::devices::SaveDevices;
+use super::mapped_ram::PunchMappedRam;
 use super::qmp::{Event, Failure, Qmp};
+use super::status::AwaitStatus;
 use super::stream::SaveMemory;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -33,6 +36,9 @@ enum Action {
     AddFd(AddFd),
     Await(Await),
     SaveMemory(SaveMemory),
+    AwaitStatus(AwaitStatus),
+    SaveDevices(SaveDevices),
+    PunchMappedRam(PunchMappedRam),
 }
 
 #[derive(Deserialize)]
@@ -45,6 +51,9 @@ struct Fields {
     add_fd: Option<AddFd>,
     r#await: Option<Await>,
     save_memory: Option<SaveMemory>,
+    await_status: Option<AwaitStatus>,
+    save_devices: Option<SaveDevices>,
+    punch_mapped_ram: Option<PunchMappedRam>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -84,7 +93,7 @@ impl TryFrom<Fields> for Step {
     type Error = String;
 
     fn try_from(fields: Fields) -> Result<Self, String> {
-        let Fields { always, execute, arguments, add_fd, r#await, save_memory } = fields;
+        let Fields { always, execute, arguments, add_fd, r#await, save_memory, await_status, save_devices, punch_mapped_ram } = fields;
         if execute.is_none() && arguments.is_some() {
             return Err("a step's arguments are those of its execute".into());
         }
@@ -93,12 +102,15 @@ impl TryFrom<Fields> for Step {
             add_fd.map(Action::AddFd),
             r#await.map(Action::Await),
             save_memory.map(Action::SaveMemory),
+            await_status.map(Action::AwaitStatus),
+            save_devices.map(Action::SaveDevices),
+            punch_mapped_ram.map(Action::PunchMappedRam),
         ]
         .into_iter()
         .flatten();
         match (actions.next(), actions.next()) {
             (Some(action), None) => Ok(Self { always, action }),
-            _ => Err("a step is one of execute, add_fd, await, save_memory".into()),
+            _ => Err("a step is one of execute, add_fd, await, save_memory, await_status, save_devices, punch_mapped_ram".into()),
         }
     }
 }
@@ -271,6 +283,11 @@ fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, target: Opt
             let target = target.ok_or_else(|| Failure::new("save_memory: there is no machine yet; send watch first"))?;
             let saved = save.run(target).map_err(|error| Failure::new(format!("save_memory: {error}")))?;
             Ok(json!(saved))
+        }
+        Action::AwaitStatus(wanted) => wanted.run(qmp, deadline),
+        Action::SaveDevices(save) => save.run().map(|saved| json!(saved)).map_err(|error| Failure::new(format!("save_devices: {error}"))),
+        Action::PunchMappedRam(punch) => {
+            punch.run().map(|punched| json!(punched)).map_err(|error| Failure::new(format!("punch_mapped_ram: {error}")))
         }
     }
 }

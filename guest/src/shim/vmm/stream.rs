@@ -17,25 +17,25 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Of what is read of the monitor's own file: 20 KB are usual.
 const DEVICE_STATE_BYTES_MAX: u64 = 64 << 20;
 
-const MAGIC_AND_VERSION: [u8; 8] = *b"QEVM\0\0\0\x03";
-const MACHINE: &[u8] = b"microvm";
+pub(super) const MAGIC_AND_VERSION: [u8; 8] = *b"QEVM\0\0\0\x03";
+pub(super) const MACHINE: &[u8] = b"microvm";
 /// The memory backend's id, which the server gives it.
-const BLOCK: &[u8] = b"mem";
+pub(super) const BLOCK: &[u8] = b"mem";
 const SECTION_END_OF_FILE: u8 = 0x00;
-const SECTION_START: u8 = 0x01;
+pub(super) const SECTION_START: u8 = 0x01;
 const SECTION_END: u8 = 0x03;
 const SECTION_DESCRIPTION: u8 = 0x06;
-const SECTION_CONFIGURATION: u8 = 0x07;
+pub(super) const SECTION_CONFIGURATION: u8 = 0x07;
 const SECTION_FOOTER: u8 = 0x7e;
 const RAM_SECTION: u32 = 2;
-const RAM_VERSION: u32 = 4;
+pub(super) const RAM_VERSION: u32 = 4;
 const RAM_ZERO: u64 = 0x02;
-const RAM_SIZE: u64 = 0x04;
+pub(super) const RAM_SIZE: u64 = 0x04;
 const RAM_PAGE: u64 = 0x08;
 const RAM_END: u64 = 0x10;
 const RAM_SAME_BLOCK: u64 = 0x20;
@@ -70,7 +70,7 @@ impl SaveMemory {
     pub fn run(&self, machine: &Target) -> Result<Saved, String> {
         let base = File::open(&self.base).map_err(|error| format!("open {}: {error}", self.base.display()))?;
         let memory = mapping::find(machine.pid, &base)?;
-        let devices = self.read_device_state()?;
+        let devices = read_device_state(&self.device_state)?;
         let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.out);
         let mut out = out.map_err(|error| format!("create {}: {error}", self.out.display()))?;
         let saved = self.write(&mut out, machine.pid, memory, &devices).and_then(|saved| {
@@ -78,18 +78,6 @@ impl SaveMemory {
             if machine.has_ended() { Err("the machine has ended".into()) } else { Ok(saved) }
         });
         saved.inspect_err(|_| drop(fs::remove_file(&self.out)))
-    }
-
-    fn read_device_state(&self) -> Result<Vec<u8>, String> {
-        let name = self.device_state.display();
-        let mut bytes = Vec::new();
-        let file = File::open(&self.device_state).map_err(|error| format!("open {name}: {error}"))?;
-        file.take(DEVICE_STATE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| format!("read {name}: {error}"))?;
-        let whole = bytes.len() as u64 <= DEVICE_STATE_BYTES_MAX
-            && bytes.len() > MAGIC_AND_VERSION.len()
-            && bytes.starts_with(&MAGIC_AND_VERSION)
-            && bytes.last() == Some(&SECTION_END_OF_FILE);
-        if whole { Ok(bytes) } else { Err(format!("{name} is not a whole device state of a version that is known")) }
     }
 
     fn write(&self, out: &mut File, pid: i32, memory: Range<u64>, devices: &[u8]) -> Result<Saved, String> {
@@ -114,8 +102,20 @@ impl SaveMemory {
     }
 }
 
+pub(super) fn read_device_state(path: &Path) -> Result<Vec<u8>, String> {
+    let name = path.display();
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(|error| format!("open {name}: {error}"))?;
+    file.take(DEVICE_STATE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| format!("read {name}: {error}"))?;
+    let whole = bytes.len() as u64 <= DEVICE_STATE_BYTES_MAX
+        && bytes.len() > MAGIC_AND_VERSION.len()
+        && bytes.starts_with(&MAGIC_AND_VERSION)
+        && bytes.last() == Some(&SECTION_END_OF_FILE);
+    if whole { Ok(bytes) } else { Err(format!("{name} is not a whole device state of a version that is known")) }
+}
+
 /// Up to where the pages begin.
-fn opening(memory_bytes: u64) -> Vec<u8> {
+pub(super) fn opening(memory_bytes: u64) -> Vec<u8> {
     let mut bytes = MAGIC_AND_VERSION.to_vec();
     bytes.push(SECTION_CONFIGURATION);
     bytes.extend((MACHINE.len() as u32).to_be_bytes());
@@ -135,7 +135,7 @@ fn opening(memory_bytes: u64) -> Vec<u8> {
     bytes
 }
 
-fn closing(devices: &[u8]) -> Vec<u8> {
+pub(super) fn closing(devices: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::new();
     end_of_ram(&mut bytes);
     bytes.extend(&devices[MAGIC_AND_VERSION.len()..]);

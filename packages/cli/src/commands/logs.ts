@@ -1,11 +1,12 @@
 import type { ProcessEvent, ProcessInfo, Sandbox } from "@mitos/sdk";
-import { Command } from "commander";
+import { Command, Option } from "commander";
 import { connectionOf, positiveInteger, wholeNumber } from "../context.ts";
-import { CommandError, exitCodes } from "../exit.ts";
+import { CommandError, exitCodes, UsageError } from "../exit.ts";
 import { age, isJson, type OutputOptions, outputFlags, print, printJson, printTable, write } from "../output.ts";
 import { interruptible } from "../signals.ts";
 
 interface LogsOptions extends OutputOptions {
+  console?: boolean;
   follow?: boolean;
   tail?: number;
 }
@@ -15,7 +16,15 @@ export function logsCommand(): Command {
     .argument("<id>", "the sandbox")
     .argument("[pid]", "of one process (default: all of them, each under a heading)", wholeNumber("<pid>", 2))
     .option("-f, --follow", "go on until the processes have ended")
-    .option("--tail <n>", "only the last lines of each process", positiveInteger("--tail"));
+    .option("--tail <n>", "only the last lines of each process", positiveInteger("--tail"))
+    .addOption(
+      new Option("--console", "instead, what its machine has said beside its programs, the last 256 KiB").conflicts([
+        "follow",
+        "tail",
+        "output",
+        "json",
+      ]),
+    );
   for (const flag of outputFlags()) command.addOption(flag);
   return command
     .addHelpText(
@@ -23,8 +32,12 @@ export function logsCommand(): Command {
       "\nWith -o the processes themselves are listed. Of output that nobody read the sandbox keeps the last 256 KiB a stream.",
     )
     .action(async (id: string, pid: number | undefined, options: LogsOptions) => {
+      if (options.console && pid !== undefined) {
+        throw new UsageError("--console is of the whole sandbox, and not of one process", `See it with: mitos logs ${id} --console`);
+      }
       const { Sandbox } = await import("@mitos/sdk");
       const sandbox = await Sandbox.connect(id, connectionOf(command));
+      if (options.console) return write(process.stdout, await sandbox.console());
       const processes = select(await sandbox.processes(), pid, id);
       if (options.output || options.json) list(processes, isJson(options));
       else if (processes.length === 0) process.stderr.write("No processes found.\n");

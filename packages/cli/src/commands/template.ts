@@ -91,7 +91,7 @@ async function meanings(server: SandboxServer): Promise<NameMeaning[]> {
 
 function meaning(means: NameMeaning["means"], reference: string): string {
   if (means === "image") return `image ${reference}`;
-  if (means === "host") return "files of the host";
+  if (means === "host") return "the server's own root";
   return means === "template" ? "this template" : "nothing";
 }
 

@@ -1,7 +1,7 @@
 import { isImageReference, MitosError, type TemplateId } from "@mitos/protocol";
 import type { BuildOptions, ImageSummary, Language, TemplateRequest, TemplateSource } from "../actions.ts";
 import type { Core } from "../core.ts";
-import { hostLanguage, isHostName } from "../host-templates.ts";
+import { hostLanguage, isHostName, ownRootOf } from "../host-templates.ts";
 import type { Image } from "../images/image.ts";
 import { meaningBeside, nothingOfThatName } from "../names.ts";
 import type { TemplateRoot } from "../store/templates.ts";
@@ -25,7 +25,9 @@ export async function findBase(core: Core, { id, image }: TemplateRequest, signa
   if (core.driver.name === "mock") return { kind: "host", name: image ?? id, warnings: [] };
   if (image === undefined) {
     if (isImageReference(id)) return { kind: "image", reference: core.images.normalize(id) };
-    const warnings = isHostName(id) ? [] : [`${id} names no image: it is made of the host's own files. Say image to have another root.`];
+    const warnings = isHostName(id)
+      ? []
+      : [`${id} names no image: it is made of ${ownRootOf(core.driver)}. Say image to have another root.`];
     return { kind: "host", name: id, warnings };
   }
   // A reference is an image, whatever template somebody has made under it.
@@ -34,7 +36,7 @@ export async function findBase(core: Core, { id, image }: TemplateRequest, signa
   const { means, reference } = await meaningBeside(core, image, signal);
   if (means === "host") return { kind: "host", name: image, warnings: [] };
   if (means === "image") return { kind: "image", reference };
-  throw nothingOfThatName(image);
+  throw nothingOfThatName(core, image);
 }
 
 /** The root of a base, with the layers of an image downloaded and unpacked. @throws not_found, unauthorized, unavailable, build_failed */

@@ -3,6 +3,7 @@ import type { Language, Runtime, TemplateRequest, TemplateSource, WarmCode } fro
 import { asMitosError, type Core } from "../core.ts";
 import type { Snapshot } from "../driver.ts";
 import type { Guest } from "../guest.ts";
+import { ownRootOf } from "../host-templates.ts";
 import type { Digest, LayerUse } from "../layers/layer.ts";
 import { SharedSnapshot } from "../snapshots.ts";
 import type { TemplateRecord, TemplateRoot } from "../store/templates.ts";
@@ -111,7 +112,7 @@ async function withSteps(
 ): Promise<TemplateRoot> {
   const hasSteps = (request.steps ?? []).length > 0;
   if (base.layers === null || base.baseKey === null) {
-    if (hasSteps) throw stepsWithoutImage();
+    if (hasSteps) throw stepsWithoutImage(core);
     return base;
   }
   const start = { layers: base.layers, config: base.config, key: keyWithin(base.baseKey, request.owner?.organisation) };
@@ -121,9 +122,9 @@ async function withSteps(
   return { ...base, source, layers, config };
 }
 
-function stepsWithoutImage(): MitosError {
+function stepsWithoutImage({ driver }: Core): MitosError {
   return new MitosError("invalid_input", {
-    cause: "steps need an image to build on, and this template is made of the host's own files",
+    cause: `steps need an image to build on, and this template is made of ${ownRootOf(driver)}`,
     remediation: "Name an image with its tag, such as debian:12-slim or python:3.12-slim.",
   });
 }
@@ -150,7 +151,7 @@ async function boot(
     root: layers ? ({ kind: "layers", layers: layers.layers } as const) : ({ kind: "host" } as const),
     workMsMax: overheadMsMax + 1000 * ((ready?.timeoutSeconds ?? 0) + (warm?.timeoutSeconds ?? 0)),
   };
-  tell({ kind: "phase", phase: "boot", detail: layers ? `a root of ${layers.layers.length} layers` : "the host's files" });
+  tell({ kind: "phase", phase: "boot", detail: layers ? `a root of ${layers.layers.length} layers` : ownRootOf(core.driver) });
   return withMachine(core, spec, signal, async (session) => {
     if (root.config.user) await requireUser(session.guest.runtime, root.config.user);
     if (workload && command) {

@@ -51,7 +51,7 @@ export async function withMachine<T>(
   signal.throwIfAborted();
   using _memory = core.admission.reserve(
     "template",
-    Math.min(bootBytes, spec.resources.memSizeMiB * 1024 * 1024) + 2 * machineOverheadBytes,
+    Math.min(bootBytes, spec.resources.memSizeMiB * 1024 * 1024) + 2 * machineOverheadBytes(core.driver),
   );
   const limit = new Limit(signal);
   let machine: Machine | undefined;

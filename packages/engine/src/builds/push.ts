@@ -1,6 +1,7 @@
 import { isImageReference, MitosError, type TemplateId } from "@mitos/protocol";
 import type { BuildEvent, BuildStep, Workload } from "../actions.ts";
 import type { Core } from "../core.ts";
+import { ownRootOf } from "../host-templates.ts";
 import type { ImageConfig } from "../images/image.ts";
 import type { Digest } from "../layers/layer.ts";
 import { requireBuilt } from "../templates.ts";
@@ -10,7 +11,7 @@ import { labelOf } from "./steps.ts";
 /**
  * Makes an image of a template's root and configuration and puts it into a registry. What its machine has in memory stays here.
  *
- * @throws not_found, conflict (it is being built), invalid_input (the host's files; no reference), unauthorized, unavailable
+ * @throws not_found, conflict (it is being built), invalid_input (it has no image; no reference), unauthorized, unavailable
  */
 export async function pushTemplate(
   core: Core,
@@ -24,7 +25,7 @@ export async function pushTemplate(
   const { layers, config } = record.root;
   if (layers === null) {
     throw new MitosError("invalid_input", {
-      cause: `template ${id} is made of the host's own files, which are no image`,
+      cause: `template ${id} is made of ${ownRootOf(core.driver)}, which is no image`,
       remediation: "Build it on an image, such as debian:12-slim, and push that.",
     });
   }

@@ -57,6 +57,7 @@ export const routeAccess: Readonly<Record<string, Access>> = {
   "GET /v1/sandboxes/:id/files": execute,
   "PUT /v1/sandboxes/:id/files": execute,
   "POST /v1/sandboxes/:id/files/rename": execute,
+  "GET /v1/sandboxes/:id/console": execute,
   "GET /v1/sandboxes/:id/contexts": execute,
   "POST /v1/sandboxes/:id/contexts": execute,
   "POST /v1/sandboxes/:id/contexts/:context/restart": execute,

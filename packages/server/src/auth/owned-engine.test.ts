@@ -31,6 +31,7 @@ describe("what belongs to another owner", () => {
   const requests: readonly [string, string, unknown?][] = [
     ["GET", "/v1/sandboxes/<id>"],
     ["GET", "/v1/sandboxes/<id>/tree"],
+    ["GET", "/v1/sandboxes/<id>/console"],
     ["DELETE", "/v1/sandboxes/<id>"],
     ["DELETE", "/v1/sandboxes/<id>?subtree=true"],
     ["POST", "/v1/sandboxes/<id>/fork", { count: 2 }],

@@ -249,6 +249,10 @@ export class OwnedEngine implements Actions {
     return this.#own(id).meter(id);
   }
 
+  async console(id: SandboxId): Promise<Uint8Array> {
+    return this.#own(id).console(id);
+  }
+
   async meterAll(): Promise<NodeUsage> {
     const { sandboxes, templates } = await this.#engine.meterAll();
     const mine = new Set(this.list().map(({ id }) => id));

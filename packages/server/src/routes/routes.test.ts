@@ -209,6 +209,15 @@ describe("sandboxes", () => {
       expect((await get(at, `/v1/sandboxes${query}`)).status).toBe(400);
   });
 
+  it("answer the end of a console, which no browser takes for a page", async () => {
+    const answer = await fetch(`${at.url}/v1/sandboxes/sb-1/console`);
+    expect(answer.status).toBe(200);
+    expect(answer.headers.get("content-type")).toBe("application/octet-stream");
+    expect(answer.headers.get("x-content-type-options")).toBe("nosniff");
+    expect(Buffer.from(await answer.arrayBuffer())).toEqual(Buffer.from([0x3c, 0x70, 0x3e, 0xff, 0x0a]));
+    expect((await get(at, "/v1/sandboxes/none/console")).status).toBe(404);
+  });
+
   it("answer one, its tree, and deletion of one or of all below", async () => {
     await post(at, "/v1/sandboxes/sb-1/fork", { id: "a" });
     await post(at, "/v1/sandboxes/a/fork", { id: "b" });

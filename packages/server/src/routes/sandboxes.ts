@@ -44,6 +44,13 @@ export function sandboxRoutes(app: FastifyInstance, context: ServerContext): voi
     return treeJson(context.engineFor(request.raw).tree(id), endpointOf(request));
   });
 
+  app.get("/v1/sandboxes/:id/console", async (request, reply) => {
+    const { id } = check(params, request.params);
+    const text = await context.engineFor(request.raw).console(id);
+    // Whatever a sandbox likes to say: no browser is to take it for a page.
+    return reply.type("application/octet-stream").header("x-content-type-options", "nosniff").send(Buffer.from(text));
+  });
+
   app.delete("/v1/sandboxes/:id", async (request) => {
     const { id } = check(params, request.params);
     const { subtree } = check(deleteQuery, request.query);

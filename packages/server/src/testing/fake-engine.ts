@@ -668,6 +668,10 @@ export class FakeEngine {
     }));
     return { sandboxes, templates: [...this.templates.values()].map(({ id }) => ({ id, snapshotBytes: 1000 })) };
   }
+  async console(id: string): Promise<Uint8Array> {
+    this.get(id);
+    return Buffer.from([0x3c, 0x70, 0x3e, 0xff, 0x0a]);
+  }
   counts(): EngineCounts {
     const snapshots = { template: { count: 1, bytes: 1000 }, fork: { count: 0, bytes: 0 }, pause: { count: 0, bytes: 0 } };
     const builds = { ok: 7, failed: 1, canceled: 0 };

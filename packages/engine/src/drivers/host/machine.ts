@@ -1,6 +1,7 @@
 import type { Log } from "../../actions.ts";
 import type { FrameTransport, MachineExit, MachineMetering, MachineResources } from "../../driver.ts";
 import type { JsonObject } from "../../link/transport.ts";
+import { readConsole } from "./console.ts";
 import { processGone } from "./processes.ts";
 import { readExit, type ShimConnections } from "./shim.ts";
 
@@ -56,6 +57,10 @@ export class ShimMachine<K extends Keeper = Keeper> {
   async meter({ shared } = { shared: false }): Promise<MachineMetering> {
     const reply = await this.ask("meter", shared ? { shared } : {});
     return { memoryBytes: count(reply.memory_bytes), sharedBytes: count(reply.shared_bytes), cpuMs: count(reply.cpu_ms) };
+  }
+
+  console(): Promise<Uint8Array> {
+    return readConsole(this.keeper.dir);
   }
 
   end(reason: string): Promise<void> {

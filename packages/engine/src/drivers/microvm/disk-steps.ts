@@ -1,5 +1,5 @@
 import path from "node:path";
-import { execute, type VmmStep } from "./vmm-steps.ts";
+import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
 /**
  * The node that the machine's device is of: over whatever is the uppermost overlay just now. A name of its own, since the command line that names it
@@ -35,6 +35,9 @@ export interface DiskSnapshot {
   readonly undo: readonly VmmStep[];
 }
 
+/** One set serves for all files, since it is empty again before the next one comes into it; nothing in the VMM opens a file anew in between. */
+const forgetFds = execute("remove-fd", { "fdset-id": fdSets.disk });
+
 /** Not for waiting: nothing survives the VMM that its file does not have by a plain write, and snapshots are synced by `Disks.sync`. */
 const cache = { direct: false, "no-flush": true } as const;
 
@@ -50,10 +53,10 @@ export function attachDisk(chain: readonly string[]): VmmStep[] {
       const below = chain[index - 1];
       const access = index === chain.length - 1 && below !== undefined ? "read_write" : "read";
       return [
-        { add_fd: { set: fdSetOf(file), path: file, access } } as const,
+        { add_fd: { set: fdSets.disk, path: file, access } } as const,
         below === undefined ? addRaw(file) : addOverlay(file, { below, readOnly: access === "read" }),
         // Open nodes keep their file; without a set, nothing in the VMM opens it again.
-        forgetFds(file),
+        forgetFds,
       ];
     }),
     execute("blockdev-reopen", { options: [frontOver(nodeOf(chain.at(-1) as string))] }),
@@ -65,18 +68,17 @@ export function attachDisk(chain: readonly string[]): VmmStep[] {
 export function snapshotDisk({ current, next }: { readonly current: string; readonly next: string }): DiskSnapshot {
   return {
     before: [
-      { add_fd: { set: fdSetOf(next), path: next, access: "read_write" } },
+      { add_fd: { set: fdSets.disk, path: next, access: "read_write" } },
       addOverlay(next, { below: null, readOnly: false }),
-      forgetFds(next),
+      forgetFds,
       // The VMM opens the frozen one anew, read-only. Where it cannot, it silently keeps it open for writing.
-      { add_fd: { set: fdSetOf(current), path: current, access: "read" } },
+      { add_fd: { set: fdSets.disk, path: current, access: "read" } },
     ],
     whileStopped: [execute("blockdev-snapshot", { node: nodeOf(current), overlay: nodeOf(next) })],
-    afterwards: [forgetFds(current)],
+    afterwards: [forgetFds],
     undo: [
       { ...execute("blockdev-del", { "node-name": nodeOf(next) }), always: true },
-      { ...forgetFds(next), always: true },
-      { ...forgetFds(current), always: true },
+      { ...forgetFds, always: true },
     ],
   };
 }
@@ -123,28 +125,11 @@ function fileNode(file: string) {
   return {
     driver: "file",
     "node-name": `${nodeOf(file)}${fileNodeSuffix}`,
-    filename: `/dev/fdset/${fdSetOf(file)}`,
+    filename: `/dev/fdset/${fdSets.disk}`,
     // Whether it is read-only comes from the node above, also when that becomes so.
     discard: "unmap",
     cache,
   };
-}
-
-function forgetFds(file: string): VmmStep {
-  return execute("remove-fd", { "fdset-id": fdSetOf(file) });
-}
-
-/**
- * 28 bits of its name, since QEMU wants an int there. Every server that comes to a machine has the same number for it, and two that happen to be the
- * same do no harm: a set is empty again before another file comes into one.
- */
-function fdSetOf(file: string): number {
-  return Number.parseInt(
-    nameOf(file)
-      .replace(/^empty-/, "")
-      .slice(0, 7),
-    16,
-  );
 }
 
 function nameOf(file: string): string {

@@ -7,6 +7,8 @@ export type VmmStep = (
   | { readonly add_fd: AddFd }
   | { readonly await: Await }
   | { readonly save_memory: SaveMemory }
+  | { readonly await_status: { readonly values: readonly string[] } }
+  | { readonly save_devices: SaveDevices }
   | { readonly punch_mapped_ram: { readonly file: string; readonly sync?: boolean } }
 ) & { readonly always?: true };
 
@@ -39,5 +41,16 @@ export interface SaveMemory {
   readonly sync?: boolean;
 }
 
+/** The same without any page, for a machine whose memory is all in its base. */
+export interface SaveDevices {
+  readonly memory_bytes: number;
+  readonly device_state: string;
+  readonly out: string;
+  readonly sync?: boolean;
+}
+
 export const execute = (command: string, args?: Readonly<Record<string, unknown>>): ExecuteStep =>
   args === undefined ? { execute: command } : { execute: command, arguments: args };
+
+/** Numbers of the sets that our steps use; lower ones are for what the command line of a VMM brings. */
+export const fdSets = { disk: 11, memory: 12, deviceState: 13 } as const;

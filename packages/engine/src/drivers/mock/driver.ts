@@ -100,6 +100,10 @@ class MockMachine implements Machine {
     return { memoryBytes: machineBytes, sharedBytes: 0, cpuMs: 0 };
   }
 
+  async console(): Promise<Uint8Array> {
+    return new Uint8Array();
+  }
+
   async end(reason: string): Promise<void> {
     this.#finish("terminated", reason);
   }

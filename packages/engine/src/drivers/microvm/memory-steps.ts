@@ -1,0 +1,126 @@
+import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
+
+/**
+ * A new base for the descendants of a machine that has written much: all of its memory in a file that children map, pages in their places
+ * (`mapped-ram`), written while the machine runs. Where a stream of what it has written makes it stand still for about a millisecond a MiB, and each child
+ * load as much, this copies beforehand and lets children share.
+ *
+ * `begin`, then `progress` until little is left, `hold`; then the programs of the machine are frozen (QUIESCE), `finish`, and they go on. `finish` right
+ * after `begin` is right as well, but programs then stand still for all of the copying. Whatever fails: `abandon`.
+ */
+
+/** Two do better than one on two processors; more do no better. */
+const channels = 2;
+/** Much more than a host copies: the default is slower than it. */
+const unlimitedBytesPerSecond = 100 * 2 ** 30;
+/** So that whoever looks every few milliseconds sees the end coming. */
+const liveBytesPerSecond = 2 ** 30;
+/** One page in each tenth of a second, about. Zero would be no limit. */
+const heldBytesPerSecond = 10;
+/** Little enough for `hold` to come in time, at `liveBytesPerSecond`; what is left takes `finish` some milliseconds. */
+export const remainingBytesToHold = 24 * 2 ** 20;
+
+export interface NewBaseFiles {
+  /** Made new: becomes the base. */
+  readonly base: string;
+  /** Made new: for `newBaseStream`, and not needed afterwards. */
+  readonly deviceState: string;
+}
+
+/** Copying begins; the machine runs on. */
+export function beginNewBase({ base, deviceState }: NewBaseFiles): VmmStep[] {
+  return [
+    capabilities(true),
+    // Without a time that it may take at the end, it does not come to an end by itself as long as anything is left.
+    parameters({ "max-bandwidth": liveBytesPerSecond, "downtime-limit": 0, "multifd-channels": channels }),
+    { add_fd: { set: fdSets.memory, path: base, access: "create_write" } },
+    { add_fd: { set: fdSets.deviceState, path: deviceState, access: "create_write" } },
+    execute("migrate", { uri: `file:/dev/fdset/${fdSets.memory}` }),
+  ];
+}
+
+export const newBaseProgress: readonly VmmStep[] = [execute("query-migrate")];
+
+export interface NewBaseProgress {
+  readonly state: "copying" | "little is left" | "stands still" | "failed";
+  readonly remainingBytes: number;
+}
+
+/** Of the result of `newBaseProgress`. A machine that stands still has come to its end unasked: `abandon`, and save it in the other way. */
+export function newBaseProgressOf(result: unknown): NewBaseProgress {
+  const { status, ram } = result as { status?: string; ram?: { remaining?: number; transferred?: number; normal?: number } };
+  if (status === "setup") return { state: "copying", remainingBytes: Number.POSITIVE_INFINITY };
+  if (status === "pre-switchover" || status === "device") return { state: "stands still", remainingBytes: 0 };
+  if (status !== "active") return { state: "failed", remainingBytes: 0 };
+  const remainingBytes = ram?.remaining ?? Number.POSITIVE_INFINITY;
+  // Before it has begun, nothing is left to do either.
+  const begun = (ram?.transferred ?? 0) > 0;
+  return { state: begun && remainingBytes <= remainingBytesToHold ? "little is left" : "copying", remainingBytes };
+}
+
+/** Copying all but stops, so that the machine does not before its programs do. */
+export const holdNewBase: readonly VmmStep[] = [parameters({ "max-bandwidth": heldBytesPerSecond })];
+
+/**
+ * The rest is copied, the machine stands still, `whileStopped` (of `snapshotDisk`) and the state of its devices; then it goes on. If anything fails:
+ * `abandon`.
+ */
+export function finishNewBase(whileStopped: readonly VmmStep[]): VmmStep[] {
+  return [
+    parameters({ "max-bandwidth": unlimitedBytesPerSecond, "downtime-limit": 300 }),
+    migrationIs("pre-switchover"),
+    ...whileStopped,
+    // Not `live`, which would put its disks out of use.
+    execute("xen-save-devices-state", { filename: `/dev/fdset/${fdSets.deviceState}`, live: false }),
+    execute("migrate-continue", { state: "pre-switchover" }),
+    migrationIs("completed"),
+    { await_status: { values: ["postmigrate"] } },
+    execute("cont"),
+    ...closeNewBase,
+  ];
+}
+
+/** The file becomes a base: result `{offset, memory_bytes, pages, freed_bytes}`. Children map it from `offset` on; then it must never change again. */
+export function completeNewBase(
+  files: NewBaseFiles,
+  { out, memoryBytes, sync }: { out: string; memoryBytes: number; sync: boolean },
+): VmmStep[] {
+  return [
+    { punch_mapped_ram: { file: files.base, sync } },
+    { save_devices: { memory_bytes: memoryBytes, device_state: files.deviceState, out, sync } },
+  ];
+}
+
+/** The machine goes on as if nothing had been asked of it. What has been written is left to be removed. Steps that have nothing to do fail: harmless. */
+export const abandonNewBase: readonly VmmStep[] = [
+  ...[
+    execute("migrate_cancel"),
+    { await_status: { values: ["running", "paused", "postmigrate"] } },
+    execute("cont"),
+    ...closeNewBaseSteps(),
+  ].map((step) => ({ ...step, always: true as const })),
+];
+
+const closeNewBase = closeNewBaseSteps();
+
+function closeNewBaseSteps(): VmmStep[] {
+  return [
+    execute("remove-fd", { "fdset-id": fdSets.memory }),
+    execute("remove-fd", { "fdset-id": fdSets.deviceState }),
+    // What is on stays on, also for `migrate-incoming` and other ways to save.
+    capabilities(false),
+  ];
+}
+
+function migrationIs(status: string): VmmStep {
+  return { await: { event: "MIGRATION", field: "status", values: [status], failures: ["failed", "cancelled"] } };
+}
+
+function capabilities(state: boolean): VmmStep {
+  const switched = ["mapped-ram", "multifd", "pause-before-switchover"].map((capability) => ({ capability, state }));
+  return execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }, ...switched] });
+}
+
+function parameters(values: Readonly<Record<string, number>>): VmmStep {
+  return execute("migrate-set-parameters", values);
+}

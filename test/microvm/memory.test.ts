@@ -1,0 +1,96 @@
+import { stat } from "node:fs/promises";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { snapshotDisk } from "../../packages/engine/src/drivers/microvm/disk-steps.ts";
+import { abandonNewBase, beginNewBase } from "../../packages/engine/src/drivers/microvm/memory-steps.ts";
+import { Bench, type State, type Vm } from "./vm.ts";
+
+let bench: Bench;
+let template: State;
+beforeAll(async () => {
+  bench = await Bench.open();
+  template = await bench.template();
+}, 180_000);
+afterAll(() => bench[Symbol.asyncDispose]());
+
+/**
+ * Holds 24 MiB of noise, of which it changes a page every few milliseconds, and 8 MiB that it makes zero when it is told to. Says whether all of it
+ * is as it has left it when it is asked.
+ */
+const holder = `
+import mmap, os, time, hashlib
+noise = mmap.mmap(-1, 24 << 20); zeroed = mmap.mmap(-1, 8 << 20)
+want = bytearray(24 << 20)
+for at in range(0, 24 << 20, 1 << 20): want[at:at + (1 << 20)] = noise[at:at + (1 << 20)] = os.urandom(1 << 20)
+def fill(byte):
+    for at in range(0, 8 << 20, 1 << 20): zeroed[at:at + (1 << 20)] = byte * (1 << 20)
+fill(b"x"); want_zeroed = b"x"; turn = 0
+digest = lambda data: hashlib.sha256(data).hexdigest()
+open("/root/ready", "w").close()
+while True:
+    turn += 1
+    at = (turn * 7919) % (6 << 10) * 4096
+    page = os.urandom(16); noise[at:at + 16] = page; want[at:at + 16] = page
+    if os.path.exists("/root/zero") and want_zeroed != bytes(1):
+        want_zeroed = bytes(1); fill(want_zeroed)
+        open("/root/zeroed", "w").close()
+    if os.path.exists("/root/ask"):
+        os.unlink("/root/ask")
+        answer = (digest(noise) == digest(want), digest(zeroed) == digest(want_zeroed * (8 << 20)))
+        open("/root/answer.new", "w").write(f"{answer} {turn > 1}"); os.rename("/root/answer.new", "/root/answer")
+    time.sleep(0.003)
+`;
+
+async function hold(vm: Vm): Promise<void> {
+  await vm.run(`cat > /root/holder.py <<'END'\n${holder}\nEND`);
+  await vm.sandbox.guest.runtime.start({ shellCommand: "python3 /root/holder.py 2> /root/errors" });
+  await vm.run("while [ ! -e /root/ready ]; do sleep 0.02; test ! -s /root/errors || { cat /root/errors; exit 1; }; done");
+}
+
+const isIntact = (vm: Vm) =>
+  vm.run(
+    "touch /root/ask; while [ ! -e /root/answer ]; do sleep 0.02; test ! -s /root/errors || { cat /root/errors; exit 1; }; done; cat /root/answer; rm /root/answer",
+  );
+
+describe("a new base", () => {
+  it("holds all that a machine has written while it was copied, what became zero too, and its children go on from it", async () => {
+    const parent = await bench.restore(template);
+    await hold(parent);
+    const state = await parent.saveAsNewBase(() => parent.run("touch /root/zero; while [ ! -e /root/zeroed ]; do sleep 0.01; done"));
+    expect(state.punched.memory_bytes).toBe(256 * 2 ** 20);
+    // What had been copied before it became zero would be there again without the holes.
+    expect(state.punched.freed_bytes).toBeGreaterThan(0);
+    expect(state.punched.pages * 4096).toBeLessThan((await stat(state.memory.file)).size);
+    const children = [await bench.restore(state), await bench.restore(state)];
+    for (const vm of [parent, ...children]) expect(await isIntact(vm)).toBe("(True, True) True");
+
+    // The next generation adds what it has written to a stream of little size again.
+    const [child, other] = children as [Vm, Vm];
+    await child.run("echo child > /root/which");
+    const small = await child.fork();
+    expect((await stat(small.stream)).size).toBeLessThan(24 * 2 ** 20);
+    const grandchild = await bench.restore(small);
+    expect(await grandchild.run("cat /root/which")).toBe("child");
+    expect(await isIntact(grandchild)).toBe("(True, True) True");
+    // And the parent can do both ways again.
+    await (await bench.restore(await parent.fork())).end();
+    const second = await bench.restore(await parent.saveAsNewBase());
+    expect(await isIntact(second)).toBe("(True, True) True");
+    for (const vm of [parent, child, other, grandchild, second]) await vm.end();
+  });
+
+  it("that is abandoned leaves its machine as it was", async () => {
+    const vm = await bench.restore(template);
+    await hold(vm);
+    const next = await bench.disks.create(vm.disk.id);
+    const disk = snapshotDisk({ current: vm.disk.path, next: next.path });
+    const files = { base: bench.newFile("memory"), deviceState: bench.newFile("devices") };
+    await vm.steps([...disk.before, ...beginNewBase(files)]);
+    await vm.steps(abandonNewBase).catch(() => undefined);
+    await vm.steps(disk.undo);
+    expect(await isIntact(vm)).toBe("(True, True) True");
+    const child = await bench.restore(await vm.fork());
+    expect(await isIntact(child)).toBe("(True, True) True");
+    await vm.end();
+    await child.end();
+  });
+});
