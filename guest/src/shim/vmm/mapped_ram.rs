@@ -189,7 +189,7 @@ mod tests {
     fn head(memory_bytes: u64) -> Vec<u8> {
         let mut bytes = b"QEVM\0\0\0\x03\x07\0\0\0\x07microvm\x05\x1aconfiguration/capabilities\0\0\0\x01\0\0\0\x01\x0amapped-ram".to_vec();
         bytes.extend(b"\x01\0\0\0\x01\x03ram\0\0\0\0\0\0\0\x04");
-        bytes.extend((memory_bytes + 0x2_0000 | RAM_SIZE).to_be_bytes());
+        bytes.extend(((memory_bytes + 0x2_0000) | RAM_SIZE).to_be_bytes());
         bytes.extend(b"\x03mem");
         bytes.extend(memory_bytes.to_be_bytes());
         bytes.extend(1_u32.to_be_bytes());

@@ -13,12 +13,10 @@ import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
 import { type Details, stateFile, writeDetails } from "./saved.ts";
 import { recordMachine, runSteps } from "./vmm.ts";
-import { execute, type VmmStep } from "./vmm-steps.ts";
+import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
 const saveTimeoutMs = 30_000;
 const saveTimeoutPerGiBMs = 60_000;
-/** Above all sets of disks, which have 28 bits. */
-const devicesSet = 0x1000_0000;
 const devicesFile = "devices";
 
 interface Options {
@@ -145,10 +143,11 @@ async function commit(
 const before = (disk: DiskSnapshot, partial: string): VmmStep[] => [...disk.before, addState(partial)];
 /** Opened by the shim: the monitor sees no folder of the host. */
 const addState = (partial: string): VmmStep => ({
-  add_fd: { set: devicesSet, path: path.join(partial, devicesFile), access: "create_write" },
+  add_fd: { set: fdSets.deviceState, path: path.join(partial, devicesFile), access: "create_write" },
 });
-const saveDevices = execute("xen-save-devices-state", { filename: `/dev/fdset/${devicesSet}` });
-const forgetState: VmmStep = { ...execute("remove-fd", { "fdset-id": devicesSet }), always: true };
+// Not `live`, which would put its disks out of use.
+const saveDevices = execute("xen-save-devices-state", { filename: `/dev/fdset/${fdSets.deviceState}`, live: false });
+const forgetState: VmmStep = { ...execute("remove-fd", { "fdset-id": fdSets.deviceState }), always: true };
 const goOn: VmmStep = { ...execute("cont"), always: true };
 
 function saveMemory({ vmm }: MicrovmMachine, partial: string): VmmStep {

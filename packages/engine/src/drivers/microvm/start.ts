@@ -10,7 +10,7 @@ import type { Host } from "./host.ts";
 import { activate, type MicrovmMachine } from "./machine.ts";
 import { type Details, stateFile } from "./saved.ts";
 import { discardVmm, ownerOf, startVmm, type Vmm } from "./vmm.ts";
-import { execute, type VmmStep } from "./vmm-steps.ts";
+import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
 /** Of an emulated boot on a busy host, many times over. What takes longer hangs. */
 const bootTimeoutMs = 60_000;
@@ -18,7 +18,6 @@ const bootTimeoutMs = 60_000;
 const bootAttempts = 3;
 const restoreTimeoutMs = 30_000;
 const timeoutPerGiBMs = 30_000;
-const stateSet = 0x1000_0001;
 
 /** The guest has opened its end of the link: the agent is about to read. */
 const linkOpened: VmmStep = { await: { event: "VSERPORT_CHANGE", field: "open", values: [true], failures: [] } };
@@ -87,12 +86,12 @@ export async function restoreMachine(
   const file = path.join(snapshot.dir, stateFile);
   const steps: VmmStep[] = [
     ...attachDisk(disk.chain),
-    { add_fd: { set: stateSet, path: file, access: "read" } },
+    { add_fd: { set: fdSets.incoming, path: file, access: "read" } },
     execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] }),
-    execute("migrate-incoming", { uri: `file:/dev/fdset/${stateSet}` }),
+    execute("migrate-incoming", { uri: `file:/dev/fdset/${fdSets.incoming}` }),
     { await: { event: "MIGRATION", field: "status", values: ["completed"], failures: ["failed", "cancelled"] } },
     execute("cont"),
-    execute("remove-fd", { "fdset-id": stateSet }),
+    execute("remove-fd", { "fdset-id": fdSets.incoming }),
   ];
   const timeoutMs = restoreTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * timeoutPerGiBMs;
   return { machine: await become(host, vmm, machineId, disk, steps, timeoutMs), wasReady: waiting !== undefined };

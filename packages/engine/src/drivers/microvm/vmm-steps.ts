@@ -53,4 +53,4 @@ export const execute = (command: string, args?: Readonly<Record<string, unknown>
   args === undefined ? { execute: command } : { execute: command, arguments: args };
 
 /** Numbers of the sets that our steps use; lower ones are for what the command line of a VMM brings. */
-export const fdSets = { disk: 11, memory: 12, deviceState: 13 } as const;
+export const fdSets = { disk: 11, memory: 12, deviceState: 13, incoming: 14 } as const;
