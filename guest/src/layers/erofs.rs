@@ -87,7 +87,9 @@ pub fn inode(of: &Inode<'_>) -> [u8; INODE_BYTES] {
         Kind::Folder => libc::S_IFDIR,
         Kind::Symlink => libc::S_IFLNK,
     };
-    let mode = kind as u16 | (of.meta.mode & 0o7777) as u16;
+    // A link has no mode of its own on Linux: whatever a layer says, every file system shows this.
+    let permissions = if of.kind == Kind::Symlink { 0o777 } else { of.meta.mode & 0o7777 };
+    let mode = kind as u16 | permissions as u16;
     put(&mut bytes, 0, &(EXTENDED | if of.inline { INLINE } else { PLAIN }).to_le_bytes());
     put(&mut bytes, 2, &xattr_count(of.xattr_bytes).to_le_bytes());
     put(&mut bytes, 4, &mode.to_le_bytes());

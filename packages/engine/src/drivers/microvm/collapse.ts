@@ -50,9 +50,17 @@ export async function collapseProgress(run: RunSteps): Promise<number | undefine
   return found && found["current-progress"] / Math.max(1, found["total-progress"]);
 }
 
+/** Somebody waits for it: no bound on what it takes of the host's disk any more. Harmless when it has just ended. */
+export async function hurryCollapse(run: RunSteps): Promise<void> {
+  try {
+    await run([execute("block-job-set-speed", { device: job, speed: 0 })]);
+  } catch (error) {
+    if (await findJob(run)) throw error;
+  }
+}
+
 /**
- * Ends a collapse: calls it off where it is under way (what it has copied does no harm, the next one goes on from there), and where it has
- * succeeded has the files between forgotten, by the disks and by the VMM. Harmless where there was none, so that it is also what a server does
+ * Ends a collapse: calls it off where it is under way (what it has copied does no harm), and where it has succeeded has the files between forgotten, by the disks and by the VMM. Harmless where there was none, so that it is also what a server does
  * with a machine that it finds.
  *
  * @param disk - as known so far

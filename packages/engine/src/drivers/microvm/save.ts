@@ -7,6 +7,7 @@ import { syncFolder } from "../../sync-folder.ts";
 import type { Facts } from "../host/facts.ts";
 import { sealFiles } from "../host/seal.ts";
 import type { BaseUse } from "./bases.ts";
+import { settleChain, shortenChain } from "./chain-length.ts";
 import { copySparse } from "./copy-sparse.ts";
 import { type DiskSnapshot, snapshotDisk } from "./disk-steps.ts";
 import type { Host } from "./host.ts";
@@ -31,10 +32,11 @@ interface Options {
  * With `leaveRunning` it stands still only while the state of its devices and what it has changed in memory are copied, and goes on in a new
  * overlay of its disk. Otherwise it has ended when this resolves, and what it has is the snapshot's.
  */
-export function saveMachine(host: Host, machine: MicrovmMachine, dir: string, options: Options): Promise<Snapshot> {
-  return machine.exclusively(async () => {
+export async function saveMachine(host: Host, machine: MicrovmMachine, dir: string, options: Options): Promise<Snapshot> {
+  const snapshot = await machine.exclusively(async () => {
     const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
     try {
+      await settleChain(host, machine);
       await mkdir(partial, { mode: 0o700 });
       return await (options.leaveRunning ? saveRunning : saveEnding)(host, machine, { dir, partial }, options);
     } catch (error) {
@@ -43,6 +45,8 @@ export function saveMachine(host: Host, machine: MicrovmMachine, dir: string, op
       throw full ?? error;
     }
   });
+  if (options.leaveRunning) shortenChain(host, machine);
+  return snapshot;
 }
 
 interface Folders {

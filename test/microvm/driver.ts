@@ -1,0 +1,53 @@
+/** The driver of virtual machines in a folder of its own, for tests of one machine and its children. */
+
+import { mkdirSync, mkdtempSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import path from "node:path";
+import type { Driver } from "../../packages/engine/src/driver.ts";
+import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
+import { createMicrovmDriver } from "../../packages/engine/src/drivers/microvm/index.ts";
+import { engineOptions } from "../support/engine-under-test.ts";
+
+const log = { debug() {}, info() {}, warn: console.warn, error: console.error };
+
+/** All machines end, and all of it goes, when it is disposed of. */
+export class DriverUnderTest implements AsyncDisposable {
+  readonly base: string;
+  readonly dataDir: string;
+  readonly runtimeDir: string;
+  driver: Driver;
+
+  private constructor(base: string, dataDir: string, runtimeDir: string, driver: Driver) {
+    this.base = base;
+    this.dataDir = dataDir;
+    this.runtimeDir = runtimeDir;
+    this.driver = driver;
+  }
+
+  static async open(): Promise<DriverUnderTest> {
+    const base = mkdtempSync("/tmp/mitos-microvm-");
+    const dataDir = path.join(base, "data");
+    mkdirSync(dataDir);
+    const runtimeDir = await defaultRuntimeDir(dataDir);
+    const driver = await createMicrovmDriver({ dataDir, runtimeDir, log, accel: engineOptions.accel ?? "tcg" });
+    await driver.sweep(new Set());
+    return new DriverUnderTest(base, dataDir, runtimeDir, driver);
+  }
+
+  /** As a server that is killed and started anew finds it: its machines run on. */
+  async restart(): Promise<void> {
+    await this.driver.close();
+    this.driver = await createMicrovmDriver({
+      dataDir: this.dataDir,
+      runtimeDir: this.runtimeDir,
+      log,
+      accel: engineOptions.accel ?? "tcg",
+    });
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.driver.sweep(new Set()); // what a failed test has left
+    await this.driver.close();
+    for (const dir of [this.base, this.runtimeDir]) await rm(dir, { recursive: true, force: true });
+  }
+}
