@@ -3,6 +3,7 @@ import path from "node:path";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { onDebian } from "../support/base-image.ts";
+import { engineUnderTest } from "../support/engine-under-test.ts";
 import {
   type Compression,
   foreignArchitecture,
@@ -30,6 +31,8 @@ const first: TarEntry[] = [
   { name: "srv/link", type: "symlink", target: "app/notes", uid: 1234, gid: 1234 },
   { name: "srv/absolute", type: "symlink", target: "/srv/app" },
   { name: "usr/local/bin/as-root", content: "#!/bin/sh\nid -u\n", mode: 0o4755 },
+  { name: "usr/local/bin/id-as-root", content: readFileSync("/usr/bin/id"), mode: 0o4755 },
+  { name: "usr/local/bin/id-as-another", content: readFileSync("/usr/bin/id"), uid: 33, gid: 4321, mode: 0o6755 },
   { name: "srv/noted", content: "x", pax: { "SCHILY.xattr.user.note": "kept" } },
   { name: "srv/noted-again", type: "hardlink", target: "srv/noted" },
   { name: "srv/naïve – ☃", content: "a name of other letters" },
@@ -100,8 +103,9 @@ describe("a sandbox of an image", () => {
       expect(await output(sandbox, "readlink /srv/link /srv/absolute", { user: "root" })).toBe("app/notes\n/srv/app");
       const inodes = (paths: string) => output(sandbox, `stat -c %i ${paths} | uniq | wc -l`, { user: "root" });
       expect(await inodes("/srv/noted /srv/noted-again")).toBe("1");
-      // Without root an owner is set inside, which makes a copy of each name.
-      expect(await inodes("/srv/app/notes /srv/app/same-notes")).toBe(process.getuid?.() === 0 ? "1" : "2");
+      // On gVisor without root an owner is set inside, which makes a copy of each name.
+      const kept = engineUnderTest === "microvm" || process.getuid?.() === 0;
+      expect(await inodes("/srv/app/notes /srv/app/same-notes")).toBe(kept ? "1" : "2");
     });
   });
 
@@ -127,10 +131,22 @@ describe("a sandbox of an image", () => {
     });
   });
 
-  it("lets no setuid file of the image make root of its user", async () => {
+  it("lets no setuid script of the image make root of its user", async () => {
     await withSandbox(reference, async (sandbox) => {
       expect(await output(sandbox, "stat -c %a /usr/local/bin/as-root")).toBe("4755");
       expect(await output(sandbox, "as-root")).toBe("1234");
+    });
+  });
+
+  it("runs setuid programs of the image as their owners where the kernel is the sandbox's own, and else as its user", async () => {
+    await withSandbox(reference, async (sandbox) => {
+      const own = engineUnderTest === "microvm";
+      const ids = async (program: string) => [await output(sandbox, `${program} -u`), await output(sandbox, `${program} -g`)];
+      expect(await ids("id-as-root")).toEqual(own ? ["0", "1234"] : ["1234", "1234"]);
+      expect(await ids("id-as-another")).toEqual(own ? ["33", "4321"] : ["1234", "1234"]);
+      // Made by a program, so on the sandbox's own disk.
+      await sandbox.exec("install -m 4755 /usr/bin/id /usr/local/bin/id-made", { user: "root" });
+      expect(await ids("id-made")).toEqual(own ? ["0", "1234"] : ["1234", "1234"]);
     });
   });
 
