@@ -24,6 +24,8 @@ import { adopt, run, type Sandbox } from "../gvisor/sandbox.ts";
 import { until } from "../support/until.ts";
 
 const stepsTimeoutMs = 60_000;
+/** So little that the end of the copying is seen coming for three seconds, on a busy host too. */
+const bytesPerSecondSeen = 16 * 2 ** 20;
 const forgetState = execute("remove-fd", { "fdset-id": fdSets.deviceState });
 
 /** A state that machines can go on from. */
@@ -234,12 +236,16 @@ export class Vm {
     const stream = this.#bench.newFile("stream");
     const next = await this.#bench.disks.create(this.disk.id);
     const disk = snapshotDisk({ current: this.disk.path, next: next.path });
-    await this.steps([...disk.before, ...beginNewBase(files)]);
-    await until("little is left", async () => {
-      const { state } = newBaseProgressOf((await this.steps(newBaseProgress))[0]);
-      assert(state === "copying" || state === "little is left", state);
-      return state === "little is left";
-    });
+    await this.steps([...disk.before, ...beginNewBase(files, bytesPerSecondSeen)]);
+    await until(
+      "little is left",
+      async () => {
+        const { state } = newBaseProgressOf((await this.steps(newBaseProgress))[0]);
+        assert(state === "copying" || state === "little is left", state);
+        return state === "little is left";
+      },
+      60_000,
+    );
     await this.steps(holdNewBase);
     await whileCopying();
     const quietMs = await this.quietly(async () => {

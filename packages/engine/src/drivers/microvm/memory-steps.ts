@@ -30,12 +30,16 @@ export interface NewBaseFiles {
   readonly deviceState: string;
 }
 
-/** Copying begins; the machine runs on. */
-export function beginNewBase({ base, deviceState }: NewBaseFiles): VmmStep[] {
+/**
+ * Copying begins; the machine runs on.
+ *
+ * @param bytesPerSecond - what is copied until `holdNewBase`: the less, the more time there is to see that little is left. At least 10
+ */
+export function beginNewBase({ base, deviceState }: NewBaseFiles, bytesPerSecond = liveBytesPerSecond): VmmStep[] {
   return [
     capabilities(true),
     // However much is dirty again by then, it comes to its end when the first pass is over.
-    parameters({ "max-bandwidth": liveBytesPerSecond, "downtime-limit": 0, "multifd-channels": channels }),
+    parameters({ "max-bandwidth": bytesPerSecond, "downtime-limit": 0, "multifd-channels": channels }),
     { add_fd: { set: fdSets.memory, path: base, access: "create_write" } },
     { add_fd: { set: fdSets.deviceState, path: deviceState, access: "create_write" } },
     execute("migrate", { uri: `file:/dev/fdset/${fdSets.memory}` }),
