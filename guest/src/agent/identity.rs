@@ -1,9 +1,12 @@
 //! Who this sandbox is: renewed by every ADOPT.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -269,11 +272,15 @@ fn hosts_with(hosts: &str, name: &str) -> String {
     others.map(str::to_owned).chain([format!("127.0.1.1\t{name}")]).map(|line| line + "\n").collect()
 }
 
-/// Replaces a file by rename, so that a reader sees the old or the new content and a watcher of the folder one event.
+/// Replaces a file by rename, so that a reader sees the old or the new content and a watcher of the folder one event. One that is a mount of its own,
+/// as a virtual machine's, is written in its place: nobody reads it meanwhile, since programs stand still.
 fn write_atomically(path: &str, content: &str, mode: u32) -> Result<(), String> {
     let target = paths::own(path);
     let temporary = target.with_extension("mitos-new");
     let write = || -> io::Result<()> {
+        if is_mount(&target) {
+            return std::fs::write(&target, content);
+        }
         match std::fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -283,6 +290,21 @@ fn write_atomically(path: &str, content: &str, mode: u32) -> Result<(), String> 
         std::fs::rename(&temporary, &target)
     };
     write().map_err(|error| format!("{path} cannot be written: {error}"))
+}
+
+/// Whether it is on another mount than its folder. False where the kernel does not say (gVisor), and for what is not there.
+fn is_mount(path: &Path) -> bool {
+    let ids = path.parent().map(|folder| (mount_id(folder), mount_id(path)));
+    matches!(ids, Some((Some(folder), Some(own))) if folder != own)
+}
+
+fn mount_id(path: &Path) -> Option<u64> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: all zeros is a valid value of the plain struct, which the call fills.
+    let mut found: libc::statx = unsafe { std::mem::zeroed() };
+    // SAFETY: a terminated path, and a struct that lives.
+    let result = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), libc::AT_SYMLINK_NOFOLLOW, libc::STATX_MNT_ID, &mut found) };
+    (result == 0 && found.stx_mask & libc::STATX_MNT_ID != 0).then_some(found.stx_mnt_id)
 }
 
 #[cfg(test)]

@@ -13,6 +13,9 @@ const IMAGE: &str = "/image";
 /// Holds the folders `data` and `work` of the overlay.
 const WRITTEN: &str = "/written";
 const ROOT: &str = "/root";
+/// Files in /etc that every child of a fork gets anew. In memory they cost it no access to its disk, the first of which is slow.
+const IDENTITY: &str = "/identity";
+const IDENTITY_FILES: [&str; 3] = ["hostname", "hosts", "machine-id"];
 
 /// Names a block device with what is written; without it, that lies in the machine's memory.
 const DISK_PARAMETER: &str = "mitos.disk=";
@@ -37,6 +40,8 @@ pub fn enter() -> Result<File, String> {
         format!("lowerdir={OWN_UPPER}:{IMAGE}:{OWN_LOWER},upperdir={data},workdir={work},xino=off,metacopy=off,redirect_dir=off,index=off");
     let written = File::open(&data).map_err(|error| format!("open {data}: {error}"))?;
     mounted("overlay", ROOT, "overlay", MsFlags::MS_NODEV, Some(&options))?;
+    mounted("tmpfs", &format!("{ROOT}/run"), "tmpfs", MsFlags::MS_NODEV | MsFlags::MS_NOSUID, Some("mode=0755"))?;
+    identity_in_memory()?;
     for dir in ["dev", "proc", "sys"] {
         let target = format!("{ROOT}/{dir}");
         let from = format!("/{dir}");
@@ -48,6 +53,18 @@ pub fn enter() -> Result<File, String> {
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).map_err(failed)?;
     chroot(".").and_then(|()| chdir("/")).map_err(failed)?;
     Ok(written)
+}
+
+fn identity_in_memory() -> Result<(), String> {
+    fs::create_dir_all(IDENTITY).map_err(|error| format!("make {IDENTITY}: {error}"))?;
+    mounted("tmpfs", IDENTITY, "tmpfs", MsFlags::MS_NODEV | MsFlags::MS_NOSUID, Some("mode=0755,size=1m"))?;
+    for name in IDENTITY_FILES {
+        let (from, to) = (format!("{IDENTITY}/{name}"), format!("{ROOT}/etc/{name}"));
+        fs::copy(&to, &from).map_err(|error| format!("copy {to}: {error}"))?;
+        mount(Some(from.as_str()), to.as_str(), None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .map_err(|error| format!("mount {from} on {to}: {error}"))?;
+    }
+    Ok(())
 }
 
 fn mounted(source: &str, target: &str, kind: &str, flags: MsFlags, options: Option<&str>) -> Result<(), String> {

@@ -1,0 +1,67 @@
+/** Curves as a picture, for the documentation: SVG with nothing in it but lines, marks and words. */
+
+export interface Chart {
+  readonly title: string;
+  /** What the horizontal axis counts. */
+  readonly x: string;
+  readonly series: readonly Series[];
+}
+
+export interface Series {
+  readonly name: string;
+  readonly points: readonly (readonly [x: number, y: number])[];
+}
+
+const width = 420;
+const height = 260;
+const margin = { left: 52, right: 16, top: 36, bottom: 40 };
+const colours = ["#2563eb", "#d97706", "#059669"];
+const ticks = 4;
+
+/** One below the other. @param unit - of the vertical axes */
+export function drawCharts(charts: readonly Chart[], unit: string): string {
+  const drawn = charts.map((chart, index) => `<g transform="translate(0 ${index * height})">${draw(chart, unit)}</g>`);
+  const style = "font-family:system-ui,sans-serif;font-size:11px;fill:#374151";
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height * charts.length}" style="${style}"><rect width="100%" height="100%" fill="#fff"/>${drawn.join("")}</svg>\n`;
+}
+
+function draw({ title, x, series }: Chart, unit: string): string {
+  const points = series.flatMap((each) => each.points);
+  const most = { x: Math.max(...points.map((point) => point[0])), y: Math.max(...points.map((point) => point[1])) * 1.1 };
+  const at = ([px, py]: readonly [number, number]): [number, number] => [
+    margin.left + (px / most.x) * (width - margin.left - margin.right),
+    height - margin.bottom - (py / most.y) * (height - margin.top - margin.bottom),
+  ];
+  const parts = [
+    text(margin.left, 18, title, "font-weight:600"),
+    text(width - margin.right, height - 8, x, "text-anchor:end"),
+    text(4, 32, unit),
+  ];
+  for (let tick = 0; tick <= ticks; tick += 1) {
+    const [left, y] = at([0, (most.y * tick) / ticks]);
+    parts.push(`<path d="M${round(left)} ${round(y)}H${width - margin.right}" stroke="#e5e7eb"/>`);
+    parts.push(text(left - 6, y + 4, ((most.y * tick) / ticks).toFixed(0), "text-anchor:end"));
+  }
+  for (const value of new Set(points.map((point) => point[0]))) {
+    const [px] = at([value, 0]);
+    parts.push(text(px, height - margin.bottom + 14, String(value), "text-anchor:middle"));
+  }
+  series.forEach((each, index) => {
+    const colour = colours[index % colours.length] as string;
+    const places = each.points.map(at);
+    parts.push(
+      `<polyline fill="none" stroke="${colour}" stroke-width="2" points="${places.map((place) => place.map(round).join(",")).join(" ")}"/>`,
+    );
+    for (const [px, py] of places) parts.push(`<circle cx="${round(px)}" cy="${round(py)}" r="3" fill="${colour}"/>`);
+    parts.push(text(margin.left + 8, margin.top + 10 + 14 * index, each.name, `fill:${colour}`));
+  });
+  return parts.join("");
+}
+
+function text(x: number, y: number, content: string, style = ""): string {
+  return `<text x="${round(x)}" y="${round(y)}" style="${style}">${content.replaceAll("&", "&amp;").replaceAll("<", "&lt;")}</text>`;
+}
+
+function round(value: number): number {
+  return Math.round(value * 10) / 10;
+}

@@ -1,0 +1,195 @@
+// `npm run bench -- --microvm [ROUNDS [CHART.svg]]`: what starts and forks of virtual machines cost, beside what QEMU does by hand: a cold boot, and
+// `snapshot-save` and `snapshot-load` (savevm and loadvm). Ratios to those of the same run are what can be compared.
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { type Driver, type Log, openEngine } from "@mitos/engine";
+import { resourceDefaults, type SandboxId } from "@mitos/protocol";
+import { create, type Sandbox } from "@mitos/sdk";
+import { startServer } from "@mitos/server";
+import { nodeOf } from "../../packages/engine/src/drivers/microvm/disk-steps.ts";
+import { createMicrovmDriver } from "../../packages/engine/src/drivers/microvm/index.ts";
+import type { MicrovmMachine } from "../../packages/engine/src/drivers/microvm/machine.ts";
+import { runSteps } from "../../packages/engine/src/drivers/microvm/vmm.ts";
+import { execute } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
+import { LinkClient } from "../../packages/engine/src/link/client.ts";
+import { type Chart, drawCharts } from "./chart.ts";
+
+const accel = process.env.MITOS_TEST_ACCEL === "kvm" ? "kvm" : "tcg";
+const rounds = Number(process.argv[2] ?? 9);
+const chartFile = process.argv[3];
+const coldBoot = "cold boot → first answer";
+const deltasMiB = [0, 4, 16, 64, 256];
+const childCounts = [1, 2, 4, 8];
+const generations = 6;
+const silent: Log = { debug: nothing, info: nothing, warn: nothing, error: nothing };
+function nothing() {}
+
+const scratch = mkdtempSync(path.join(os.tmpdir(), "mitos-bench-microvm-"));
+const samples = new Map<string, number[]>();
+try {
+  await measureByHand();
+  await measureMitos();
+  print();
+} finally {
+  rmSync(scratch, { recursive: true, force: true });
+}
+
+/** QEMU alone, from outside: the same machine, saved and loaded as its manual says. */
+async function measureByHand(): Promise<void> {
+  await withDriver(async (driver) => {
+    for (let round = 0; round < Math.ceil(rounds / 3); round++) {
+      const started = performance.now();
+      const machine = (await driver.boot({
+        machineId: `boot-${round}`,
+        root: { kind: "host" },
+        resources: resourceDefaults,
+        hostName: "bench",
+      })) as MicrovmMachine;
+      await new LinkClient(machine.transport).hello();
+      record(coldBoot, performance.now() - started);
+      const node = nodeOf(`${machine.vmm.disk}.qcow2`);
+      await timed("savevm", () => runJob(machine, "snapshot-save", node));
+      await timed("loadvm", () => runJob(machine, "snapshot-load", node));
+      await machine.end("measured");
+    }
+  });
+}
+
+async function runJob(machine: MicrovmMachine, command: string, node: string): Promise<void> {
+  const steps = [
+    execute(command, { "job-id": command, tag: "bench", vmstate: node, devices: [node] }),
+    { await: { event: "JOB_STATUS_CHANGE", field: "status", values: ["concluded"], failures: [] } },
+    execute("job-dismiss", { id: command }),
+    ...(command === "snapshot-load" ? [execute("cont")] : []),
+  ];
+  await runSteps(machine.vmm, command, steps, 60_000);
+}
+
+async function measureMitos(): Promise<void> {
+  const engine = await openEngine({ dataDir: path.join(scratch, "engine"), engine: "microvm", accel, log: silent });
+  const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: silent, version: "bench" });
+  const make = () => create({ baseUrl: server.url, template: "base" });
+  const end = (sandboxes: readonly Sandbox[]) => Promise.all(sandboxes.map((sandbox) => sandbox.terminate()));
+  try {
+    await end([await make()]);
+    for (let round = 0; round < rounds; round++) {
+      await filledUp();
+      const parent = await timed("create from a ready machine", make);
+      for (const count of childCounts) {
+        const children = await fork(parent, count, `fork(${count})`);
+        if (count === 1)
+          for (const { id } of children)
+            record("private memory of a child, MiB", (await engine.meter(id as SandboxId)).memoryBytes / 2 ** 20);
+        await end(children);
+      }
+      await end([parent]);
+    }
+    for (const delta of deltasMiB) {
+      const parent = await make();
+      if (delta > 0) await hold(parent, delta);
+      for (let round = 0; round < Math.ceil(rounds / 3); round++) await end(await fork(parent, 1, `fork(1), ${delta} MiB changed`));
+      await end([parent]);
+    }
+    const line = [await make()];
+    for (let generation = 1; generation <= generations; generation++) {
+      line.push(...(await fork(line.at(-1) as Sandbox, 1, `fork(1), generation ${generation}`)));
+    }
+    await end(line);
+  } finally {
+    await server.close();
+    await Promise.all(engine.listTemplates().map(({ id }) => engine.deleteTemplate(id)));
+    await engine.close({ sandboxes: "end" });
+  }
+}
+
+async function fork(parent: Sandbox, count: number, what: string): Promise<readonly Sandbox[]> {
+  await filledUp();
+  const children = await timed(`${what} → all have answered`, () => parent.fork(count));
+  record(`${what}: parent stands still`, children.pausedMs ?? Number.NaN);
+  return children;
+}
+
+/** A program that has changed this much memory, and keeps it. */
+async function hold(sandbox: Sandbox, mib: number): Promise<void> {
+  const program = `import os, time\nb = os.urandom(${mib} << 20)\nopen("/tmp/held", "w").close()\ntime.sleep(1e6)`;
+  await sandbox.execBackground(["python3", "-c", program]).started;
+  await sandbox.exec("until [ -e /tmp/held ]; do sleep 0.1; done");
+}
+
+/** Two machines are made ready after each start, one after the other. */
+function filledUp(): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 500));
+}
+
+async function withDriver(work: (driver: Driver) => Promise<void>): Promise<void> {
+  const driver = await createMicrovmDriver({
+    dataDir: path.join(scratch, "hand"),
+    runtimeDir: path.join(scratch, "run"),
+    accel,
+    log: silent,
+  });
+  try {
+    await work(driver);
+  } finally {
+    await driver.sweep(new Set());
+    await driver.close();
+  }
+}
+
+async function timed<T>(name: string, work: () => Promise<T>): Promise<T> {
+  const started = performance.now();
+  const result = await work();
+  record(name, performance.now() - started);
+  return result;
+}
+
+function record(name: string, value: number): void {
+  samples.set(name, [...(samples.get(name) ?? []), value]);
+}
+
+function medianOf(name: string): number {
+  return quantile(samples.get(name) ?? [Number.NaN], 0.5);
+}
+
+function quantile(values: readonly number[], share: number): number {
+  return values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) * share)] as number;
+}
+
+function print(): void {
+  const boot = medianOf(coldBoot);
+  console.log(`${os.cpus()[0]?.model.trim()}, ${os.cpus().length} cores, Linux ${os.release()}, microvm-${accel}, ${rounds} rounds\n`);
+  console.log("| step | median | 90 % | ÷ cold boot |\n| --- | ---: | ---: | ---: |");
+  for (const [name, values] of samples) {
+    const ratio = name.endsWith("MiB") ? "" : (medianOf(name) / boot).toFixed(3);
+    console.log(`| ${name} | ${medianOf(name).toFixed(1)} | ${quantile(values, 0.9).toFixed(1)} | ${ratio} |`);
+  }
+  const answered = (what: string) => medianOf(`${what} → all have answered`);
+  const stood = (what: string) => medianOf(`${what}: parent stands still`);
+  const curves: readonly Chart[] = [
+    {
+      title: "fork(1) by changed memory",
+      x: "MiB",
+      series: [
+        { name: "child has answered", points: deltasMiB.map((mib) => [mib, answered(`fork(1), ${mib} MiB changed`)]) },
+        { name: "parent stands still", points: deltasMiB.map((mib) => [mib, stood(`fork(1), ${mib} MiB changed`)]) },
+      ],
+    },
+    {
+      title: "fork(1) by generation",
+      x: "generation",
+      series: [
+        {
+          name: "child has answered",
+          points: Array.from({ length: generations }, (_, index) => [index + 1, answered(`fork(1), generation ${index + 1}`)]),
+        },
+      ],
+    },
+    {
+      title: "fork(n): all have answered",
+      x: "children",
+      series: [{ name: "all have answered", points: childCounts.map((count) => [count, answered(`fork(${count})`)]) }],
+    },
+  ];
+  if (chartFile) writeFileSync(chartFile, drawCharts(curves, `ms, microvm-${accel}`));
+}
