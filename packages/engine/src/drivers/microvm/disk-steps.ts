@@ -83,6 +83,23 @@ export function snapshotDisk({ current, next }: { readonly current: string; read
   };
 }
 
+interface BlockGraph {
+  readonly nodes: readonly { readonly id: number; readonly name: string }[];
+  readonly edges: readonly { readonly parent: number; readonly child: number }[];
+}
+
+/** For `topDiskOf`. Not while a collapse is under way. */
+export const askForTopDisk: VmmStep = execute("x-debug-query-block-graph");
+
+/** The id of the disk that a machine writes to; undefined while it has none. Only its VMM knows, when a fork ended half-way. */
+export function topDiskOf(result: unknown): string | undefined {
+  const { nodes, edges } = result as BlockGraph;
+  const front = nodes.find(({ name }) => name === frontNode);
+  const below = edges.find(({ parent }) => parent === front?.id);
+  const top = nodes.find(({ id }) => id === below?.child)?.name;
+  return top?.startsWith(nodePrefix) && top !== placeholderNode ? top.slice(nodePrefix.length) : undefined;
+}
+
 function frontOver(node: string) {
   return { driver: "raw", "node-name": frontNode, file: node, discard: "unmap", cache };
 }

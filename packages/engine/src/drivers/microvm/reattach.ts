@@ -1,11 +1,12 @@
 import type { MachineExit } from "../../driver.ts";
 import { keeperOf, machineDir } from "../host/layout.ts";
 import { readExit } from "../host/shim.ts";
-import { settleCollapse } from "./collapse.ts";
+import { callOffCollapse, settleCollapse } from "./collapse.ts";
+import { askForTopDisk, topDiskOf } from "./disk-steps.ts";
 import type { Host } from "./host.ts";
 import { exitOf, forget, MicrovmMachine } from "./machine.ts";
 import { killKeeper } from "./processes.ts";
-import { openVmm, release, runSteps, type Vmm } from "./vmm.ts";
+import { openVmm, recordMachine, release, runSteps, type Vmm } from "./vmm.ts";
 import { execute } from "./vmm-steps.ts";
 
 const settleTimeoutMs = 20_000;
@@ -41,8 +42,12 @@ export async function reattach(host: Host, machineId: string): Promise<MicrovmMa
 async function settle(host: Host, vmm: Vmm): Promise<void> {
   const run = async (steps: Parameters<typeof runSteps>[2]) => (await runSteps(vmm, "take over a machine", steps, settleTimeoutMs)).results;
   await run([execute("cont")]);
-  const id = vmm.disk as string;
+  await callOffCollapse(run);
+  // The record is older where the server died before it could write down what the monitor had done already.
+  const id = topDiskOf((await run([askForTopDisk]))[0]);
+  if (id === undefined) throw new Error("its monitor has no disk");
   const chain = await host.disks.chainOf(id);
   const disk = await settleCollapse(run, host.disks, { id, path: chain.at(-1) as string, chain });
   vmm.disk = disk.id;
+  await recordMachine(vmm);
 }

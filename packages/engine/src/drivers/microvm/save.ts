@@ -9,7 +9,8 @@ import { sealFiles } from "../host/seal.ts";
 import type { BaseUse } from "./bases.ts";
 import { settleChain, shortenChain } from "./chain-length.ts";
 import { copySparse } from "./copy-sparse.ts";
-import { type DiskSnapshot, snapshotDisk } from "./disk-steps.ts";
+import { askForTopDisk, type DiskSnapshot, snapshotDisk, topDiskOf } from "./disk-steps.ts";
+import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
 import { type Details, stateFile, writeDetails } from "./saved.ts";
@@ -60,8 +61,13 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
   using next = await host.disks.create(frozen);
   const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
   using copy = vmm.shape.boots ? await host.bases.create(vmm.shape.resources.memSizeMiB * 2 ** 20, undefined) : undefined;
-  if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);
-  else await saveDelta(machine, disk, folders.partial);
+  try {
+    if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);
+    else await saveDelta(machine, disk, folders.partial);
+  } catch (error) {
+    await undo(machine, disk, next);
+    throw error;
+  }
   const base = copy?.id ?? vmm.shape.base;
   vmm.disk = next.id;
   await recordMachine(vmm);
@@ -71,36 +77,32 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
 
 /** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */
 async function saveDelta(machine: MicrovmMachine, disk: DiskSnapshot, partial: string): Promise<void> {
-  const { vmm } = machine;
-  try {
-    const whileStopped = [...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
-    await runSteps(
-      vmm,
-      "save a machine",
-      [...before(disk, partial), execute("stop"), ...whileStopped, goOn, ...disk.afterwards, forgetState],
-      timeoutOf(machine),
-    );
-  } catch (error) {
-    await undo(machine, disk);
-    throw error;
-  }
+  const whileStopped = [...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
+  await runSteps(
+    machine.vmm,
+    "save a machine",
+    [...before(disk, partial), execute("stop"), ...whileStopped, goOn, ...disk.afterwards, forgetState],
+    timeoutOf(machine),
+  );
 }
 
 /** Of a machine that has booted, whose memory file is still written to: a copy of it is what others go on from. */
 async function saveWithCopy(host: Host, machine: MicrovmMachine, disk: DiskSnapshot, partial: string, copy: BaseUse): Promise<void> {
   const { vmm } = machine;
+  let failure: unknown;
   try {
-    try {
-      const steps = [...before(disk, partial), execute("stop"), ...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
-      await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
-      await copySparse(vmm.uses.base.path, copy.path);
-    } finally {
-      await runSteps(vmm, "go on with a machine", [goOn, ...disk.afterwards, forgetState], saveTimeoutMs);
-    }
+    const steps = [...before(disk, partial), execute("stop"), ...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
+    await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
+    await copySparse(vmm.uses.base.path, copy.path);
   } catch (error) {
-    await undo(machine, disk);
-    throw error;
+    failure = error;
   }
+  // Sets that nothing was put into cannot be removed: what failed first is told.
+  const afterwards = [goOn, ...disk.afterwards, forgetState];
+  await runSteps(vmm, "go on with a machine", afterwards, saveTimeoutMs).catch((error: unknown) => {
+    failure ??= error;
+  });
+  if (failure !== undefined) throw failure;
   await host.bases.freeze(copy.id);
 }
 
@@ -159,8 +161,15 @@ function saveMemory({ vmm }: MicrovmMachine, partial: string): VmmStep {
   return { save_memory: { base: vmm.uses.base.path, device_state: at(devicesFile), out: at(stateFile) } };
 }
 
-async function undo(machine: MicrovmMachine, disk: DiskSnapshot): Promise<void> {
-  await runSteps(machine.vmm, "undo what a fork has begun", [...disk.undo, forgetState], saveTimeoutMs).catch(() => undefined);
+/** A machine whose disk is frozen already goes on in the new overlay, though nobody has a snapshot of it. */
+async function undo({ vmm }: MicrovmMachine, disk: DiskSnapshot, next: NewDisk): Promise<void> {
+  await runSteps(vmm, "undo what a fork has begun", [...disk.undo, forgetState], saveTimeoutMs).catch(() => undefined);
+  // One that does not answer has ended, or ends.
+  const asked = await runSteps(vmm, "find the disk of a machine", [askForTopDisk], saveTimeoutMs).catch(() => undefined);
+  if (!asked || topDiskOf(asked.results[0]) !== next.id) return;
+  vmm.disk = next.id;
+  // Where there is no room for it, the next server asks as well.
+  await recordMachine(vmm).catch(() => undefined);
 }
 
 function requireDisk(disk: string | undefined): string {

@@ -9,7 +9,7 @@ import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import { activate, type MicrovmMachine } from "./machine.ts";
 import { type Details, stateFile } from "./saved.ts";
-import { discardVmm, ownerOf, startVmm, type Vmm } from "./vmm.ts";
+import { discardVmm, ownerOf, saysNoAnswer, startVmm, type Vmm } from "./vmm.ts";
 import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
 /** Of an emulated boot on a busy host, many times over. What takes longer hangs. */
@@ -28,7 +28,7 @@ export async function bootMachine(host: Host, spec: MachineSpec): Promise<Microv
     try {
       return await bootOnce(host, spec);
     } catch (error) {
-      if (attempt >= bootAttempts || !isTimeout(error)) throw error;
+      if (attempt >= bootAttempts || !saysNoAnswer(error)) throw error;
       host.log.warn({ machine: spec.machineId, attempt }, "a machine did not boot in time: it is started anew");
     }
   }
@@ -126,8 +126,4 @@ function requireSameHardware(wanted: MachineResources, saved: MachineResources):
       remediation: "Build a template with these resources, and create the sandbox from it.",
     });
   }
-}
-
-function isTimeout(error: unknown): boolean {
-  return error instanceof MitosError && /took too long|timed? ?out|in time/i.test(error.message);
 }

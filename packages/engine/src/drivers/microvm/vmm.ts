@@ -169,6 +169,11 @@ export async function runSteps({ control }: Keeper, doing: string, steps: readon
   return { results: Array.isArray(results) ? results : [], stoppedMs: typeof stoppedUs === "number" ? stoppedUs / 1000 : undefined };
 }
 
+/** Whether steps failed since what they waited for did not come in their time; in the shim's words. */
+export function saysNoAnswer(error: unknown): boolean {
+  return error instanceof MitosError && /no answer from the machine's monitor in the time given/.test(error.detail.cause ?? "");
+}
+
 async function confinement(host: Host, id: string, shape: MachineShape, { image, base }: Vmm["uses"], cgroups: readonly string[]) {
   const { assets, accel, tscKhz } = host;
   const name = machineDir(host.layout, id);
