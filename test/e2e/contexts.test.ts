@@ -10,7 +10,7 @@ let server: LiveServer;
 let sandbox: Sandbox;
 beforeAll(async () => {
   server = await startLiveServer();
-  sandbox = await server.create({ resources: { memSizeMiB: 1024 } });
+  sandbox = await server.createWithMemory(1024);
 });
 afterAll(async () => {
   await server?.close();

@@ -3,6 +3,7 @@ import { readFileSync } from "node:fs";
 import path from "node:path";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { drawing } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { installPackages } from "../support/python-packages.ts";
 import { until } from "../support/until.ts";
@@ -200,42 +201,40 @@ describe("code kernels", () => {
     },
   };
 
-  it("draw no random value of numpy twice in 100 children", async () => {
-    await using parent = await server.create({ resources: { memSizeMiB: 1024 } });
+  it(`draw no random value of numpy twice in ${drawing.children} children`, async () => {
+    await using parent = await server.createWithMemory(1024);
     const folder = await installPackages(parent, "numpy");
     const prepare = `import sys; sys.path.insert(0, "${folder}"); import json, numpy as np; np.random.seed(7); np.random.random()`;
     expect((await parent.runCode(prepare)).error).toBeNull();
     const draw =
       "print(json.dumps([repr(np.random.random()), str(np.random.randint(2 ** 62)), repr(np.random.normal()), repr(np.random.default_rng().random())]))";
     const rows: string[][] = [];
-    for (let batch = 0; batch < 10; batch++) {
-      const children = await parent.fork(10);
+    while (rows.length < drawing.children) {
+      const children = await parent.fork(drawing.forkCount);
       const answers = await Promise.all(children.map((child) => child.runCode(draw)));
       rows.push(...answers.map((answer) => JSON.parse(answer.logs.stdout.join("") || JSON.stringify(answer.error))));
       await Promise.all(children.map((child) => child.terminate()));
     }
-    expect(rows).toHaveLength(100);
-    for (const column of [0, 1, 2, 3]) expect(new Set(rows.map((row) => row[column])).size, `column ${column}`).toBe(100);
+    for (const column of [0, 1, 2, 3]) expect(new Set(rows.map((row) => row[column])).size, `column ${column}`).toBe(drawing.children);
   }, 240_000);
 
   for (const [title, { language, prepare, draw }] of Object.entries(draws)) {
-    it(`draw no random value twice in 100 children (${title})`, async () => {
+    it(`draw no random value twice in ${drawing.children} children (${title})`, async () => {
       await using parent = await server.create({ template: language === "bash" ? "base" : language === "python" ? "python" : "node" });
       // By default, and in a context: both continue from one state in all children, and from different ones to begin with.
       const context = await parent.createContext({ language });
       for (const options of [{ language }, { context }]) expect((await parent.runCode(prepare, options)).error).toBeNull();
       const rows: string[][] = [];
-      // The parent draws nothing in between, so all hundred continue from the same random state.
-      for (let batch = 0; batch < 10; batch++) {
-        const children = await parent.fork(10);
+      // The parent draws nothing in between, so all of them continue from the same random state.
+      while (rows.length < 2 * drawing.children) {
+        const children = await parent.fork(drawing.forkCount);
         const both = [{ language }, { context }];
         const answers = await Promise.all(children.flatMap((child) => both.map((options) => child.runCode(draw, options))));
         rows.push(...answers.map((answer) => JSON.parse(answer.logs.stdout.join("") || JSON.stringify(answer.error))));
         await Promise.all(children.map((child) => child.terminate()));
       }
-      expect(rows).toHaveLength(200);
       for (let column = 0; column < rows[0]!.length; column++) {
-        expect(new Set(rows.map((row) => row[column])).size, `column ${column}: ${rows[0]![column]}`).toBe(200);
+        expect(new Set(rows.map((row) => row[column])).size, `column ${column}: ${rows[0]![column]}`).toBe(2 * drawing.children);
       }
     }, 240_000);
   }

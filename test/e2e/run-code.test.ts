@@ -209,8 +209,7 @@ describe("with packages", () => {
   const run = (code: string, timeoutSeconds = 120) => equipped.runCode(code, { timeoutSeconds });
 
   beforeAll(async () => {
-    equipped = await server.create({
-      resources: { memSizeMiB: 1536 },
+    equipped = await server.createWithMemory(1536, {
       // For interpreters that are started in this sandbox; its warm kernel was started before there was anything there.
       env: { PYTHONPATH: "/workspace/packages/ipython:/workspace/packages/plots" },
     });

@@ -227,7 +227,10 @@ describe("the end of a sandbox", () => {
   });
 
   it("is reported as oom_killed when it takes more memory than it may", async () => {
-    await create("greedy", { resources: { memSizeMiB: 128 } });
+    // A virtual machine has the memory of its template.
+    const small = toTemplateId("small");
+    await engine.createTemplate({ id: small, network, resources: { ...resourceDefaults, memSizeMiB: 128 } });
+    await create("greedy", { template: small });
     const pending = sh("greedy", "head -c 400000000 /dev/zero | tail").catch((error: unknown) => error);
     await until("the sandbox has failed", () => engine.list()[0]?.state === "failed");
     await pending;

@@ -15,6 +15,12 @@ export const engineOptions: Pick<EngineOptions, "engine" | "accel"> =
 /** What a machine of it says of itself. */
 export const isolationUnderTest = engineUnderTest === "gvisor" ? "gvisor" : (`microvm-${accel}` as const);
 
+/**
+ * How many children show that none draws what another has drawn, in forks of how many. Two that went on from one state would show it at once; an
+ * emulated processor computes many times longer for each.
+ */
+export const drawing = isolationUnderTest === "microvm-tcg" ? { children: 24, forkCount: 12 } : { children: 100, forkCount: 10 };
+
 /** For commands that start a server. */
 export const engineEnvironment: Readonly<Record<string, string>> =
   engineUnderTest === "gvisor" ? { MITOS_ENGINE: "gvisor" } : { MITOS_ENGINE: "microvm", MITOS_ACCEL: accel };

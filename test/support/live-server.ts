@@ -2,7 +2,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import type { Engine, EngineOptions, ImageOptions, Log } from "@mitos/engine";
-import { type CreateOptions, create, type Sandbox } from "@mitos/sdk";
+import { type CreateOptions, create, type Sandbox, SandboxServer } from "@mitos/sdk";
 import { startServer } from "@mitos/server";
 import { expect } from "vitest";
 import { pickDriver } from "../../packages/engine/src/drivers/pick.ts";
@@ -17,6 +17,11 @@ export interface LiveServer {
   readonly engine: Engine;
   readonly dataDir: string;
   create(options?: Omit<CreateOptions, "baseUrl">): Promise<Sandbox>;
+  /**
+   * The same with this much memory instead of the default: from a template that is built with it when it is first asked for, since a virtual machine
+   * keeps the memory of its template.
+   */
+  createWithMemory(memSizeMiB: number, options?: Omit<CreateOptions, "baseUrl" | "template" | "resources">): Promise<Sandbox>;
   /** Ends everything and fails when a process, mount, cgroup, socket or file is left. */
   close(): Promise<void>;
 }
@@ -32,11 +37,17 @@ export async function startLiveServer(
 ): Promise<LiveServer> {
   const { engine, dataDir, close } = await startLiveEngine(kind, egressNetwork, images);
   const server = await startServer({ engine, host: "127.0.0.1", port: 0, log: quiet, version: "test" });
+  const baseUrl = server.url;
   return {
     url: server.url,
     engine,
     dataDir,
-    create: (options = {}) => create({ ...options, baseUrl: server.url }),
+    create: (options = {}) => create({ ...options, baseUrl }),
+    async createWithMemory(memSizeMiB, options = {}) {
+      const template = `memory-${memSizeMiB}`;
+      await new SandboxServer(baseUrl).ensureTemplate(template, { resources: { memSizeMiB } });
+      return create({ ...options, template, baseUrl });
+    },
     async close() {
       await server.close();
       await close();
