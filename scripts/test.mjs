@@ -18,22 +18,8 @@ const vitest = [
   "--reporter=./test/support/skip-reasons.ts",
 ];
 
-/**
- * Suites that are run on microVMs as well, by what their paths contain: what a sandbox is to its users, and what becomes of it when something
- * fails. TCG runs on every machine. The others are about the server, the clients or images, and the engine makes no difference to them.
- */
-const microvmSuites = [
-  "test/microvm",
-  "test/cli/quickstart",
-  "test/conformance",
-  "test/e2e",
-  "test/engine",
-  "test/faults/host-files",
-  "test/faults/kill",
-  "test/faults/machines",
-  "test/faults/restart",
-  "test/faults/storage",
-];
+/** Suites that are run on microVMs as well, by what their paths contain. TCG runs on every machine. */
+const microvmSuites = ["test/microvm", "test/conformance", "test/e2e/fork-correctness"];
 
 /** Two lanes run side by side, since the machine may have two cores only. They take about the same time. */
 const lanes = [
