@@ -20,10 +20,11 @@ export function debianArchive() {
  * Debian's smallest root with apt, as a tar with its true owners.
  *
  * @param {string} target - its name ends in `.tar`
- * @param {{ packages?: readonly string[], hooks?: readonly string[] }} [options] - `packages` are installed in it as well; `hooks` are lines
- *   for the shell, run when all is installed, with the root's folder as $1
+ * @param {{ packages?: readonly string[], hooks?: readonly string[], work?: string }} [options] - `packages` are installed in it as well; `hooks`
+ *   are lines for the shell, run when all is installed, with the root's folder as $1; `work` is a folder for what is needed meanwhile, so that
+ *   whoever is killed knows where it is left
  */
-export function debianRoot(target, { packages = [], hooks = [] } = {}) {
+export function debianRoot(target, { packages = [], hooks = [], work } = {}) {
   const { codename, mirror, components } = debianArchive();
   const options = [
     ...(packages.length > 0 ? [`--include=${packages.join(",")}`] : []),
@@ -33,7 +34,7 @@ export function debianRoot(target, { packages = [], hooks = [] } = {}) {
     // Not by filters of dpkg's, which mmdebstrap leaves to another program.
     ...[...hooks, thinOut].map((line) => `--customize-hook=${line}`),
   ];
-  startImageTool("mmdebstrap", [...options, codename, target, mirror], mmdebstrapMode());
+  startImageTool("mmdebstrap", [...options, codename, target, mirror], { ...mmdebstrapMode(), env: work ? { TMPDIR: work } : {} });
 }
 
 /** Whether packages that need their own scripts to be installed can be put into a root. */
@@ -124,9 +125,10 @@ function mergeUsr(folder) {
  * @param name - of an image tool
  * @param options.first - arguments before `args`
  * @param options.through - a tool that starts it
+ * @param options.env - beside the environment
  */
-export function startImageTool(name, args, { first = [], through } = {}) {
+export function startImageTool(name, args, { first = [], through, env = {} } = {}) {
   const tool = findImageTool(name);
   const [command, ...words] = [...(through ? [through.command, ...through.args] : []), tool.command, ...tool.args, ...first, ...args];
-  capture(command, words, { env: { ...process.env, ...through?.env, ...tool.env }, remedy });
+  capture(command, words, { env: { ...process.env, ...through?.env, ...tool.env, ...env }, remedy });
 }

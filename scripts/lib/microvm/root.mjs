@@ -22,10 +22,8 @@ export function ensureRoot() {
   const { codename } = debianArchive();
   return ensurePart("root", { recipe, codename, packages, node: hashOfFile(pinnedNode) }, (work) => {
     ensureImageTools(["mmdebstrap", "fakeroot"]);
-    // Its own, so that what is left of a set-up that was killed lies in its folder.
-    process.env.TMPDIR = work;
     const base = path.join(work, "base.tar");
-    debianRoot(base, { hooks: [forgetMachine] });
+    debianRoot(base, { hooks: [forgetMachine], work });
     mkdirSync(path.join(work, "layer"));
     const added = packagesLayer(packages, { work: path.join(work, "layer"), base, finish });
     const layers = [base, added].map((tar, index) => unpack(tar, path.join(work, `layer-${index}`)));
