@@ -721,7 +721,8 @@ describe("a fork that cannot be completed", () => {
 
   it("because memory would not suffice is refused before anything happens, and says when to come again", async () => {
     const shareMiB = Math.ceil(os.totalmem() / MiB / limits.forkCountMax);
-    await using parent = await live.createWithMemory(shareMiB + 256);
+    // Linux gives half of the memory to /dev/shm, whose files count as memory on every engine.
+    await using parent = await live.createWithMemory(2 * shareMiB + 256);
     await output(parent, `head -c ${shareMiB * MiB} /dev/urandom > /dev/shm/ballast`);
     const before = live.engine.list().map(({ id }) => id);
     const answer = await post(live, `/v1/sandboxes/${parent.id}/fork`, { count: limits.forkCountMax });
