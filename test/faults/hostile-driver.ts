@@ -9,11 +9,12 @@ import { readConsole } from "../../packages/engine/src/drivers/host/console.ts";
 import { toMachineExit } from "../../packages/engine/src/drivers/host/exit.ts";
 import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
 import { readExit } from "../../packages/engine/src/drivers/host/shim.ts";
+import { protocolVersion } from "../../packages/engine/src/link/client.ts";
 import { connectShim, type ShimConnection } from "../../packages/engine/src/link/transport.ts";
 import { until } from "../support/until.ts";
 
 const agent = path.join(import.meta.dirname, "../fixtures/hostile-agent.ts");
-const requirements = { driver: "hostile", engineBuild: "", agentHash: "", protocolVersion: 4, cpu: "", hostFiles: {} };
+const requirements = { driver: "hostile", engineBuild: "", agentHash: "", protocolVersion, cpu: "", hostFiles: {} };
 
 export class HostileDriver implements Driver {
   readonly name = "gvisor";
