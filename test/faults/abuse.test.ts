@@ -76,7 +76,7 @@ async function kept(sandbox: Sandbox, pid: number): Promise<OutputLine[]> {
 }
 
 /** All that is done meanwhile shares one processor with as many processes as there may be. */
-const bombMs = 150_000;
+const bombMs = 240_000;
 
 describe("a fork bomb", () => {
   it(
@@ -99,10 +99,7 @@ describe("a fork bomb", () => {
       await until(
         "every process of it has been killed, and programs can fork again",
         async () => {
-          const signal = async (name: string) => (await sandbox.exec(["pkill", `-${name}`, "-c", "-f", "fork-bomb"])).stdout.trim();
-          await signal("STOP");
-          await signal("STOP");
-          const killed = await signal("KILL");
+          const killed = (await sandbox.exec(["pkill", "-9", "-c", "-f", "fork-bomb"])).stdout.trim();
           return killed === "0" && (await sandbox.exec("echo $(echo well)")).stdout === "well\n";
         },
         bombMs,
