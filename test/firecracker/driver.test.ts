@@ -1,7 +1,7 @@
 import { readdir, readFile, rename, rm, stat, truncate, writeFile } from "node:fs/promises";
 import type { guest } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
-import { tryMachines } from "../../packages/engine/src/drivers/firecracker/try-machines.ts";
+import { tryMachines } from "../../packages/engine/src/drivers/host/probe.ts";
 import { LinkClient } from "../../packages/engine/src/link/client.ts";
 import { ask, Bench, type NotedCall, specOf } from "./support.ts";
 

@@ -3,14 +3,14 @@ import { MitosError } from "@mitos/protocol";
 import type { Machine } from "../../driver.ts";
 import type { JsonObject } from "../../link/transport.ts";
 import { memoryLimitBytes, watchedFolders } from "../host/cgroup.ts";
-import { toMachineExit } from "../host/exit.ts";
+import { toGuestExit } from "../host/exit.ts";
 import { nameKeeper, nameOf } from "../host/layout.ts";
 import { ShimMachine } from "../host/machine.ts";
 import type { Call } from "./api.ts";
 import { linkPort } from "./calls.ts";
 import type { Host } from "./host.ts";
 import { killVmm } from "./processes.ts";
-import { readLog, removeTraces, type Vmm } from "./vmm.ts";
+import { removeTraces, type Vmm } from "./vmm.ts";
 
 /** From the kernel's first instruction to the agent that listens. */
 const linkTimeoutMs = 30_000;
@@ -26,7 +26,7 @@ export class FirecrackerMachine extends ShimMachine<Vmm> implements Machine {
       forget: () => forget(host, machineId, vmm.id),
       exit: async (told: JsonObject) => {
         vmm.api.close();
-        return toMachineExit({ ...told, oom: told.oom === true || (await guestRanOut(told, vmm.dir)) }, vmm.shape.resources);
+        return toGuestExit(vmm.dir, told, vmm.shape.resources);
       },
     };
     super(machineId, vmm, vmm.shape.resources, atEnd, host.log);
@@ -106,9 +106,4 @@ export async function forget(host: Host, machineId: string, keeperId: string): P
 
 export function notAMachine({ layout }: Host): MitosError {
   return new MitosError("internal", { cause: `not a machine of ${layout.runtimeDir}` });
-}
-
-/** A guest without memory panics, which ends its VMM as if by its own will; the console's last lines say so. */
-async function guestRanOut(told: JsonObject, dir: string): Promise<boolean> {
-  return told.reason === "exited" && (await readLog(dir)).includes("Kernel panic - not syncing: Out of memory");
 }

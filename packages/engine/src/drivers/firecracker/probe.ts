@@ -1,14 +1,12 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, mkdtemp, rm } from "node:fs/promises";
-import path from "node:path";
 import type { ProbeResult } from "../../driver.ts";
 import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { findGuest, firstLine, MissingPart } from "../host/parts.ts";
+import { tryMachinesBeside } from "../host/probe.ts";
 import { findAssets } from "../microvm/assets.ts";
 import { probeKvm } from "../microvm/kvm.ts";
 import { type Firecracker, findFirecracker } from "./find.ts";
 import { createFirecrackerDriver, type FirecrackerOptions } from "./index.ts";
-import { tryMachines } from "./try-machines.ts";
 
 const isolation = "microvm-firecracker";
 
@@ -24,7 +22,7 @@ export async function probeFirecracker(options: FirecrackerOptions): Promise<Pro
     const [firecracker, guest] = await Promise.all([findFirecracker(options), findGuest(options.guest)]);
     const [kvm, { kernel }] = await Promise.all([probeKvm(guest), findAssets(guest)]);
     if (!kvm.usable) return notUsable(`${firecracker.build} needs KVM: ${kvm.detail}`, [kvm.remedy]);
-    await tryIt(options);
+    await tryMachinesBeside(options, (folders) => createFirecrackerDriver({ ...options, ...folders }));
     return {
       usable: true,
       isolation,
@@ -34,18 +32,6 @@ export async function probeFirecracker(options: FirecrackerOptions): Promise<Pro
     };
   } catch (error) {
     return notUsable(firstLine(error), error instanceof MissingPart ? [error.remedy] : []);
-  }
-}
-
-/** In folders of its own, so that nothing of the real ones is touched. */
-async function tryIt(options: FirecrackerOptions): Promise<void> {
-  await mkdir(options.dataDir, { recursive: true, mode: 0o700 });
-  const dataDir = await mkdtemp(path.join(options.dataDir, "probe-"));
-  const runtimeDir = `${options.runtimeDir}-p`;
-  try {
-    await tryMachines(await createFirecrackerDriver({ ...options, dataDir, runtimeDir }), dataDir);
-  } finally {
-    await Promise.all([dataDir, runtimeDir].map((dir) => rm(dir, { recursive: true, force: true })));
   }
 }
 

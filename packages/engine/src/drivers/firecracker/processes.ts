@@ -1,6 +1,6 @@
 import { readdir, readFile } from "node:fs/promises";
 import { isKeeperId } from "../host/layout.ts";
-import { processGone, sendSignal, vanishTimeoutMs } from "../host/processes.ts";
+import { killAll } from "../host/processes.ts";
 import { type Layout, vmId } from "./host.ts";
 
 /**
@@ -33,12 +33,6 @@ function keeperAfter(prefix: string, text = ""): string | undefined {
 }
 
 /** SIGKILL to every process of a machine; resolves when none is left. @throws when one does not go */
-export async function killVmm(layout: Layout, keeperId: string): Promise<void> {
-  const untilMs = Date.now() + vanishTimeoutMs;
-  for (;;) {
-    const pids = (await findProcesses(layout)).get(keeperId) ?? [];
-    if (pids.length === 0) return;
-    for (const pid of pids) sendSignal(pid, "SIGKILL");
-    await Promise.all(pids.map((pid) => processGone(pid, untilMs)));
-  }
+export function killVmm(layout: Layout, keeperId: string): Promise<void> {
+  return killAll(async () => (await findProcesses(layout)).get(keeperId) ?? []);
 }

@@ -1,5 +1,5 @@
 import type { Machine, MachineExit } from "../../driver.ts";
-import { toMachineExit } from "../host/exit.ts";
+import { toGuestExit } from "../host/exit.ts";
 import { keeperOf, machineDir } from "../host/layout.ts";
 import { readExit } from "../host/shim.ts";
 import { resumeCalls } from "./calls.ts";
@@ -32,7 +32,7 @@ export async function reattach(host: Host, machineId: string): Promise<Machine |
     host.log.debug({ machine: machineId, error: String(error) }, "a machine of an earlier server has ended");
   }
   await killVmm(host.layout, keeperId);
-  const told = (await readExit(dir)) ?? {};
+  const exit = await toGuestExit(dir, (await readExit(dir)) ?? {}, undefined);
   await forget(host, machineId, keeperId);
-  return toMachineExit(told, undefined);
+  return exit;
 }

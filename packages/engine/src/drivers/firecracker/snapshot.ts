@@ -1,11 +1,11 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, open, readFile, rename, rm, stat } from "node:fs/promises";
+import { mkdir, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
-import { syncFolder } from "../../sync-folder.ts";
+import { commitSnapshot, readDetails as readOwnDetails, saysDiskFull } from "../host/details.ts";
 import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
-import { requireIntact, sealFiles } from "../host/seal.ts";
+import { requireIntact } from "../host/seal.ts";
 import { pauseCalls, resumeCalls, saveCalls } from "./calls.ts";
 import { cloneFile } from "./disk.ts";
 import type { Host } from "./host.ts";
@@ -47,11 +47,8 @@ export async function saveMachine(
     if (frozen) await machine.thaw();
     await capture(machine, partial);
     const { vcpuCount, memSizeMiB } = shape.resources;
-    await writeDetails(partial, { version: 1, requirements, rootKey: shape.rootKey, vcpuCount, memSizeMiB });
-    const { files, bytes } = await sealFiles(partial, { durable });
-    if (durable) await syncFolder(partial);
-    await rename(partial, dir);
-    if (durable) await syncFolder(path.dirname(dir));
+    const details: Details = { version: 1, requirements, rootKey: shape.rootKey, vcpuCount, memSizeMiB };
+    const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });
     return { dir, bytes, requirements, files };
   } catch (error) {
     const full = saysDiskFull(error) ? diskFull(path.dirname(dir), error) : undefined;
@@ -76,33 +73,9 @@ async function capture(machine: FirecrackerMachine, dir: string): Promise<void> 
   }
 }
 
-async function writeDetails(dir: string, details: Details): Promise<void> {
-  const file = await open(path.join(dir, "mitos.json"), "wx", 0o600);
-  try {
-    await file.writeFile(JSON.stringify(details));
-  } finally {
-    await file.close();
-  }
-}
-
-/** Said by a call of ours, or by Firecracker in its own words. */
-function saysDiskFull(error: unknown): boolean {
-  if (!(error instanceof Error)) return false;
-  const { code, message, cause } = error as NodeJS.ErrnoException;
-  return code === "ENOSPC" || /no space left on device|disk quota exceeded/i.test(`${message} ${String(cause)}`);
-}
-
 /** @throws snapshot_incompatible */
-export async function readDetails({ dir }: Snapshot): Promise<Details> {
-  const file = path.join(dir, "mitos.json");
-  try {
-    if ((await stat(file)).size > detailsBytesMax) throw new Error("it is too large");
-    const details = JSON.parse(await readFile(file, "utf8")) as Details;
-    if (details.version !== 1 || !/^[\w.-]{1,128}$/.test(details.rootKey)) throw new Error("it is of another version");
-    return details;
-  } catch (reason) {
-    throw incompatible(`the snapshot's description cannot be read: ${reason instanceof Error ? reason.message : String(reason)}`, reason);
-  }
+export function readDetails(snapshot: Snapshot): Promise<Details> {
+  return readOwnDetails(snapshot, { bytesMax: detailsBytesMax, isOurs: ({ rootKey }) => /^[\w.-]{1,128}$/.test(rootKey) });
 }
 
 /**

@@ -110,6 +110,6 @@ export async function removeTraces(host: Host, id: string): Promise<void> {
 }
 
 /** What the guest and its VMM have written last: at most 256 KiB are kept of it. */
-export async function readLog(dir: string): Promise<string> {
+async function readLog(dir: string): Promise<string> {
   return readFile(path.join(dir, "machine.log"), "utf8").catch(() => "");
 }

@@ -1,20 +1,13 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, mkdtemp, readFile, rename, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
-import { resourceDefaults } from "@mitos/protocol";
 import type { ProbeResult } from "../../driver.ts";
-import { LinkClient } from "../../link/client.ts";
 import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { findGuest, type Guest, MissingPart } from "../host/parts.ts";
+import { allowNamespaces, cachedProbe, tryMachinesBeside } from "../host/probe.ts";
 import { findRunsc, type Runsc, requireFlags } from "./find.ts";
 import { createGvisorDriver, type GvisorOptions } from "./index.ts";
 
-const probeVersion = 1;
-
-interface CachedProbe {
-  readonly key: string;
-  readonly result: ProbeResult;
-}
+const probeVersion = 2;
 
 /**
  * Whether this machine can run gVisor sandboxes, found by doing it: one is booted, saved and restored, and both must answer. A good answer is kept
@@ -31,51 +24,15 @@ export async function probeGvisor(options: GvisorOptions): Promise<ProbeResult> 
   } catch (error) {
     return notUsable(error);
   }
-  const bootId = (await readFile("/proc/sys/kernel/random/boot_id", "utf8")).trim();
-  const key = JSON.stringify([probeVersion, bootId, runsc.fileId, runsc.build, guest.hash, process.getuid?.()]);
-  const file = path.join(dataDir, "gvisor", "probe.json");
-  const cached = await readCached(file);
-  if (cached?.key === key) return cached.result;
+  const parts = [probeVersion, runsc.fileId, runsc.build, guest.hash];
   try {
-    await requireFlags(runsc);
-    await tryIt(options);
+    return await cachedProbe(path.join(dataDir, "gvisor", "probe.json"), parts, async () => {
+      await requireFlags(runsc);
+      await tryMachinesBeside(options, (folders) => createGvisorDriver({ ...options, ...folders }));
+      return usable(runsc, await weaknesses());
+    });
   } catch (error) {
     return notUsable(error);
-  }
-  const result = usable(runsc, await weaknesses());
-  await writeCached(file, { key, result });
-  return result;
-}
-
-/** In folders of its own, so that nothing of the real ones is touched. */
-async function tryIt(options: GvisorOptions): Promise<void> {
-  await mkdir(options.dataDir, { recursive: true, mode: 0o700 });
-  const dataDir = await mkdtemp(path.join(options.dataDir, "probe-"));
-  const runtimeDir = `${options.runtimeDir}-p`;
-  try {
-    const driver = await createGvisorDriver({ ...options, dataDir, runtimeDir });
-    try {
-      await driver.sweep(new Set());
-      const spec = (name: string) => ({
-        machineId: `${name}-${randomBytes(4).toString("hex")}`,
-        root: { kind: "host" as const },
-        resources: { ...resourceDefaults, memSizeMiB: 256 },
-        hostName: "probe",
-      });
-      const booted = await driver.boot(spec("boot"));
-      const link = new LinkClient(booted.transport);
-      await link.hello();
-      await link.quiesce();
-      const snapshot = await driver.snapshot(booted, path.join(dataDir, "snapshot"), { leaveRunning: false, durable: false });
-      const restored = await driver.restore(snapshot, spec("rest"));
-      await new LinkClient(restored.transport).hello();
-      await restored.end("probed");
-    } finally {
-      await driver.sweep(new Set());
-      await driver.close();
-    }
-  } finally {
-    await Promise.all([dataDir, runtimeDir].map((dir) => rm(dir, { recursive: true, force: true })));
   }
 }
 
@@ -116,9 +73,7 @@ function notUsable(error: unknown): ProbeResult {
 /** What commonly keeps gVisor from running, by what it says then. */
 function remediesFor(detail: string): string[] {
   if (/user namespace|clone.*operation not permitted|unshare/i.test(detail)) {
-    return [
-      "Allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns=0), or start the server as root.",
-    ];
+    return [allowNamespaces];
   }
   if (/seccomp|ptrace|operation not permitted/i.test(detail)) {
     return [
@@ -126,19 +81,4 @@ function remediesFor(detail: string): string[] {
     ];
   }
   return ["Start the server with --log-level debug to see what runsc said."];
-}
-
-async function readCached(file: string): Promise<CachedProbe | undefined> {
-  try {
-    return JSON.parse(await readFile(file, "utf8")) as CachedProbe;
-  } catch {
-    return undefined;
-  }
-}
-
-async function writeCached(file: string, cached: CachedProbe): Promise<void> {
-  const partial = `${file}.${randomBytes(4).toString("hex")}`;
-  await mkdir(path.dirname(file), { recursive: true, mode: 0o700 });
-  await writeFile(partial, JSON.stringify(cached), { mode: 0o600 });
-  await rename(partial, file);
 }

@@ -1,6 +1,6 @@
 import { readdir, readFile } from "node:fs/promises";
 import { isKeeperId } from "../host/layout.ts";
-import { processGone, sendSignal, vanishTimeoutMs } from "../host/processes.ts";
+import { killAll } from "../host/processes.ts";
 import type { Layout } from "./layout.ts";
 
 /**
@@ -45,12 +45,6 @@ export async function commandsOf(layout: Layout, containerId: string): Promise<n
 }
 
 /** SIGKILL to every process of a container; resolves when none is left. @throws when one does not go */
-export async function killContainer(layout: Layout, containerId: string): Promise<void> {
-  const until = Date.now() + vanishTimeoutMs;
-  for (;;) {
-    const pids = (await findProcesses(layout)).get(containerId) ?? [];
-    if (pids.length === 0) return;
-    for (const pid of pids) sendSignal(pid, "SIGKILL");
-    await Promise.all(pids.map((pid) => processGone(pid, until)));
-  }
+export function killContainer(layout: Layout, containerId: string): Promise<void> {
+  return killAll(async () => (await findProcesses(layout)).get(containerId) ?? []);
 }

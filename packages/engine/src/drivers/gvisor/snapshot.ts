@@ -1,11 +1,11 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, open, readFile, rename, rm, stat } from "node:fs/promises";
+import { mkdir, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
-import { syncFolder } from "../../sync-folder.ts";
+import { commitSnapshot, readDetails, saysDiskFull } from "../host/details.ts";
 import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
-import { requireIntact, sealFiles } from "../host/seal.ts";
+import { requireIntact } from "../host/seal.ts";
 import { fingerprint, hostFilesOf, requireSameFiles } from "./fingerprint.ts";
 import type { GvisorMachine } from "./machine.ts";
 import type { MachineRoot } from "./root.ts";
@@ -43,11 +43,8 @@ export async function saveMachine(
     // Afterwards: saving empties the sentry's cache of files that nobody uses, and what is closed from now on stays in it for a while.
     const hostFiles = await fingerprint(await hostFilesOf(container.sentryPid, root));
     const requirements: SnapshotRequirements = { ...facts, hostFiles };
-    await writeDetails(partial, { version: 1, requirements, root });
-    const { files, bytes } = await sealFiles(partial, { durable });
-    if (durable) await syncFolder(partial);
-    await rename(partial, dir);
-    if (durable) await syncFolder(path.dirname(dir));
+    const details: Details = { version: 1, requirements, root };
+    const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });
     return { dir, bytes, requirements, files };
   } catch (error) {
     const full = saysDiskFull(error) ? diskFull(path.dirname(dir), error) : undefined;
@@ -58,33 +55,10 @@ export async function saveMachine(
   }
 }
 
-async function writeDetails(dir: string, details: Details): Promise<void> {
-  const file = await open(path.join(dir, "mitos.json"), "wx", 0o600);
-  try {
-    await file.writeFile(JSON.stringify(details));
-  } finally {
-    await file.close();
-  }
-}
-
-/** Said by a call of ours, or by runsc in its own words. */
-function saysDiskFull(error: unknown): boolean {
-  if (!(error instanceof Error)) return false;
-  return (error as NodeJS.ErrnoException).code === "ENOSPC" || /no space left on device|disk quota exceeded/i.test(error.message);
-}
-
 /** The root that a snapshot's machine had, and that its restored ones must have too. @throws snapshot_incompatible */
 export async function readRoot(snapshot: Snapshot): Promise<MachineRoot> {
-  const file = path.join(snapshot.dir, "mitos.json");
-  let details: Details;
-  try {
-    if ((await stat(file)).size > detailsBytesMax) throw new Error("it is too large");
-    details = JSON.parse(await readFile(file, "utf8")) as Details;
-    if (details.version !== 1 || typeof details.root?.dir !== "string") throw new Error("it is of another version");
-  } catch (reason) {
-    throw incompatible(`the snapshot's description cannot be read: ${reason instanceof Error ? reason.message : String(reason)}`, reason);
-  }
-  return details.root;
+  const isOurs = ({ root }: Details) => typeof root?.dir === "string";
+  return (await readDetails<Details>(snapshot, { bytesMax: detailsBytesMax, isOurs })).root;
 }
 
 /**

@@ -1,5 +1,9 @@
 import type { MachineExit, MachineResources } from "../../driver.ts";
 import type { JsonObject } from "../../link/transport.ts";
+import { readConsole } from "./console.ts";
+
+/** What the kernel says on the console when a virtual machine has no memory left; it ends then. */
+const outOfMemory = /Kernel panic - not syncing: .*[Oo]ut of memory|System is deadlocked on memory/;
 
 /** What a shim has said about the end of its machine. */
 export function toMachineExit(told: JsonObject, resources: MachineResources | undefined): MachineExit {
@@ -36,4 +40,15 @@ export function toMachineExit(told: JsonObject, resources: MachineResources | un
 /** runsc tells a signal from inside the machine as a shell does: 128 and its number. */
 function describeExitCode(code: unknown): string {
   return typeof code === "number" && code > 128 ? `was killed from inside by signal ${code - 128}` : `ended with ${String(code)}`;
+}
+
+/**
+ * The same of a virtual machine: a kernel without memory ends it as if it had been told to, and only its console says why. That is written by the
+ * machine itself: nothing but what it says about itself follows from it.
+ *
+ * @param dir - of the machine on the host
+ */
+export async function toGuestExit(dir: string, told: JsonObject, resources: MachineResources | undefined): Promise<MachineExit> {
+  const said = told.reason === "exited" ? await readConsole(dir).catch(() => new Uint8Array()) : new Uint8Array();
+  return toMachineExit(outOfMemory.test(Buffer.from(said).toString("latin1")) ? { ...told, oom: true } : told, resources);
 }

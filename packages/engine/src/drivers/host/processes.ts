@@ -1,7 +1,7 @@
 import { readdir, readFile } from "node:fs/promises";
 
 /** Time for a killed process to vanish. Only a process in uninterruptible sleep needs longer than a moment. */
-export const vanishTimeoutMs = 10_000;
+const vanishTimeoutMs = 10_000;
 
 /** Resolves when the process is gone or only waits to be reaped. Node has no pidfd, so this looks every few milliseconds. */
 export async function processGone(pid: number, untilMs = Date.now() + vanishTimeoutMs): Promise<void> {
@@ -37,5 +37,20 @@ export function sendSignal(pid: number, signal: NodeJS.Signals): void {
     process.kill(pid, signal);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code !== "ESRCH") throw error;
+  }
+}
+
+/**
+ * SIGKILL to all that `find` finds; resolves when it finds none any more.
+ *
+ * @throws when one does not go
+ */
+export async function killAll(find: () => Promise<readonly number[]>): Promise<void> {
+  const untilMs = Date.now() + vanishTimeoutMs;
+  for (;;) {
+    const pids = await find();
+    if (pids.length === 0) return;
+    for (const pid of pids) sendSignal(pid, "SIGKILL");
+    await Promise.all(pids.map((pid) => processGone(pid, untilMs)));
   }
 }

@@ -1,20 +1,14 @@
-import { open, rm } from "node:fs/promises";
-import path from "node:path";
+import { rm } from "node:fs/promises";
 import { MitosError } from "@mitos/protocol";
-import type { Machine, MachineExit, MachineResources } from "../../driver.ts";
-import type { JsonObject } from "../../link/transport.ts";
+import type { Machine } from "../../driver.ts";
 import { watchedFolders } from "../host/cgroup.ts";
-import { toMachineExit } from "../host/exit.ts";
+import { toGuestExit } from "../host/exit.ts";
 import { nameOf } from "../host/layout.ts";
 import { ShimMachine } from "../host/machine.ts";
 import type { Host } from "./host.ts";
 import { killKeeper } from "./processes.ts";
 import { recordMachine, release, removeTraces, runSteps, type Vmm } from "./vmm.ts";
 import type { VmmStep } from "./vmm-steps.ts";
-
-const logTailBytes = 16 * 1024;
-/** What the kernel says on the console when a machine has no memory left; it ends then. */
-const outOfMemory = /Kernel panic - not syncing: .*[Oo]ut of memory|System is deadlocked on memory/;
 
 /** A booted or restored virtual machine. */
 export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
@@ -35,7 +29,7 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
           await forget(host, machineId, vmm.id);
           release(vmm.uses);
         },
-        exit: (told, resources) => exitOf(vmm.dir, told, resources),
+        exit: (told, resources) => toGuestExit(vmm.dir, told, resources),
       },
       host.log,
     );
@@ -126,25 +120,6 @@ export async function activate(
 export async function forget(host: Host, machineId: string, keeperId: string): Promise<void> {
   await removeTraces(host, keeperId);
   await rm(nameOf(host.layout, machineId), { force: true });
-}
-
-/** A kernel without memory ends its machine as if it had been told to: only the console says why. */
-export async function exitOf(dir: string, told: JsonObject, resources: MachineResources | undefined): Promise<MachineExit> {
-  const ended = told.reason === "exited" && outOfMemory.test(await consoleTail(dir));
-  return toMachineExit(ended ? { ...told, oom: true } : told, resources);
-}
-
-/** Written by the machine itself: nothing but what it says about itself follows from it. */
-async function consoleTail(dir: string): Promise<string> {
-  const file = await open(path.join(dir, "machine.log")).catch(() => undefined);
-  if (!file) return "";
-  try {
-    const { size } = await file.stat();
-    const { buffer, bytesRead } = await file.read(Buffer.alloc(logTailBytes), 0, logTailBytes, Math.max(0, size - logTailBytes));
-    return buffer.toString("latin1", 0, bytesRead);
-  } finally {
-    await file.close();
-  }
 }
 
 export function notAMachine(host: Host): MitosError {

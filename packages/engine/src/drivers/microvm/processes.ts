@@ -1,6 +1,6 @@
 import { readdir, readFile } from "node:fs/promises";
 import { type HostLayout, isKeeperId } from "../host/layout.ts";
-import { processGone, sendSignal, vanishTimeoutMs } from "../host/processes.ts";
+import { killAll } from "../host/processes.ts";
 
 /**
  * The host processes of this runtime directory, by keeper: shims, launchers and monitors. Found by their arguments, so that it also finds what a
@@ -28,12 +28,6 @@ function keeperOfArguments(args: readonly string[], prefix: string): string | un
 }
 
 /** SIGKILL to every process of a machine; resolves when none is left. @throws when one does not go */
-export async function killKeeper(layout: HostLayout, keeperId: string): Promise<void> {
-  const until = Date.now() + vanishTimeoutMs;
-  for (;;) {
-    const pids = (await findProcesses(layout)).get(keeperId) ?? [];
-    if (pids.length === 0) return;
-    for (const pid of pids) sendSignal(pid, "SIGKILL");
-    await Promise.all(pids.map((pid) => processGone(pid, until)));
-  }
+export function killKeeper(layout: HostLayout, keeperId: string): Promise<void> {
+  return killAll(async () => (await findProcesses(layout)).get(keeperId) ?? []);
 }

@@ -1,10 +1,11 @@
 import type { MachineExit } from "../../driver.ts";
+import { toGuestExit } from "../host/exit.ts";
 import { keeperOf, machineDir } from "../host/layout.ts";
 import { readExit } from "../host/shim.ts";
 import { callOffCollapse, settleCollapse } from "./collapse.ts";
 import { askForTopDisk, topDiskOf } from "./disk-steps.ts";
 import type { Host } from "./host.ts";
-import { exitOf, forget, MicrovmMachine } from "./machine.ts";
+import { forget, MicrovmMachine } from "./machine.ts";
 import { killKeeper } from "./processes.ts";
 import { openVmm, recordMachine, release, runSteps, type Vmm } from "./vmm.ts";
 import { execute } from "./vmm-steps.ts";
@@ -33,7 +34,7 @@ export async function reattach(host: Host, machineId: string): Promise<MicrovmMa
   }
   await killKeeper(host.layout, keeperId);
   const dir = machineDir(host.layout, keeperId);
-  const exit = await exitOf(dir, (await readExit(dir)) ?? {}, undefined);
+  const exit = await toGuestExit(dir, (await readExit(dir)) ?? {}, undefined);
   await forget(host, machineId, keeperId);
   return exit;
 }

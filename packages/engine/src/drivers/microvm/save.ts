@@ -1,11 +1,10 @@
 import { randomBytes } from "node:crypto";
-import { mkdir, rename, rm } from "node:fs/promises";
+import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
 import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
-import { diskFull, isDiskFull } from "../../storage-error.ts";
-import { syncFolder } from "../../sync-folder.ts";
+import { diskFull } from "../../storage-error.ts";
+import { commitSnapshot, saysDiskFull } from "../host/details.ts";
 import type { Facts } from "../host/facts.ts";
-import { sealFiles } from "../host/seal.ts";
 import type { BaseUse } from "./bases.ts";
 import { settleChain, shortenChain } from "./chain-length.ts";
 import { copySparse } from "./copy-sparse.ts";
@@ -13,7 +12,7 @@ import { askForTopDisk, type DiskSnapshot, snapshotDisk, topDiskOf } from "./dis
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
-import { type Details, stateFile, writeDetails } from "./saved.ts";
+import { type Details, stateFile } from "./saved.ts";
 import { recordMachine, runSteps } from "./vmm.ts";
 import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
@@ -136,13 +135,9 @@ async function commit(
   const requirements: SnapshotRequirements = { ...facts, hostFiles: {} };
   const details: Details = { version: 1, requirements, resources, image, base, disk };
   await rm(path.join(partial, devicesFile), { force: true });
-  await writeDetails(partial, details);
-  const { files, bytes } = await sealFiles(partial, { durable });
-  if (durable) await syncFolder(partial);
-  await rename(partial, dir);
+  const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });
   // What it stands on is the machine's too until here.
   host.saved.set(dir, details);
-  if (durable) await syncFolder(path.dirname(dir));
   return { dir, bytes, requirements, files };
 }
 
@@ -179,9 +174,4 @@ function requireDisk(disk: string | undefined): string {
 
 function timeoutOf({ vmm }: MicrovmMachine): number {
   return saveTimeoutMs + Math.ceil(vmm.shape.resources.memSizeMiB / 1024) * saveTimeoutPerGiBMs;
-}
-
-/** Said by a call of ours, or by the shim or the monitor in their own words. */
-function saysDiskFull(error: unknown): boolean {
-  return isDiskFull(error) || (error instanceof Error && /no space left on device|disk quota exceeded/i.test(error.message));
 }

@@ -1,11 +1,10 @@
-import { open, readFile, stat } from "node:fs/promises";
-import path from "node:path";
+import { stat } from "node:fs/promises";
 import type { MachineResources, Snapshot, SnapshotRequirements } from "../../driver.ts";
+import { readDetails as readOwnDetails } from "../host/details.ts";
 import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
 import { requireIntact } from "../host/seal.ts";
 import type { Host } from "./host.ts";
 
-const detailsFile = "mitos.json";
 const detailsBytesMax = 64 * 1024;
 
 /** What of a machine lies in a snapshot's own folder: devices, and the memory that differs from its base. */
@@ -21,26 +20,9 @@ export interface Details {
   readonly disk: string;
 }
 
-export async function writeDetails(dir: string, details: Details): Promise<void> {
-  const file = await open(path.join(dir, detailsFile), "wx", 0o600);
-  try {
-    await file.writeFile(JSON.stringify(details));
-  } finally {
-    await file.close();
-  }
-}
-
 /** @throws snapshot_incompatible */
-export async function readDetails({ dir }: Snapshot): Promise<Details> {
-  const file = path.join(dir, detailsFile);
-  try {
-    if ((await stat(file)).size > detailsBytesMax) throw new Error("it is too large");
-    const details = JSON.parse(await readFile(file, "utf8")) as Details;
-    if (details.version !== 1 || typeof details.base !== "string") throw new Error("it is of another version");
-    return details;
-  } catch (reason) {
-    throw incompatible(`the snapshot's description cannot be read: ${reason instanceof Error ? reason.message : String(reason)}`, reason);
-  }
+export function readDetails(snapshot: Snapshot): Promise<Details> {
+  return readOwnDetails(snapshot, { bytesMax: detailsBytesMax, isOurs: ({ base }) => typeof base === "string" });
 }
 
 /**

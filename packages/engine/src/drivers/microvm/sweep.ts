@@ -1,6 +1,7 @@
-import { readdir, rm } from "node:fs/promises";
+import { readdir } from "node:fs/promises";
 import { listCgroups } from "../host/cgroup.ts";
-import { isKeeperId, keeperOf, makeHostFolders, nameOf } from "../host/layout.ts";
+import { makeHostFolders } from "../host/layout.ts";
+import { sweepKeepers } from "../host/sweep.ts";
 import type { Host } from "./host.ts";
 import { findProcesses, killKeeper } from "./processes.ts";
 import { removeTraces } from "./vmm.ts";
@@ -12,29 +13,20 @@ import { removeTraces } from "./vmm.ts";
 export async function sweep(host: Host, keepMachines: ReadonlySet<string>, keepKeepers: ReadonlySet<string>): Promise<void> {
   const { layout, cgroups } = host;
   await makeHostFolders(layout);
-  const keep = new Set(keepKeepers);
-  for (const machineId of keepMachines) {
-    const keeperId = await keeperOf(layout, machineId);
-    if (keeperId) keep.add(keeperId);
-  }
-  const found = new Set<string>([
+  const found = [
     ...(await findProcesses(layout)).keys(),
     ...(await readdir(layout.machines)),
     ...(cgroups ? await listCgroups(cgroups) : []),
-  ]);
-  for (const keeperId of found) {
-    if (!isKeeperId(keeperId) || keep.has(keeperId)) continue;
-    try {
+  ];
+  await sweepKeepers({
+    layout,
+    log: host.log,
+    keepMachines,
+    keepKeepers,
+    found,
+    async remove(keeperId) {
       await killKeeper(layout, keeperId);
       await removeTraces(host, keeperId);
-      host.log.info({ keeper: keeperId }, "removed what was left of a virtual machine");
-    } catch (error) {
-      // A process that the kernel does not let go of (a disk that hangs) keeps no server from starting; the next one tries again.
-      host.log.error({ keeper: keeperId, error: String(error) }, "something of a virtual machine could not be removed");
-    }
-  }
-  for (const machineId of await readdir(layout.ids)) {
-    const keeperId = await keeperOf(layout, machineId);
-    if (!keeperId || !keep.has(keeperId)) await rm(nameOf(layout, machineId), { force: true });
-  }
+    },
+  });
 }
