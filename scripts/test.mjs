@@ -94,10 +94,16 @@ function microvmParts() {
 await setup({ development: true }).catch(fail);
 const environment = { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1", MITOS_RUNSC: findRunsc().path, ...fsckErofs(), ...microvmParts() };
 const only = process.argv.includes("--only") ? process.argv[process.argv.indexOf("--only") + 1] : undefined;
+/** Of a part that hangs, what it printed until then is worth more than the rest of CI's time.. */
+const partDeadlineMs = 20 * 60_000;
+/** What a part that is told to end has for its clean-up. */
+const endDeadlineMs = 10_000;
 const running = new Set();
+let interruptedBy;
 for (const signal of ["SIGINT", "SIGTERM"]) {
   process.on(signal, () => {
-    for (const child of running) child.kill(signal);
+    interruptedBy = signal;
+    for (const child of running) endGroup(child, signal);
   });
 }
 
@@ -108,6 +114,7 @@ summarise(results);
 async function runLane(parts) {
   const done = [];
   for (const part of parts) {
+    if (interruptedBy) break;
     if (only && part.name !== only) continue;
     done.push(await runPart(part));
   }
@@ -132,16 +139,32 @@ function run({ command: [program, ...args], cwd = root, env = {} }) {
       cwd,
       stdio: ["ignore", "pipe", "pipe"],
       env: { ...environment, ...env },
+      // A group of its own, so that what a part started ends with it.
+      detached: true,
     });
     running.add(child);
     let output = "";
+    const deadline = setTimeout(() => {
+      output += `\nnot finished within ${partDeadlineMs / 60_000} minutes: ended\n`;
+      endGroup(child, "SIGTERM");
+    }, partDeadlineMs);
     for (const stream of [child.stdout, child.stderr]) stream.setEncoding("utf8").on("data", (text) => (output += text));
     child.on("error", (error) => (output += `${program}: ${error.message}\n`));
     child.on("close", (code) => {
+      clearTimeout(deadline);
       running.delete(child);
       resolve({ code, output });
     });
   });
+}
+
+/** What is left of it after the time for its clean-up is killed. */
+function endGroup(child, signal) {
+  if (!child.pid) return;
+  process.kill(-child.pid, signal);
+  setTimeout(() => {
+    if (running.has(child)) process.kill(-child.pid, "SIGKILL");
+  }, endDeadlineMs).unref();
 }
 
 function countVitest(output) {
@@ -174,5 +197,6 @@ function describe({ passed, failed, skipped }) {
 function summarise(parts) {
   const total = (key) => parts.reduce((sum, part) => sum + part[key], 0);
   process.stdout.write(`\n${total("passed")} passed, ${total("failed")} failed, ${total("skipped")} skipped\n`);
-  process.exitCode = total("failed") === 0 && total("passed") > 0 ? 0 : 1;
+  if (interruptedBy) process.stdout.write(`interrupted (${interruptedBy}): the rest did not run\n`);
+  process.exitCode = total("failed") === 0 && total("passed") > 0 && !interruptedBy ? 0 : 1;
 }

@@ -15,40 +15,43 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// Programs of the machine itself are not its host.
 const HOST_CID: u32 = libc::VMADDR_CID_HOST;
 
-/// Counts the connections. What is read or written while the count is known is of that connection alone.
-#[derive(Default)]
+/// The two descriptors of the link (they stay open for ever) and a count of what has been behind them.
 pub struct Connection {
+    ends: [RawFd; 2],
+    /// An eventfd for each end. A poll(2) that sleeps while its descriptor gets another file is on the list of the old file's sleepers alone,
+    /// and looks at the new one whenever it wakes: what then comes to the new file would not wake it.
+    wakes: [OwnedFd; 2],
     count: Mutex<u64>,
     changed: Condvar,
 }
 
 impl Connection {
+    /// Of the descriptors for reading and for writing.
+    pub fn new(ends: [RawFd; 2]) -> io::Result<Arc<Connection>> {
+        let wakes = [wake()?, wake()?];
+        Ok(Arc::new(Connection { ends, wakes, count: Mutex::default(), changed: Condvar::new() }))
+    }
+
+    pub fn input(self: &Arc<Connection>) -> End {
+        End { connection: self.clone(), index: 0, known: 0 }
+    }
+
+    pub fn output(self: &Arc<Connection>) -> End {
+        End { connection: self.clone(), index: 1, known: 0 }
+    }
+
     fn count(&self) -> MutexGuard<'_, u64> {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does it unless the connection is another than the `known` one, which then is set to the one that it is now. `act` must not wait.
-    pub fn during<T>(&self, known: &mut u64, act: impl FnOnce() -> T) -> Option<T> {
-        let count = self.count();
-        if *count != mem::replace(known, *count) {
-            return None;
-        }
-        Some(act())
-    }
-
-    /// Waits for that time, or until the connection is another.
-    pub fn pause(&self, known: u64, time: Duration) {
-        drop(self.changed.wait_timeout_while(self.count(), time, |count| *count == known));
-    }
-
     /// Puts `new` behind the descriptors, and ends what was there.
-    fn replace(&self, new: &OwnedFd, ends: [RawFd; 2]) -> io::Result<()> {
+    fn replace(&self, new: &OwnedFd) -> io::Result<()> {
         let mut count = self.count();
         // SAFETY: duplicates descriptors: the ends are the link's for ever, the copy is ours alone.
         let old = unsafe {
-            let old = libc::fcntl(ends[0], libc::F_DUPFD_CLOEXEC, 3);
+            let old = libc::fcntl(self.ends[0], libc::F_DUPFD_CLOEXEC, 3);
             let old = (old >= 0).then(|| OwnedFd::from_raw_fd(old));
-            for end in ends {
+            for end in self.ends {
                 if libc::dup2(new.as_raw_fd(), end) < 0 {
                     return Err(io::Error::last_os_error());
                 }
@@ -57,8 +60,13 @@ impl Connection {
         };
         *count += 1;
         self.changed.notify_all();
+        let once = 1u64;
+        for wake in &self.wakes {
+            // SAFETY: writes the eight bytes of a number to a descriptor that we own.
+            unsafe { libc::write(wake.as_raw_fd(), (&raw const once).cast(), mem::size_of_val(&once)) };
+        }
         if let Some(old) = old {
-            // Wakes whoever still waits for it.
+            // For the other end: nobody reads here any more.
             // SAFETY: acts on a descriptor that we own.
             unsafe { libc::shutdown(old.as_raw_fd(), libc::SHUT_RDWR) };
         }
@@ -66,11 +74,62 @@ impl Connection {
     }
 }
 
+/// One of the two descriptors, for the one thread that reads or writes it. What is done through it is of the connection that it knows.
+pub struct End {
+    connection: Arc<Connection>,
+    index: usize,
+    known: u64,
+}
+
+impl End {
+    pub fn fd(&self) -> RawFd {
+        self.connection.ends[self.index]
+    }
+
+    /// Does it unless the connection is another than the known one, which then is set to the one that it is now. `act` must not wait.
+    pub fn during<T>(&mut self, act: impl FnOnce(RawFd) -> T) -> Option<T> {
+        let count = self.connection.count();
+        if *count != mem::replace(&mut self.known, *count) {
+            let mut woken = 0u64;
+            // SAFETY: reads eight bytes into a number of eight bytes, from a descriptor that never blocks.
+            unsafe { libc::read(self.wake(), (&raw mut woken).cast(), mem::size_of_val(&woken)) };
+            return None;
+        }
+        Some(act(self.fd()))
+    }
+
+    /// Waits until one of the events of poll(2) is there, which it returns, or the connection is another.
+    pub fn wait(&self, events: i16) -> i16 {
+        let mut polls = [(self.fd(), events), (self.wake(), libc::POLLIN)].map(|(fd, events)| libc::pollfd { fd, events, revents: 0 });
+        // SAFETY: as many as there are. An interruption is answered by trying to read or write, which is harmless.
+        unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, -1) };
+        polls[0].revents
+    }
+
+    /// Waits for that time, or until the connection is another.
+    pub fn pause(&self, time: Duration) {
+        let connection = &self.connection;
+        drop(connection.changed.wait_timeout_while(connection.count(), time, |count| *count == self.known));
+    }
+
+    fn wake(&self) -> RawFd {
+        self.connection.wakes[self.index].as_raw_fd()
+    }
+}
+
+fn wake() -> io::Result<OwnedFd> {
+    // SAFETY: makes a descriptor that is ours alone.
+    unsafe {
+        let wake = libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK);
+        if wake < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(wake)) }
+    }
+}
+
 /// Listens on the port that the agent was told, if it was, and makes each connection of the host the link.
 pub fn open(ends: [RawFd; 2]) -> io::Result<Arc<Connection>> {
-    let connection = Arc::new(Connection::default());
+    let connection = Connection::new(ends)?;
     if let Some(port) = std::env::var(PORT_VARIABLE).ok().and_then(|text| text.parse().ok()) {
-        accept_in_background(listen(port)?, ends, connection.clone())?;
+        accept_in_background(listen(port)?, connection.clone())?;
     }
     Ok(connection)
 }
@@ -96,16 +155,16 @@ fn listen(port: u32) -> io::Result<OwnedFd> {
     }
 }
 
-fn accept_in_background(listener: OwnedFd, ends: [RawFd; 2], connection: Arc<Connection>) -> io::Result<()> {
+fn accept_in_background(listener: OwnedFd, connection: Arc<Connection>) -> io::Result<()> {
     // Until the first connection there is one that says nothing.
     let (nobody, other) = std::os::unix::net::UnixStream::pair()?;
-    connection.replace(&nobody.into(), ends)?;
+    connection.replace(&nobody.into())?;
     let accept_for_ever = move || {
         let _other = other;
         loop {
             match accept(&listener) {
                 Ok(Some(new)) => {
-                    if let Err(error) = connection.replace(&new, ends) {
+                    if let Err(error) = connection.replace(&new) {
                         eprintln!("link: cannot take a connection: {error}");
                     }
                 }
@@ -172,9 +231,9 @@ mod tests {
             let (end, _) = UnixStream::pair().unwrap();
             std::os::fd::IntoRawFd::into_raw_fd(end)
         });
-        let connection = Arc::new(Connection::default());
-        accept_in_background(listener.into(), ends, connection.clone()).unwrap();
-        let (mut received, outgoing) = link::start(ends[0], ends[1], connection).unwrap();
+        let connection = Connection::new(ends).unwrap();
+        accept_in_background(listener.into(), connection.clone()).unwrap();
+        let (mut received, outgoing) = link::start(&connection).unwrap();
         let send = |payload: Vec<u8>| {
             let frame = Outgoing { kind: FrameType::Data, more: false, channel: 1, payload: payload.into() };
             outgoing.blocking_send(frame).unwrap();

@@ -12,7 +12,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 use tokio::sync::mpsc;
 
-use super::connection::Connection;
+use super::connection::{Connection, End};
 use crate::proto::guest::v1::Hello;
 use crate::wire::{FrameType, HEADER_BYTES, Header, HeaderError};
 
@@ -42,29 +42,28 @@ pub struct Outgoing {
     pub payload: Bytes,
 }
 
-/// Starts both threads on the descriptors (which stay open for ever, whatever `connection` puts behind them).
-pub fn start(input: RawFd, output: RawFd, connection: Arc<Connection>) -> io::Result<(mpsc::Receiver<Received>, mpsc::Sender<Outgoing>)> {
+/// Starts both threads on the connection's descriptors.
+pub fn start(connection: &Arc<Connection>) -> io::Result<(mpsc::Receiver<Received>, mpsc::Sender<Outgoing>)> {
     let (received_sender, received) = mpsc::channel(RECEIVED_FRAMES_MAX);
     let (outgoing, outgoing_receiver) = mpsc::channel(OUTGOING_FRAMES_MAX);
     let small_stack = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
-    let same = connection.clone();
-    small_stack("link-read").spawn(move || read_frames(input, &same, &received_sender))?;
-    small_stack("link-write").spawn(move || write_frames(output, &connection, outgoing_receiver))?;
+    let (input, output) = (connection.input(), connection.output());
+    small_stack("link-read").spawn(move || read_frames(input, &received_sender))?;
+    small_stack("link-write").spawn(move || write_frames(output, outgoing_receiver))?;
     Ok((received, outgoing))
 }
 
-fn read_frames(fd: RawFd, connection: &Connection, received: &mpsc::Sender<Received>) {
-    set_nonblocking(fd);
+fn read_frames(mut input: End, received: &mpsc::Sender<Received>) {
+    set_nonblocking(input.fd());
     let mut frames = FrameReader::default();
     let mut buffer = vec![0; READ_BYTES];
     let mut pause = PAUSE_MIN;
     let mut lost = false;
-    let mut known = 0;
     loop {
-        wait(fd, libc::POLLIN);
+        input.wait(libc::POLLIN);
         // SAFETY: reads at most the buffer's length into it.
-        let read = || unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
-        let Some(count) = connection.during(&mut known, read) else {
+        let read = |fd| unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+        let Some(count) = input.during(read) else {
             (pause, lost) = (PAUSE_MIN, false);
             frames = FrameReader::default();
             if received.blocking_send(Received::Lost).is_err() {
@@ -91,16 +90,15 @@ fn read_frames(fd: RawFd, connection: &Connection, received: &mpsc::Sender<Recei
             }
         }
         // Also for EAGAIN: poll answers at once for as long as the other end has hung up.
-        connection.pause(known, pause);
+        input.pause(pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-fn write_frames(fd: RawFd, connection: &Connection, mut outgoing: mpsc::Receiver<Outgoing>) {
-    set_nonblocking(fd);
+fn write_frames(mut output: End, mut outgoing: mpsc::Receiver<Outgoing>) {
+    set_nonblocking(output.fd());
     let mut batch = Vec::with_capacity(WRITE_BATCH_BYTES);
     let mut ends = Vec::new();
-    let mut known = 0;
     while let Some(first) = outgoing.blocking_recv() {
         batch.clear();
         ends.clear();
@@ -112,20 +110,20 @@ fn write_frames(fd: RawFd, connection: &Connection, mut outgoing: mpsc::Receiver
             ends.push(batch.len());
             next = if batch.len() < WRITE_BATCH_BYTES / 2 { outgoing.try_recv().ok() } else { None };
         }
-        write_all(fd, connection, &mut known, &batch, &ends);
+        write_all(&mut output, &batch, &ends);
     }
 }
 
 /// Writes whole frames. When the link breaks in mid-frame, the frame is written again from its start once there is a link: the new other
 /// end reads from a frame boundary and ignores what is not for it.
-fn write_all(fd: RawFd, connection: &Connection, known: &mut u64, batch: &[u8], ends: &[usize]) {
+fn write_all(output: &mut End, batch: &[u8], ends: &[usize]) {
     let whole = |written: usize| ends.iter().copied().take_while(|end| *end <= written).last().unwrap_or(0);
     let mut written = 0;
     let mut pause = PAUSE_MIN;
     while written < batch.len() {
         // SAFETY: writes from within the slice.
-        let write = || unsafe { libc::write(fd, batch[written..].as_ptr().cast(), batch.len() - written) };
-        let Some(count) = connection.during(known, write) else {
+        let write = |fd| unsafe { libc::write(fd, batch[written..].as_ptr().cast(), batch.len() - written) };
+        let Some(count) = output.during(write) else {
             (written, pause) = (whole(written), PAUSE_MIN);
             continue;
         };
@@ -137,22 +135,15 @@ fn write_all(fd: RawFd, connection: &Connection, known: &mut u64, batch: &[u8], 
         match io::Error::last_os_error().raw_os_error() {
             Some(libc::EINTR) => continue,
             Some(libc::EAGAIN) => {
-                if wait(fd, libc::POLLOUT) & (libc::POLLHUP | libc::POLLERR) == 0 {
+                if output.wait(libc::POLLOUT) & (libc::POLLHUP | libc::POLLERR) == 0 {
                     continue;
                 }
             }
             _ => written = whole(written),
         }
-        connection.pause(*known, pause);
+        output.pause(pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
-}
-
-fn wait(fd: RawFd, events: i16) -> i16 {
-    let mut poll = libc::pollfd { fd, events, revents: 0 };
-    // SAFETY: one pollfd. An interruption is answered by trying to read or write, which is harmless.
-    unsafe { libc::poll(&mut poll, 1, -1) };
-    poll.revents
 }
 
 fn set_nonblocking(fd: RawFd) {
