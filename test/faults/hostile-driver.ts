@@ -4,7 +4,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import type { Driver, Machine, MachineExit, OwnerEntry, RestoreSpec, Snapshot } from "../../packages/engine/src/driver.ts";
+import type { Driver, Machine, MachineExit, OwnerEntry, RestoreSpec, Snapshot, SnapshotOptions } from "../../packages/engine/src/driver.ts";
 import { readConsole } from "../../packages/engine/src/drivers/host/console.ts";
 import { toMachineExit } from "../../packages/engine/src/drivers/host/exit.ts";
 import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
@@ -37,7 +37,8 @@ export class HostileDriver implements Driver {
     return this.#start(spec, this.behaviour);
   }
 
-  async snapshot(machine: Machine, dir: string, { leaveRunning }: { leaveRunning: boolean }): Promise<Snapshot> {
+  async snapshot(machine: Machine, dir: string, { leaveRunning, quiet }: SnapshotOptions): Promise<Snapshot> {
+    await quiet?.begin();
     mkdirSync(dir, { recursive: true, mode: 0o700 });
     writeFileSync(path.join(dir, "hostile"), "");
     if (!leaveRunning) await machine.end("saved");

@@ -157,6 +157,22 @@ export interface ReadyStarts {
   readonly misses: number;
 }
 
+/** The quiet of a machine's programs and link, which lasts only as long as the driver needs it. */
+export interface SnapshotQuiet {
+  /** When this resolves they stand still. What can be made ready before that has been. Does nothing while they do. */
+  begin(): Promise<void>;
+  /** What the snapshot is made of has been copied: they go on, while it is still being put in order. */
+  end(): Promise<void>;
+}
+
+export interface SnapshotOptions {
+  readonly leaveRunning: boolean;
+  /** On disk and synced, for pause; otherwise wherever it is fastest. */
+  readonly durable: boolean;
+  /** Whoever asks for a snapshot ends the quiet of one that failed. Absent: the machine is quiesced already, and stays so. */
+  readonly quiet?: SnapshotQuiet | undefined;
+}
+
 export interface Driver {
   readonly name: "gvisor" | "microvm" | "mock";
   readonly isolation: Isolation;
@@ -174,9 +190,8 @@ export interface Driver {
   /**
    * Saves a quiesced machine into `dir` (made by the driver beside it and renamed into place: a folder that exists is whole).
    * The machine stands still meanwhile and, with `leaveRunning`, runs on afterwards; otherwise it has ended when this resolves.
-   * @param durable - on disk and synced, for pause; otherwise wherever it is fastest.
    */
-  snapshot(machine: Machine, dir: string, options: { leaveRunning: boolean; durable: boolean }): Promise<Snapshot>;
+  snapshot(machine: Machine, dir: string, options: SnapshotOptions): Promise<Snapshot>;
   /** @throws snapshot_incompatible with what is missing */
   checkSnapshot(snapshot: Snapshot): Promise<void>;
   /** A machine that continues from the snapshot; its agent is quiesced and waits for HELLO and ADOPT. */

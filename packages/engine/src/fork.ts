@@ -3,6 +3,7 @@ import type { ForkRequest, ForkResult } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId, preparedCount } from "./core.ts";
 import { attach, deadlineAfter, requireLive } from "./lifecycle.ts";
+import { Quiet } from "./quiet.ts";
 import { checkShortText } from "./runtime-input.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
@@ -154,13 +155,12 @@ function insertChild(core: Core, request: ForkRequest, { record }: Entry, id: Sa
 /** The parent runs on whatever happens in here. */
 async function snapshotRunning(core: Core, parent: Entry, stateBytes: number): Promise<{ snapshot: SharedSnapshot; pausedMs: number }> {
   const live = requireLive(parent);
-  const pausedAtMs = performance.now();
-  const quiet = await live.guest.quiesce();
+  const quiet = new Quiet(live.guest);
   const snapshot = await core.places
-    .save("fork", stateBytes, (dir) => core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: false }))
-    .finally(() => quiet.resume());
+    .save("fork", stateBytes, (dir) => core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: false, quiet }))
+    .finally(() => quiet.end());
   core.counters.saved("fork", snapshot.bytes);
-  return { snapshot: new SharedSnapshot(snapshot), pausedMs: performance.now() - pausedAtMs };
+  return { snapshot: new SharedSnapshot(snapshot), pausedMs: quiet.pausedMs };
 }
 
 /** On failure the children that did start are ended again, and the others are waited for, so that nothing comes up late. */

@@ -2,6 +2,7 @@ import { MitosError, type SandboxId } from "@mitos/protocol";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
 import { attach, requireLive } from "./lifecycle.ts";
+import { Quiet } from "./quiet.ts";
 import type { Live } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { abandon, startFromSnapshot } from "./start.ts";
@@ -25,12 +26,13 @@ export async function pause(core: Core, id: SandboxId): Promise<void> {
 
     core.sandboxes.move(entry, "pausing");
     let saved: SharedSnapshot | undefined;
-    let quiet: { resume(): Promise<void> } | undefined;
+    const quiet = new Quiet(live.guest);
+    // Until the end of the machine: what it did after the snapshot would be lost.
+    const lasting = { begin: () => quiet.begin(), end: async () => {} };
     try {
-      quiet = await live.guest.quiesce();
       const { memoryBytes } = await live.machine.meter();
       // The machine is ended only after the commit: were it to end with the snapshot, a crash in between would lose the sandbox.
-      const save = (dir: string) => core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: true });
+      const save = (dir: string) => core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: true, quiet: lasting });
       saved = new SharedSnapshot(await core.places.save("pause", memoryBytes, save));
       requireAlive(entry.record);
       core.sandboxes.moveDurably(entry, "paused", { snapshot: saved.snapshot, machineId: null });
@@ -40,7 +42,7 @@ export async function pause(core: Core, id: SandboxId): Promise<void> {
       // Terminated or died meanwhile: that is the answer, and there is nothing to go on with.
       requireAlive(entry.record);
       core.sandboxes.fallBack(entry, "running");
-      await quiet?.resume();
+      await quiet.end();
       throw asMitosError(error, `sandbox ${id} could not be saved; it runs on`);
     }
     entry.saved = saved;

@@ -54,7 +54,7 @@ describe("an action of the engine", () => {
     );
     const steps = ["admission", "quiesce", "snapshot", "restore", "adopt"].map((step) => `engine.${step}`);
     expect(spans.map(({ name }) => name)).toEqual([...steps, "engine.fork"]);
-    for (const step of steps) expect(parentOf(spans, step)).toBe("engine.fork");
+    for (const step of steps) expect(parentOf(spans, step)).toBe(step === "engine.quiesce" ? "engine.snapshot" : "engine.fork");
     expect(spans.at(-1)?.attributes).toEqual({ "mitos.sandbox.id": "parent", "mitos.fork.count": 1 });
     expect(JSON.stringify(spans.map(({ attributes }) => attributes))).not.toContain("s3cret");
   });

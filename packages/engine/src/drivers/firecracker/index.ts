@@ -1,7 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import path from "node:path";
 import type { Log } from "../../actions.ts";
-import type { Driver, Machine, MachineSpec, OwnerEntry, RestoreSpec, RootSource, Snapshot } from "../../driver.ts";
+import type { Driver, Machine, MachineSpec, OwnerEntry, RestoreSpec, RootSource, Snapshot, SnapshotOptions } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
 import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { type Facts, incompatible, readCpu } from "../host/facts.ts";
@@ -129,9 +129,9 @@ class FirecrackerDriver implements Driver {
     return this.#follow(machine);
   }
 
-  async snapshot(machine: Machine, dir: string, options: { leaveRunning: boolean; durable: boolean }) {
+  async snapshot(machine: Machine, dir: string, options: SnapshotOptions) {
     const ours = this.#own(machine);
-    const snapshot = await saveMachine(ours, dir, { facts: this.#facts, durable: options.durable });
+    const snapshot = await saveMachine(ours, dir, { ...options, facts: this.#facts });
     // Only now: until the snapshot is whole, the living machine is all there is.
     if (!options.leaveRunning) await ours.end("saved");
     return snapshot;

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, rm, stat } from "node:fs/promises";
 import path from "node:path";
-import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
+import type { Snapshot, SnapshotOptions, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
 import { commitSnapshot, readDetails as readOwnDetails, saysDiskFull } from "../host/details.ts";
 import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
@@ -28,15 +28,11 @@ interface Details {
   readonly vcpuCount: number;
 }
 
-/**
- * Saves a machine beside `dir` and renames it into place, so a folder that exists is whole. The machine runs on, on a new link.
- *
- * @param durable - everything is on the disk when this resolves
- */
+/** Saves a machine beside `dir` and renames it into place, so a folder that exists is whole. The machine runs on, on a new link. */
 export async function saveMachine(
   machine: FirecrackerMachine,
   dir: string,
-  { facts, durable }: { facts: Facts; durable: boolean },
+  { facts, durable, quiet }: Pick<SnapshotOptions, "durable" | "quiet"> & { facts: Facts },
 ): Promise<Snapshot> {
   const { shape } = machine.vmm;
   const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
@@ -45,7 +41,9 @@ export async function saveMachine(
   try {
     await mkdir(partial, { mode: 0o700 });
     if (frozen) await machine.thaw();
+    await quiet?.begin();
     await capture(machine, partial);
+    await quiet?.end();
     const { vcpuCount, memSizeMiB } = shape.resources;
     const details: Details = { version: 1, requirements, rootKey: shape.rootKey, vcpuCount, memSizeMiB };
     const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });

@@ -1,7 +1,7 @@
 import { mkdir } from "node:fs/promises";
 import { MitosError } from "@mitos/protocol";
 import type { Log } from "../../actions.ts";
-import type { Driver, Machine, MachineSpec, RestoreSpec, RootSource, Snapshot } from "../../driver.ts";
+import type { Driver, Machine, MachineSpec, RestoreSpec, RootSource, Snapshot, SnapshotOptions } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
 import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { type Facts, readCpu } from "../host/facts.ts";
@@ -106,12 +106,12 @@ class GvisorDriver implements Driver {
     );
   }
 
-  async snapshot(machine: Machine, dir: string, options: { leaveRunning: boolean; durable: boolean }) {
+  async snapshot(machine: Machine, dir: string, options: SnapshotOptions) {
     const ours = this.#own(machine);
     if (ours.container.shape.scratchOnDisk) {
       throw new MitosError("not_supported", { cause: "a machine whose scratch space lies on the disk cannot be saved" });
     }
-    const snapshot = await saveMachine(ours, dir, { facts: this.#facts, runsc: this.#host.runsc, durable: options.durable });
+    const snapshot = await saveMachine(ours, dir, { ...options, facts: this.#facts, runsc: this.#host.runsc });
     // Only now: until the snapshot is whole, the living machine is all there is.
     if (!options.leaveRunning) await ours.end("saved");
     return snapshot;

@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, rm, stat } from "node:fs/promises";
 import path from "node:path";
-import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
+import type { Snapshot, SnapshotOptions, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
 import { commitSnapshot, readDetails, saysDiskFull } from "../host/details.ts";
 import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
@@ -21,15 +21,11 @@ interface Details {
   readonly root: MachineRoot;
 }
 
-/**
- * Saves a machine beside `dir` and renames it into place, so a folder that exists is whole. The machine runs on.
- *
- * @param durable - everything is on the disk when this resolves
- */
+/** Saves a machine beside `dir` and renames it into place, so a folder that exists is whole. The machine runs on. */
 export async function saveMachine(
   machine: GvisorMachine,
   dir: string,
-  { facts, runsc, durable }: { facts: Facts; runsc: RunscCommands; durable: boolean },
+  { facts, runsc, durable, quiet }: Pick<SnapshotOptions, "durable" | "quiet"> & { facts: Facts; runsc: RunscCommands },
 ): Promise<Snapshot> {
   const { container } = machine;
   const { root, resources } = container.shape;
@@ -38,10 +34,12 @@ export async function saveMachine(
   try {
     await mkdir(partial, { mode: 0o700 });
     if (frozen) await machine.thaw();
+    await quiet?.begin();
     const timeoutMs = saveTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * saveTimeoutPerGiBMs;
     await machine.run("save a machine", runsc.checkpoint(partial, container.id), timeoutMs);
     // Afterwards: saving empties the sentry's cache of files that nobody uses, and what is closed from now on stays in it for a while.
     const hostFiles = await fingerprint(await hostFilesOf(container.sentryPid, root));
+    await quiet?.end();
     const requirements: SnapshotRequirements = { ...facts, hostFiles };
     const details: Details = { version: 1, requirements, root };
     const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });

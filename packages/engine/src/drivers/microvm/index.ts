@@ -1,6 +1,6 @@
 import { mkdir, readFile, stat } from "node:fs/promises";
 import type { Accel, Log } from "../../actions.ts";
-import type { Driver, Machine, MachineSpec, RestoreSpec, Snapshot } from "../../driver.ts";
+import type { Driver, Machine, MachineSpec, RestoreSpec, Snapshot, SnapshotOptions } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
 import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { type Facts, readCpu } from "../host/facts.ts";
@@ -108,7 +108,7 @@ class MicrovmDriver implements Driver {
     }
   }
 
-  async snapshot(machine: Machine, dir: string, options: { leaveRunning: boolean; durable: boolean }): Promise<Snapshot> {
+  async snapshot(machine: Machine, dir: string, options: SnapshotOptions): Promise<Snapshot> {
     return saveMachine(this.#host, this.#own(machine), dir, { ...options, facts: this.#facts });
   }
 

@@ -32,7 +32,8 @@ export function openMockDriver(): Driver {
     isolation: "mock",
     boot: async (spec) => start(spec),
     ownersOf: async () => [],
-    async snapshot(machine, dir, { leaveRunning }) {
+    async snapshot(machine, dir, { leaveRunning, quiet }) {
+      await quiet?.begin();
       const temporary = `${dir}.part`;
       await mkdir(temporary, { recursive: true, mode: 0o700 });
       await writeFile(path.join(temporary, "mock.json"), JSON.stringify({ machineId: machine.machineId }));
