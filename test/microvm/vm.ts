@@ -80,7 +80,8 @@ export class Bench implements AsyncDisposable {
     await file.truncate(this.memoryMiB * 2 ** 20);
     const vm = await this.#start({ file: memory, offset: 0 }, true);
     vm.disk = await this.disks.create(null);
-    await vm.steps([...attachDisk(vm.disk.chain), execute("cont")]);
+    const { steps, afterwards } = attachDisk(vm.disk.chain);
+    await vm.steps([...steps, execute("cont"), ...afterwards]);
     await vm.adopt();
     // It writes to the file itself: were it to go on, that would not be what belongs to the state any more.
     const state = await vm.saveAndEnd();
@@ -91,14 +92,16 @@ export class Bench implements AsyncDisposable {
   async restore({ disk, memory, stream }: State): Promise<Vm> {
     const vm = await this.#start(memory, false);
     vm.disk = await this.disks.create(disk);
+    const { steps, afterwards } = attachDisk(vm.disk.chain);
     await vm.steps([
-      ...attachDisk(vm.disk.chain),
+      ...steps,
       execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] }),
       { add_fd: { set: fdSets.memory, path: stream, access: "read" } },
       execute("migrate-incoming", { uri: `file:/dev/fdset/${fdSets.memory}` }),
       { await: { event: "MIGRATION", field: "status", values: ["completed"], failures: ["failed"] } },
       execute("cont"),
       execute("remove-fd", { "fdset-id": fdSets.memory }),
+      ...afterwards,
     ]);
     await vm.adopt();
     return vm;

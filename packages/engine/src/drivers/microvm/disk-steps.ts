@@ -35,11 +35,20 @@ export interface DiskSnapshot {
   readonly undo: readonly VmmStep[];
 }
 
-/** One set serves for all files, since it is empty again before the next one comes into it; nothing in the VMM opens a file anew in between. */
-const forgetFds = execute("remove-fd", { "fdset-id": fdSets.disk });
+/**
+ * One set serves for all files that are ever written to, since it is empty again before the next one comes into it. It has to be the same: the VMM
+ * opens such a file anew when it is frozen, from the set from which it had it.
+ */
+const forgetFds = forget(fdSets.disk);
 
 /** Not for waiting: nothing survives the VMM that its file does not have by a plain write, and snapshots are synced by `Disks.sync`. */
 const cache = { direct: false, "no-flush": true } as const;
+
+export interface DiskAttachment {
+  readonly steps: readonly VmmStep[];
+  /** When it runs: open nodes keep their files, and without its set nothing in the VMM opens one again. */
+  readonly afterwards: readonly VmmStep[];
+}
 
 /**
  * Gives a machine its disk instead of the placeholder: a node for each file of a chain, the front node over the uppermost, the only one that is
@@ -47,21 +56,25 @@ const cache = { direct: false, "no-flush": true } as const;
  *
  * @param chain - paths as of `Disk.chain`, lowest first
  */
-export function attachDisk(chain: readonly string[]): VmmStep[] {
-  return [
-    ...chain.flatMap((file, index) => {
-      const below = chain[index - 1];
-      const access = index === chain.length - 1 && below !== undefined ? "read_write" : "read";
-      return [
-        { add_fd: { set: fdSets.disk, path: file, access } } as const,
-        below === undefined ? addRaw(file) : addOverlay(file, { below, readOnly: access === "read" }),
-        // Open nodes keep their file; without a set, nothing in the VMM opens it again.
-        forgetFds,
-      ];
-    }),
-    execute("blockdev-reopen", { options: [frontOver(nodeOf(chain.at(-1) as string))] }),
-    execute("blockdev-del", { "node-name": placeholderNode }),
-  ];
+export function attachDisk(chain: readonly string[]): DiskAttachment {
+  const files = chain.map((file, index) => {
+    const isTop = index > 0 && index === chain.length - 1;
+    return { file, isTop, set: isTop ? fdSets.disk : fdSets.chain + index };
+  });
+  return {
+    steps: [
+      // Each by itself, so that each can be taken out by itself when the chain is collapsed.
+      ...files.flatMap(({ file, set, isTop }, index) => {
+        const below = chain[index - 1];
+        return [
+          { add_fd: { set, path: file, access: isTop ? "read_write" : "read" } } as const,
+          execute("blockdev-add", below ? overlayNode(file, set, { below: nodeOf(below), readOnly: !isTop }) : rawNode(file, set)),
+        ];
+      }),
+      execute("blockdev-reopen", { options: [frontOver(nodeOf(chain.at(-1) as string))] }),
+    ],
+    afterwards: [execute("blockdev-del", { "node-name": placeholderNode }), ...files.map(({ set }) => forget(set))],
+  };
 }
 
 /** Freezes what a machine has written so far and lets it go on in a new overlay, which must lie over it. */
@@ -69,7 +82,7 @@ export function snapshotDisk({ current, next }: { readonly current: string; read
   return {
     before: [
       { add_fd: { set: fdSets.disk, path: next, access: "read_write" } },
-      addOverlay(next, { below: null, readOnly: false }),
+      execute("blockdev-add", overlayNode(next, fdSets.disk, { below: null, readOnly: false })),
       forgetFds,
       // The VMM opens the frozen one anew, read-only. Where it cannot, it silently keeps it open for writing.
       { add_fd: { set: fdSets.disk, path: current, access: "read" } },
@@ -113,40 +126,37 @@ export const nodePrefix = "disk-";
 /** Below each of them, one for its file: it goes with it. */
 export const fileNodeSuffix = "-file";
 
-function addRaw(file: string): VmmStep {
-  return execute("blockdev-add", {
-    driver: "raw",
-    "node-name": nodeOf(file),
-    "read-only": true,
-    "auto-read-only": false,
-    cache,
-    file: fileNode(file),
-  });
+function rawNode(file: string, set: number) {
+  return { driver: "raw", "node-name": nodeOf(file), "read-only": true, "auto-read-only": false, cache, file: fileNode(file, set) };
 }
 
-function addOverlay(file: string, { below, readOnly }: { below: string | null; readOnly: boolean }): VmmStep {
-  return execute("blockdev-add", {
+/** @param below - told, so that nothing opens what the overlay's header names: the machine's VMM can write there */
+function overlayNode(file: string, set: number, { below, readOnly }: { below: string | null; readOnly: boolean }) {
+  return {
     driver: "qcow2",
     "node-name": nodeOf(file),
     "read-only": readOnly,
     "auto-read-only": false,
     discard: "unmap",
     cache,
-    file: fileNode(file),
-    // Told, so that nothing opens what the overlay's header names: the machine's VMM can write there.
-    backing: below === null ? null : nodeOf(below),
-  });
+    file: fileNode(file, set),
+    backing: below,
+  };
 }
 
-function fileNode(file: string) {
+function fileNode(file: string, set: number) {
   return {
     driver: "file",
     "node-name": `${nodeOf(file)}${fileNodeSuffix}`,
-    filename: `/dev/fdset/${fdSets.disk}`,
+    filename: `/dev/fdset/${set}`,
     // Whether it is read-only comes from the node above, also when that becomes so.
     discard: "unmap",
     cache,
   };
+}
+
+function forget(set: number): VmmStep {
+  return execute("remove-fd", { "fdset-id": set });
 }
 
 function nameOf(file: string): string {

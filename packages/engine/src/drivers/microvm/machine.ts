@@ -88,17 +88,24 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
   }
 }
 
+export interface Start {
+  /** Give it its disk and let it run. */
+  readonly steps: readonly VmmStep[];
+  /** What has time until it runs. Nobody waits for it: what is asked of the monitor later comes after it. */
+  readonly afterwards: readonly VmmStep[];
+  readonly timeoutMs: number;
+}
+
 /**
  * Makes a machine of a monitor that has its memory and waits.
  *
- * @param steps - give it its disk and let it run
  * @throws MitosError; nothing of the machine is left then
  */
 export async function activate(
   host: Host,
   vmm: Vmm,
   machineId: string,
-  { disk, steps, timeoutMs }: { disk: string; steps: readonly VmmStep[]; timeoutMs: number },
+  { disk, steps, afterwards, timeoutMs }: Start & { readonly disk: string },
 ): Promise<MicrovmMachine> {
   const machine = new MicrovmMachine(host, vmm, machineId);
   try {
@@ -108,6 +115,9 @@ export async function activate(
       recordMachine(vmm),
       runSteps(vmm, "start a machine", steps, timeoutMs),
     ]);
+    runSteps(vmm, "tidy up after a start", afterwards, timeoutMs).catch((error: unknown) => {
+      host.log.debug({ machine: machineId, error: String(error) }, "a machine has ended right after its start, or cannot forget its files");
+    });
     return machine;
   } catch (error) {
     host.log.warn({ machine: machineId, error: String(error) }, "a machine did not start");

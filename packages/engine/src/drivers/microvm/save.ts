@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
-import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
+import type { Snapshot, SnapshotOptions, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
 import { commitSnapshot, saysDiskFull } from "../host/details.ts";
 import type { Facts } from "../host/facts.ts";
@@ -20,10 +20,8 @@ const saveTimeoutMs = 30_000;
 const saveTimeoutPerGiBMs = 60_000;
 const devicesFile = "devices";
 
-interface Options {
+interface Options extends SnapshotOptions {
   readonly facts: Facts;
-  readonly leaveRunning: boolean;
-  readonly durable: boolean;
 }
 
 /**
@@ -61,6 +59,8 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
   const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
   using copy = vmm.shape.boots ? await host.bases.create(vmm.shape.resources.memSizeMiB * 2 ** 20, undefined) : undefined;
   try {
+    await runSteps(vmm, "prepare a snapshot", [...disk.before, addState(folders.partial)], saveTimeoutMs);
+    await options.quiet?.begin();
     if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);
     else await saveDelta(machine, disk, folders.partial);
   } catch (error) {
@@ -69,7 +69,11 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
   }
   const base = copy?.id ?? vmm.shape.base;
   vmm.disk = next.id;
-  await recordMachine(vmm);
+  await Promise.all([
+    options.quiet?.end(),
+    runSteps(vmm, "go on after a snapshot", [...disk.afterwards, forgetState], saveTimeoutMs),
+    recordMachine(vmm),
+  ]);
   if (options.durable) await Promise.all([host.disks.sync(frozen), host.bases.sync(base)]);
   return commit(host, machine, folders, options, { base, disk: frozen });
 }
@@ -77,12 +81,7 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
 /** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */
 async function saveDelta(machine: MicrovmMachine, disk: DiskSnapshot, partial: string): Promise<void> {
   const whileStopped = [...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
-  await runSteps(
-    machine.vmm,
-    "save a machine",
-    [...before(disk, partial), execute("stop"), ...whileStopped, goOn, ...disk.afterwards, forgetState],
-    timeoutOf(machine),
-  );
+  await runSteps(machine.vmm, "save a machine", [execute("stop"), ...whileStopped, goOn], timeoutOf(machine));
 }
 
 /** Of a machine that has booted, whose memory file is still written to: a copy of it is what others go on from. */
@@ -90,15 +89,14 @@ async function saveWithCopy(host: Host, machine: MicrovmMachine, disk: DiskSnaps
   const { vmm } = machine;
   let failure: unknown;
   try {
-    const steps = [...before(disk, partial), execute("stop"), ...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
+    const steps = [execute("stop"), ...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
     await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
     await copySparse(vmm.uses.base.path, copy.path);
   } catch (error) {
     failure = error;
   }
-  // Sets that nothing was put into cannot be removed: what failed first is told.
-  const afterwards = [goOn, ...disk.afterwards, forgetState];
-  await runSteps(vmm, "go on with a machine", afterwards, saveTimeoutMs).catch((error: unknown) => {
+  // What failed first is told.
+  await runSteps(vmm, "go on with a machine", [goOn], saveTimeoutMs).catch((error: unknown) => {
     failure ??= error;
   });
   if (failure !== undefined) throw failure;
@@ -110,6 +108,7 @@ async function saveEnding(host: Host, machine: MicrovmMachine, folders: Folders,
   const { vmm } = machine;
   const { base, boots } = vmm.shape;
   const disk = requireDisk(vmm.disk);
+  await options.quiet?.begin();
   try {
     const steps = [addState(folders.partial), execute("stop"), saveDevices, saveMemory(machine, folders.partial)];
     await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
@@ -141,7 +140,6 @@ async function commit(
   return { dir, bytes, requirements, files };
 }
 
-const before = (disk: DiskSnapshot, partial: string): VmmStep[] => [...disk.before, addState(partial)];
 /** Opened by the shim: the monitor sees no folder of the host. */
 const addState = (partial: string): VmmStep => ({
   add_fd: { set: fdSets.deviceState, path: path.join(partial, devicesFile), access: "create_write" },

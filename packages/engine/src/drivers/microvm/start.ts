@@ -7,9 +7,9 @@ import type { MachineShape } from "./command-line.ts";
 import { attachDisk } from "./disk-steps.ts";
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
-import { activate, type MicrovmMachine } from "./machine.ts";
+import { activate, type MicrovmMachine, type Start } from "./machine.ts";
 import { type Details, stateFile } from "./saved.ts";
-import { discardVmm, ownerOf, saysNoAnswer, startVmm, type Vmm } from "./vmm.ts";
+import { discardVmm, ownerOf, runSteps, saysNoAnswer, startVmm, type Vmm } from "./vmm.ts";
 import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
 /** Of an emulated boot on a busy host, many times over. What takes longer hangs. */
@@ -19,6 +19,8 @@ const bootAttempts = 3;
 const restoreTimeoutMs = 30_000;
 const timeoutPerGiBMs = 30_000;
 
+/** A monitor says nothing of the state that it takes until it is asked to. */
+const tellOfMigration = execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] });
 /** The guest has opened its end of the link: the agent is about to read. */
 const linkOpened: VmmStep = { await: { event: "VSERPORT_CHANGE", field: "open", values: [true], failures: [] } };
 
@@ -37,8 +39,8 @@ export async function bootMachine(host: Host, spec: MachineSpec): Promise<Microv
 async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec): Promise<MicrovmMachine> {
   using disk = await host.disks.create(null);
   const vmm = await startBooting(host, resources, root);
-  const steps = [...attachDisk(disk.chain), execute("cont"), linkOpened];
-  return become(host, vmm, machineId, disk, steps, bootTimeoutMs);
+  const { steps, afterwards } = attachDisk(disk.chain);
+  return become(host, vmm, machineId, disk, { steps: [...steps, execute("cont"), linkOpened], afterwards, timeoutMs: bootTimeoutMs });
 }
 
 async function startBooting(host: Host, resources: MachineResources, root: RootSource): Promise<Vmm> {
@@ -63,9 +65,20 @@ export async function startWaiting(host: Host, shape: MachineShape): Promise<Vmm
   const image = await host.images.useKnown(shape.image);
   try {
     const base = await host.bases.use(shape.base);
-    return await startVmm(host, shape, { image, base });
+    return await startIncoming(host, shape, { image, base });
   } catch (error) {
     image[Symbol.dispose]();
+    throw error;
+  }
+}
+
+async function startIncoming(host: Host, shape: MachineShape, uses: Vmm["uses"]): Promise<Vmm> {
+  const vmm = await startVmm(host, shape, uses);
+  try {
+    await runSteps(vmm, "prepare a monitor", [tellOfMigration], restoreTimeoutMs);
+    return vmm;
+  } catch (error) {
+    await discardVmm(host, vmm);
     throw error;
   }
 }
@@ -84,34 +97,27 @@ export async function restoreMachine(
   const waiting = ready.take(shape);
   const vmm = waiting ?? (await startWaiting(host, shape));
   const file = path.join(snapshot.dir, stateFile);
+  const attachment = attachDisk(disk.chain);
   const steps: VmmStep[] = [
-    ...attachDisk(disk.chain),
+    ...attachment.steps,
     { add_fd: { set: fdSets.incoming, path: file, access: "read" } },
-    execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }] }),
     execute("migrate-incoming", { uri: `file:/dev/fdset/${fdSets.incoming}` }),
     { await: { event: "MIGRATION", field: "status", values: ["completed"], failures: ["failed", "cancelled"] } },
     execute("cont"),
-    execute("remove-fd", { "fdset-id": fdSets.incoming }),
   ];
+  const afterwards = [...attachment.afterwards, execute("remove-fd", { "fdset-id": fdSets.incoming })];
   const timeoutMs = restoreTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * timeoutPerGiBMs;
-  return { machine: await become(host, vmm, machineId, disk, steps, timeoutMs), wasReady: waiting !== undefined };
+  return { machine: await become(host, vmm, machineId, disk, { steps, afterwards, timeoutMs }), wasReady: waiting !== undefined };
 }
 
-async function become(
-  host: Host,
-  vmm: Vmm,
-  machineId: string,
-  disk: NewDisk,
-  steps: readonly VmmStep[],
-  timeoutMs: number,
-): Promise<MicrovmMachine> {
+async function become(host: Host, vmm: Vmm, machineId: string, disk: NewDisk, start: Start): Promise<MicrovmMachine> {
   try {
     await nameKeeper(host.layout, machineId, vmm.id);
   } catch (error) {
     await discardVmm(host, vmm);
     throw error;
   }
-  return activate(host, vmm, machineId, { disk: disk.id, steps, timeoutMs });
+  return activate(host, vmm, machineId, { disk: disk.id, ...start });
 }
 
 /** They are part of the saved state. How many processes programs may have is the agent's, and may differ. */

@@ -52,5 +52,5 @@ export interface SaveDevices {
 export const execute = (command: string, args?: Readonly<Record<string, unknown>>): ExecuteStep =>
   args === undefined ? { execute: command } : { execute: command, arguments: args };
 
-/** Numbers of the sets that our steps use; lower ones are for what the command line of a VMM brings. */
-export const fdSets = { disk: 11, memory: 12, deviceState: 13, incoming: 14 } as const;
+/** Numbers of the sets that our steps use; lower ones are for what the command line of a VMM brings. `chain` and above: the files of a disk. */
+export const fdSets = { disk: 11, memory: 12, deviceState: 13, incoming: 14, chain: 32 } as const;
