@@ -66,7 +66,8 @@ async function childIsIntact(state: Snapshot): Promise<void> {
   await end(child);
 }
 
-const isShort = () => until("the chain is short", async () => (await openFiles(parent)).length === 2, 90_000);
+/** Whether at the last fork or at one before it, which depends on how fast the host is. */
+const isShort = () => until("the chain is short", async () => (await openFiles(parent)).length <= collapseAbove, 90_000);
 
 describe("the chain of a machine that is forked again and again", () => {
   it("is made short beside it, and what it has written stays", async () => {
