@@ -122,11 +122,11 @@ const CLOCK_BEHIND_MAX_NANOS: i128 = 2_000_000;
 /// One that is ahead by less may be right: that is how long the message was on its way.
 const CLOCK_AHEAD_MAX_NANOS: i128 = 500_000_000;
 
-/// Renews everything. With `error` set the identity is half renewed and the machine must not be served.
-pub async fn adopt(request: pb::Adopt) -> pb::Adopted {
+/// Renews everything, right here: nothing else is served meanwhile, and another thread would be one more to wake. With `error` set the identity is
+/// half renewed and the machine must not be served.
+pub fn adopt(request: pb::Adopt) -> pb::Adopted {
     let (round, generation) = (request.round, request.generation);
-    let renewed = tokio::task::spawn_blocking(move || renew(request)).await;
-    match renewed.unwrap_or_else(|_| Err("the renewal was abandoned".into())) {
+    match renew(request) {
         Ok(Renewed { clock_step_nanos, entropy_credited }) => {
             pb::Adopted { round, generation, clock_step_nanos, entropy_credited, error: String::new() }
         }

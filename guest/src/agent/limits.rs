@@ -15,7 +15,10 @@ static PROCESSES_MAX: AtomicU32 = AtomicU32::new(0);
 
 /// For every process that is started from now on, and for those that the snapshot has brought along.
 pub fn set_processes_max(processes_max: u32) {
-    PROCESSES_MAX.store(processes_max, Ordering::Relaxed);
+    // As a child's is that of its parent: every program has it since its start.
+    if PROCESSES_MAX.swap(processes_max, Ordering::Relaxed) == processes_max {
+        return;
+    }
     let Some(limit) = processes() else { return };
     // SAFETY: cannot fail.
     if unsafe { libc::getpid() } != 1 {

@@ -415,7 +415,7 @@ impl Session {
                 Ok(())
             }
             FrameType::Adopt => {
-                let adopted = identity::adopt(decode(payload)?).await;
+                let adopted = identity::adopt(decode(payload)?);
                 // A machine that is half renewed is not served, and nothing runs in it.
                 if adopted.error.is_empty() {
                     programs::thaw();
