@@ -224,7 +224,10 @@ describe("a disk of the host that is full", () => {
   beforeAll(async () => {
     if (process.getuid?.() !== 0) return;
     small = mkdtempSync("/tmp/mitos-small-");
-    execFileSync("mount", ["-t", "tmpfs", "-o", "size=1g", "tmpfs", small]);
+    // Not tmpfs, where the mere look at memory that nobody has written yet takes room: machines die there when it is full.
+    execFileSync("truncate", ["-s", "1G", `${small}.ext4`]);
+    execFileSync("mke2fs", ["-q", "-t", "ext4", "-m", "0", "-F", `${small}.ext4`], { env: { PATH: "/usr/sbin:/sbin:/usr/bin:/bin" } });
+    execFileSync("mount", ["-o", "loop", `${small}.ext4`, small]);
     here = await DriverUnderTest.open(small);
     const booted = await boot(here.driver);
     const dir = path.join(here.base, "template");
@@ -235,14 +238,19 @@ describe("a disk of the host that is full", () => {
     if (process.getuid?.() !== 0) return;
     await here?.[Symbol.asyncDispose]();
     execFileSync("umount", [small]);
-    rmSync(small, { recursive: true });
+    for (const each of [small, `${small}.ext4`]) rmSync(each, { recursive: true });
   });
 
   /** Leaves so much room until it is disposed of. */
   function fill(leaveBytes: number): Disposable {
     const { bavail, bsize } = statfsSync(small);
     const file = path.join(small, "filler");
-    execFileSync("fallocate", ["-l", String(bavail * bsize - leaveBytes), file]);
+    try {
+      execFileSync("fallocate", ["-l", String(bavail * bsize - leaveBytes), file], { stdio: "ignore" });
+    } catch (error) {
+      // Its own list of blocks takes room as well: what it could not have any more is what is left of nothing.
+      if (leaveBytes > 0) throw error;
+    }
     return { [Symbol.dispose]: () => rmSync(file) };
   }
 
