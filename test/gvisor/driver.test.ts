@@ -199,6 +199,20 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     await end(sandbox);
   });
 
+  it("has a frozen machine awake for the next server", async () => {
+    const first = await createGvisorDriver({ dataDir, runtimeDir, log });
+    const sandbox = await boot(first);
+    await sandbox.machine.freeze();
+    await first.close();
+    const second = await createGvisorDriver({ dataDir, runtimeDir, log });
+    const found = await second.reattach(sandbox.machine.machineId);
+    if (!("transport" in found)) throw new Error(`it ended: ${found.detail}`);
+    const again = await adopt(found);
+    expect(await run(again, "echo here")).toBe("here");
+    await end(again);
+    await second.close();
+  });
+
   it("gives a machine to the next server, with the processes in it", async () => {
     const first = await createGvisorDriver({ dataDir, runtimeDir, log });
     const sandbox = await boot(first);

@@ -97,16 +97,6 @@ describe("a snapshot", () => {
     await expect(driver.restore(other, newSpec())).rejects.toMatchObject({ code: "snapshot_incompatible" });
   });
 
-  it("whose state is damaged starts nothing, and its parent goes on", async () => {
-    const parent = await restored();
-    const { files: _, ...snapshot } = await fork(parent);
-    const state = path.join(snapshot.dir, "state");
-    truncateSync(state, Math.floor(readFileSync(state).length / 2));
-    await expect(driver.restore(snapshot, newSpec())).rejects.toMatchObject({ name: "MitosError" });
-    expect(await run(parent, "echo still here")).toBe("still here");
-    await end(parent);
-  });
-
   it("whose memory was changed or is gone is refused, and machines that run on it go on", async () => {
     const neighbour = await restored();
     const bases = path.join(realpathSync(dataDir), "microvm/bases");

@@ -24,8 +24,9 @@ export class DriverUnderTest implements AsyncDisposable {
     this.driver = driver;
   }
 
-  static async open(): Promise<DriverUnderTest> {
-    const base = mkdtempSync("/tmp/mitos-microvm-");
+  /** @param parent - where its folder is made, for example on a small disk */
+  static async open(parent = "/tmp"): Promise<DriverUnderTest> {
+    const base = mkdtempSync(path.join(parent, "mitos-microvm-"));
     const dataDir = path.join(base, "data");
     mkdirSync(dataDir);
     const runtimeDir = await defaultRuntimeDir(dataDir);

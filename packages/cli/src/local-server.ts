@@ -19,14 +19,25 @@ export interface EngineFlags {
 /** Of every command that opens an engine. */
 export function engineOptions(): Option[] {
   return [
-    new Option("--engine <name>", "how sandboxes run: auto takes microVMs where KVM is usable, else gVisor; mock runs nothing")
-      .choices(engines)
-      .default("auto")
-      .env("MITOS_ENGINE"),
-    new Option("--accel <name>", "what runs a microVM's instructions, with --engine microvm: the processor, or an emulator (default: kvm)")
-      .choices(accels)
-      .env("MITOS_ACCEL"),
+    orElse(
+      "MITOS_ENGINE",
+      new Option("--engine <name>", "how sandboxes run: auto takes microVMs where KVM is usable, else gVisor; mock runs nothing")
+        .choices(engines)
+        .default("auto"),
+    ),
+    orElse(
+      "MITOS_ACCEL",
+      new Option(
+        "--accel <name>",
+        "what runs a microVM's instructions, with --engine microvm: the processor, or an emulator (default: kvm)",
+      ).choices(accels),
+    ),
   ];
+}
+
+/** An empty variable is none: that is how a shell or a unit file takes one back. Commander would take it for a value. */
+function orElse(variable: string, option: Option): Option {
+  return process.env[variable] === "" ? option : option.env(variable);
 }
 
 /**

@@ -156,6 +156,14 @@ describe("every command", () => {
     }
   });
 
+  it("takes an empty variable for none", async () => {
+    for (const name of ["MITOS_ENGINE", "MITOS_ACCEL"]) vi.stubEnv(name, "");
+    expect(await refused(["serve", "--accel", "tcg"])).toBe(2);
+    // Taken for a value, it would be refused as such.
+    expect(await run(["serve", "--engine", "mock", "--data-dir", "/dev/null/data"])).toBe(1);
+    expect(printed.err).toContain("/dev/null/data");
+  });
+
   it.each([
     ["rum", "run"],
     ["sandbx", "sandbox"],

@@ -125,7 +125,7 @@ export interface Machine {
   readonly exited: Promise<MachineExit>;
   /** Ends the machine whether a server lives or not. Null = no deadline. */
   setDeadline(unixMs: number | null): Promise<void>;
-  /** Stops every process of the machine on the host (0 % CPU) until `thaw`. */
+  /** Stops every process of the machine on the host (0 % CPU) until `thaw`, or until another server takes it up: nobody has written it down. */
   freeze(): Promise<void>;
   thaw(): Promise<void>;
   /** @param shared - also what it shares: that takes its shim some milliseconds, in which its link waits */
@@ -203,7 +203,7 @@ export interface Driver {
   prepare(like: Machine, count: number): void;
   /** Absent where nothing is made ahead. */
   readonly readyStarts?: ReadyStarts | undefined;
-  /** A machine of an earlier server: still alive, or how it ended. */
+  /** A machine of an earlier server: still alive and awake, whatever that has left it in the middle of; or how it ended. */
   reattach(machineId: string): Promise<Machine | MachineExit>;
   /** Ends every machine that is not in `keep`, and removes every leftover that neither those nor the `snapshots` need. */
   sweep(keep: ReadonlySet<string>, snapshots?: readonly Snapshot[]): Promise<void>;

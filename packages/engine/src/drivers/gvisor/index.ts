@@ -7,7 +7,7 @@ import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { type Facts, readCpu } from "../host/facts.ts";
 import { nameKeeper } from "../host/layout.ts";
 import { findGuest } from "../host/parts.ts";
-import { sendSignal } from "../host/processes.ts";
+import { isAliveNow, sendSignal } from "../host/processes.ts";
 import { ReadyKeepers } from "../host/ready.ts";
 import { type Container, createContainer, discardContainer } from "./container.ts";
 import { findNodeForMachines, findRunsc } from "./find.ts";
@@ -75,6 +75,7 @@ class GvisorDriver implements Driver {
       key: shapeKey,
       create: (shape) => createContainer(host, shape),
       discard: (container) => discardContainer(host, container),
+      isAlive: ({ sentryPid }) => isAliveNow(sentryPid),
       // A created container costs about 5 % of a processor while it waits.
       rest: ({ sentryPid }) => sendSignal(sentryPid, "SIGSTOP"),
       wake: ({ sentryPid }) => sendSignal(sentryPid, "SIGCONT"),

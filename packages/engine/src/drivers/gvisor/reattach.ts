@@ -22,7 +22,9 @@ export async function reattach(host: Host, machineId: string): Promise<Machine |
       // Refused while the shim watches no machine: the server died before the start was complete.
       await container.control.request("meter");
       await commandsDone(host, containerId);
-      return new GvisorMachine(host, container, machineId);
+      const machine = new GvisorMachine(host, container, machineId);
+      await machine.thaw();
+      return machine;
     } catch (error) {
       container.link.close();
       container.control.close();

@@ -5,6 +5,9 @@ import { readConsole } from "./console.ts";
 /** What the kernel says on the console when a virtual machine has no memory left; it ends then. */
 const outOfMemory = /Kernel panic - not syncing: .*[Oo]ut of memory|System is deadlocked on memory/;
 
+/** How a kernel, or the agent that has not got as far as its link, says on the console why it ends its machine. Nothing that could be more than text. */
+const lastWords = /(Kernel panic - not syncing|mitos: cannot boot): ([\x20-\x7e]{1,200})/g;
+
 /** What a shim has said about the end of its machine. */
 export function toMachineExit(told: JsonObject, resources: MachineResources | undefined): MachineExit {
   const reason = typeof told.reason === "string" ? told.reason.slice(0, 256) : undefined;
@@ -43,12 +46,18 @@ function describeExitCode(code: unknown): string {
 }
 
 /**
- * The same of a virtual machine: a kernel without memory ends it as if it had been told to, and only its console says why. That is written by the
+ * The same of a virtual machine: a kernel that panics ends it as if it had been told to, and only its console says why. That is written by the
  * machine itself: nothing but what it says about itself follows from it.
  *
  * @param dir - of the machine on the host
  */
 export async function toGuestExit(dir: string, told: JsonObject, resources: MachineResources | undefined): Promise<MachineExit> {
-  const said = told.reason === "exited" ? await readConsole(dir).catch(() => new Uint8Array()) : new Uint8Array();
-  return toMachineExit(outOfMemory.test(Buffer.from(said).toString("latin1")) ? { ...told, oom: true } : told, resources);
+  if (told.reason !== "exited") return toMachineExit(told, resources);
+  const said = Buffer.from(await readConsole(dir).catch(() => new Uint8Array())).toString("latin1");
+  if (outOfMemory.test(said)) return toMachineExit({ ...told, oom: true }, resources);
+  const exit = toMachineExit(told, resources);
+  const [, who, why] = [...said.matchAll(lastWords)].at(-1) ?? [];
+  if (exit.reason !== "exited" || told.exit_code !== 0) return exit;
+  if (!why) return { ...exit, detail: "it ended by itself, and its console does not say why" };
+  return { ...exit, detail: `${who === "mitos: cannot boot" ? "it could not boot" : "its kernel panicked"}: ${why.trim()}` };
 }

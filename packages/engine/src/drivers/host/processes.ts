@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { readdir, readFile } from "node:fs/promises";
 
 /** Time for a killed process to vanish. Only a process in uninterruptible sleep needs longer than a moment. */
@@ -12,7 +13,19 @@ export async function processGone(pid: number, untilMs = Date.now() + vanishTime
 }
 
 async function isAlive(pid: number): Promise<boolean> {
-  const text = await readFile(`/proc/${pid}/stat`, "latin1").catch(() => "");
+  return saysAlive(await readFile(`/proc/${pid}/stat`, "latin1").catch(() => ""));
+}
+
+/** The same at once, for where waiting would let something else happen in between. */
+export function isAliveNow(pid: number): boolean {
+  try {
+    return saysAlive(readFileSync(`/proc/${pid}/stat`, "latin1"));
+  } catch {
+    return false;
+  }
+}
+
+function saysAlive(text: string): boolean {
   const state = text.slice(text.lastIndexOf(")") + 2, text.lastIndexOf(")") + 3);
   return text !== "" && state !== "Z" && state !== "X";
 }

@@ -2,7 +2,7 @@ import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { afterEach, expect, it } from "vitest";
 import type { Keeper } from "./machine.ts";
-import { sendSignal } from "./processes.ts";
+import { isAliveNow, processGone, sendSignal } from "./processes.ts";
 import { ReadyKeepers } from "./ready.ts";
 
 const log = { debug() {}, info() {}, warn() {}, error() {} };
@@ -24,6 +24,7 @@ function fakes() {
   const ready = new ReadyKeepers<Shape, Container>({
     log,
     key: ({ memSizeMiB }) => String(memSizeMiB),
+    isAlive: ({ sentryPid }) => isAliveNow(sentryPid),
     rest: ({ sentryPid }) => sendSignal(sentryPid, "SIGSTOP"),
     wake: ({ sentryPid }) => sendSignal(sentryPid, "SIGCONT"),
     async create(wanted) {
@@ -56,6 +57,18 @@ function newFakes() {
   open.push(made);
   return made;
 }
+
+it("gives nobody one that was killed while it waited, though nobody has told of it, and removes it", async () => {
+  const { ready, living } = newFakes();
+  ready.want(shape(1), 2);
+  await ready.settled();
+  const [dead, alive] = [...living.values()];
+  dead!.kill();
+  await processGone(dead!.container.sentryPid);
+  expect(ready.take(shape(1))).toBe(alive!.container);
+  expect(living.has(dead!.container.id)).toBe(false);
+  expect(ready.take(shape(1))).toBeUndefined();
+});
 
 it("gives a container only to whom it fits, stopped until then and awake after", async () => {
   const { ready } = newFakes();

@@ -10,6 +10,8 @@ export interface ReadyParts<Shape, Ready extends Keeper> {
   key(shape: Shape): string;
   create(shape: Shape): Promise<Ready>;
   discard(ready: Ready): Promise<void>;
+  /** Whether it could still become a machine. The kernel may have killed what waited, for want of memory. */
+  isAlive?(ready: Ready): boolean;
   /** Called when one begins to wait, and when it is taken: what costs something while it does nothing is stopped meanwhile. */
   rest?(ready: Ready): void;
   wake?(ready: Ready): void;
@@ -43,11 +45,16 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
 
   /** One of exactly this shape, awake. Undefined when there is none. */
   take(shape: Shape): Ready | undefined {
-    const waiting = this.#waiting.get(this.#parts.key(shape));
-    const ready = waiting?.shift();
-    if (!ready) return undefined;
-    this.#parts.wake?.(ready);
-    return ready;
+    const waiting = this.#waiting.get(this.#parts.key(shape)) ?? [];
+    for (let ready = waiting.shift(); ready; ready = waiting.shift()) {
+      if (this.#parts.isAlive?.(ready) === false) {
+        this.#remove(ready);
+        continue;
+      }
+      this.#parts.wake?.(ready);
+      return ready;
+    }
+    return undefined;
   }
 
   /** Fills up again; called when a start is done, so that it does not compete with it. */

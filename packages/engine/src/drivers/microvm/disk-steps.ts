@@ -96,20 +96,23 @@ export function snapshotDisk({ current, next }: { readonly current: string; read
   };
 }
 
-interface BlockGraph {
-  readonly nodes: readonly { readonly id: number; readonly name: string }[];
-  readonly edges: readonly { readonly parent: number; readonly child: number }[];
+/** What a monitor counts of a device's node, and of the one below it. */
+interface Counts {
+  readonly "node-name"?: string;
+  readonly parent?: Counts;
 }
 
-/** For `topDiskOf`. Not while a collapse is under way. */
-export const askForTopDisk: VmmStep = execute("x-debug-query-block-graph");
+/**
+ * For `topDiskOf`. Not while a collapse is under way. What it counts is not wanted: it is the command by which QEMU 10.0 says which node lies below
+ * which.
+ */
+export const askForTopDisk: VmmStep = execute("query-blockstats");
 
 /** The id of the disk that a machine writes to; undefined while it has none. Only its VMM knows, when a fork ended half-way. */
 export function topDiskOf(result: unknown): string | undefined {
-  const { nodes, edges } = result as BlockGraph;
-  const front = nodes.find(({ name }) => name === frontNode);
-  const below = edges.find(({ parent }) => parent === front?.id);
-  const top = nodes.find(({ id }) => id === below?.child)?.name;
+  const front = (result as readonly Counts[]).find((counts) => counts["node-name"] === frontNode);
+  // QEMU's word for the node that a node reads and writes.
+  const top = front?.parent?.["node-name"];
   return top?.startsWith(nodePrefix) && top !== placeholderNode ? top.slice(nodePrefix.length) : undefined;
 }
 

@@ -6,6 +6,7 @@ import { closeCgroups, openCgroups } from "../host/cgroup.ts";
 import { type Facts, readCpu } from "../host/facts.ts";
 import { removeHostFoldersIfEmpty } from "../host/layout.ts";
 import { findGuest } from "../host/parts.ts";
+import { isAliveNow } from "../host/processes.ts";
 import { ReadyKeepers } from "../host/ready.ts";
 import { findAssets } from "./assets.ts";
 import { Bases } from "./bases.ts";
@@ -83,6 +84,7 @@ class MicrovmDriver implements Driver {
       key: (shape) => JSON.stringify([shape.base, shape.image, shape.resources.memSizeMiB, shape.resources.vcpuCount]),
       create: (shape) => startWaiting(host, shape),
       discard: (vmm) => discardVmm(host, vmm),
+      isAlive: ({ pid }) => isAliveNow(pid),
       log: host.log,
     });
   }

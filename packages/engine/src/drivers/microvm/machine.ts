@@ -1,20 +1,30 @@
 import { rm } from "node:fs/promises";
+import path from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { MitosError } from "@mitos/protocol";
+import type { Log } from "../../actions.ts";
 import type { Machine } from "../../driver.ts";
+import { diskFull } from "../../storage-error.ts";
 import { watchedFolders } from "../host/cgroup.ts";
 import { toGuestExit } from "../host/exit.ts";
 import { nameOf } from "../host/layout.ts";
 import { ShimMachine } from "../host/machine.ts";
 import type { Host } from "./host.ts";
 import { killKeeper } from "./processes.ts";
-import { recordMachine, release, removeTraces, runSteps, type Vmm } from "./vmm.ts";
+import { isFull } from "./room.ts";
+import { recordMachine, release, removeTraces, runSteps, saysEnded, type Vmm } from "./vmm.ts";
 import type { VmmStep } from "./vmm-steps.ts";
+
+/** What a monitor takes between the end of its connection and its own, on a busy host. */
+const exitNoticedMs = 5_000;
 
 /** A booted or restored virtual machine. */
 export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
   /** The collapse of its disk's chain that is under way, or has ended and is not settled yet; see `chain-length.ts`. */
   collapse: object | undefined;
   #frozen = false;
+  #gone = false;
+  readonly #log: Log;
   /** What is done to its memory and disk from the host follows each other. */
   #working: Promise<unknown> = Promise.resolve();
 
@@ -33,6 +43,10 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
       },
       host.log,
     );
+    this.#log = host.log;
+    void vmm.control.closed.then(() => {
+      this.#gone = true;
+    });
   }
 
   get vmm(): Vmm {
@@ -51,7 +65,7 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
     return this.#inTurn(() => this.#thaw());
   }
 
-  /** Awake, and with nothing else of this kind beside it. */
+  /** Awake, and with nothing else of this kind beside it. Frozen again afterwards if it was, unless it has ended meanwhile: `work` may end it. */
   exclusively<T>(work: () => Promise<T>): Promise<T> {
     return this.#inTurn(async () => {
       const frozen = this.#frozen;
@@ -59,7 +73,7 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
       try {
         return await work();
       } finally {
-        if (frozen) await this.#freeze();
+        if (frozen && !this.#gone) await this.#freeze().catch((error: unknown) => this.#notFrozen(error));
       }
     });
   }
@@ -80,6 +94,12 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
   async #freeze(): Promise<void> {
     this.#frozen = true;
     await this.ask("signal", { signal: "SIGSTOP" });
+  }
+
+  /** What was done with it counts all the same. */
+  #notFrozen(error: unknown): void {
+    this.#frozen = false;
+    if (!this.#gone) this.#log.warn({ machine: this.machineId, error: String(error) }, "a machine was not frozen again: it runs on");
   }
 
   async #thaw(): Promise<void> {
@@ -121,8 +141,14 @@ export async function activate(
     return machine;
   } catch (error) {
     host.log.warn({ machine: machineId, error: String(error) }, "a machine did not start");
+    // Its monitor has gone away, its shim is about to notice: asked to end it now, that would tell our reason instead of the machine's.
+    if (saysEnded(error)) await Promise.race([machine.exited, delay(exitNoticedMs, undefined, { ref: false })]);
     await machine.end("start failed");
-    throw error;
+    const { reason, detail } = await machine.exited;
+    // It is killed for the first page of its memory file that finds no room.
+    if (vmm.shape.boots && reason === "killed" && (await isFull(vmm.uses.base.path)))
+      throw diskFull(path.dirname(vmm.uses.base.path), error);
+    throw reason === "terminated" ? error : new MitosError("internal", { cause: `could not start a machine: ${detail}`, reason: error });
   }
 }
 

@@ -21,6 +21,8 @@ export async function reattach(host: Host, machineId: string): Promise<MicrovmMa
     try {
       // Refused while the shim watches no machine: the server died before the start was complete.
       await vmm.control.request("meter");
+      // Its monitor answers nothing while the earlier server's freeze lasts.
+      await vmm.control.request("signal", { signal: "SIGCONT" });
       await settle(host, vmm);
       return new MicrovmMachine(host, vmm, machineId);
     } catch (error) {

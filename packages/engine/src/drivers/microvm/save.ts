@@ -12,6 +12,7 @@ import { askForTopDisk, type DiskSnapshot, snapshotDisk, topDiskOf } from "./dis
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
+import { isFull } from "./room.ts";
 import { type Details, stateFile } from "./saved.ts";
 import { recordMachine, runSteps } from "./vmm.ts";
 import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
@@ -38,7 +39,10 @@ export async function saveMachine(host: Host, machine: MicrovmMachine, dir: stri
       await mkdir(partial, { mode: 0o700 });
       return await (options.leaveRunning ? saveRunning : saveEnding)(host, machine, { dir, partial }, options);
     } catch (error) {
-      const full = saysDiskFull(error) ? diskFull(path.dirname(dir), error) : undefined;
+      const full =
+        saysDiskFull(error) || (saysNotWritten(error) && (await isFull(path.dirname(dir))))
+          ? diskFull(path.dirname(dir), error)
+          : undefined;
       await rm(partial, { recursive: true, force: true });
       throw full ?? error;
     }
@@ -140,6 +144,8 @@ async function commit(
   return { dir, bytes, requirements, files };
 }
 
+/** Of the state of its devices. QEMU does not say why. */
+const saysNotWritten = (error: unknown) => /saving Xen device state failed/.test(String(error));
 /** Opened by the shim: the monitor sees no folder of the host. */
 const addState = (partial: string): VmmStep => ({
   add_fd: { set: fdSets.deviceState, path: path.join(partial, devicesFile), access: "create_write" },

@@ -174,6 +174,11 @@ export function saysNoAnswer(error: unknown): boolean {
   return error instanceof MitosError && /no answer from the machine's monitor in the time given/.test(error.detail.cause ?? "");
 }
 
+/** Whether steps failed since the machine had ended; in the shim's words. */
+export function saysEnded(error: unknown): boolean {
+  return error instanceof MitosError && /the machine has ended/.test(error.detail.cause ?? "");
+}
+
 async function confinement(host: Host, id: string, shape: MachineShape, { image, base }: Vmm["uses"], cgroups: readonly string[]) {
   const { assets, accel, tscKhz } = host;
   const name = machineDir(host.layout, id);
