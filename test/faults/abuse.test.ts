@@ -30,8 +30,11 @@ afterEach(async () => {
   expect((await neighbour.runCode("kept")).text).toBe("'all of it'");
 });
 
-async function abused(resources: { memSizeMiB?: number; processesMax?: number } = {}): Promise<Sandbox> {
-  const sandbox = await live.create({ resources });
+async function abused(resources: { processesMax?: number } = {}): Promise<Sandbox> {
+  return equipped(await live.create({ resources }));
+}
+
+async function equipped(sandbox: Sandbox): Promise<Sandbox> {
   for (const name of ["abuse.py", "fork-bomb.sh"]) await sandbox.files.write(`/workspace/${name}`, fixture(name));
   return sandbox;
 }
@@ -134,7 +137,7 @@ describe("memory", () => {
     ["held by a program", "memory_hog"],
     ["written to files, which are memory, too", "disk_filler"],
   ])("%s over the limit ends the sandbox, which names the limit", async (_what, name) => {
-    const sandbox = await abused({ memSizeMiB: 96 });
+    const sandbox = await equipped(await live.createWithMemory(96));
     await startAbuse(sandbox, name);
     expect(await failureOf(sandbox)).toMatch(/^oom_killed: .*limit of 96 MiB/);
     await expect(sandbox.exec("true")).rejects.toMatchObject({ code: "oom_killed", errorCause: expect.stringContaining("96 MiB") });
