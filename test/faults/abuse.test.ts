@@ -9,6 +9,7 @@ import type { Sandbox } from "@mitos/sdk";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { heldBytes } from "../support/held-memory.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
+import { onlyOn } from "../support/only-on.ts";
 import { until } from "../support/until.ts";
 
 const MiB = 1024 * 1024;
@@ -119,29 +120,78 @@ describe("a fork bomb", () => {
     expect((await sandbox.runCode(ask)).logs.stdout.join("").trim()).toBe(limit);
   });
 
-  it("that gets around the limit ends its sandbox, which says why", async ({ skip }) => {
-    skip(!isRoot, "without root there is no cgroup behind the sandbox's own limit");
-    const sandbox = await abused({ processesMax: 16 });
-    await sandbox.execBackground(["unshare", "-Ur", "sh", "/workspace/fork-bomb.sh"]).started;
-    expect(await failureOf(sandbox)).toBe("killed: it had more processes and threads than its limit of 16 allows");
-    await expect(sandbox.exec("true")).rejects.toMatchObject({
-      code: "sandbox_not_running",
-      errorCause: expect.stringContaining("limit of 16"),
+  describe("that gets around the limit of each program", () => {
+    onlyOn("gvisor", "a virtual machine's own kernel counts the programs of all users together");
+
+    it("ends its sandbox, which says why", async ({ skip }) => {
+      skip(!isRoot, "without root there is no cgroup behind the sandbox's own limit");
+      const sandbox = await abused({ processesMax: 16 });
+      await sandbox.execBackground(["unshare", "-Ur", "sh", "/workspace/fork-bomb.sh"]).started;
+      expect(await failureOf(sandbox)).toBe("killed: it had more processes and threads than its limit of 16 allows");
+      await expect(sandbox.exec("true")).rejects.toMatchObject({
+        code: "sandbox_not_running",
+        errorCause: expect.stringContaining("limit of 16"),
+      });
+      await sandbox.terminate();
     });
-    await sandbox.terminate();
+  });
+
+  describe("in a user namespace of its own", () => {
+    onlyOn("microvm", "gVisor's kernel counts there anew: the sandbox is ended from outside");
+
+    it("is bound by the same limit", async () => {
+      await using sandbox = await abused({ processesMax: 64 });
+      let told = "";
+      const bomb = sandbox.execBackground(["unshare", "-Ur", "sh", "/workspace/fork-bomb.sh"], {
+        onStderr: (data) => {
+          told = (told + Buffer.from(data).toString()).slice(-1000);
+        },
+      });
+      await bomb.started;
+      await until("it is refused", () => told.includes("Cannot fork"), bombMs);
+      expect(await output(sandbox, ["cat", "/proc/1/comm"])).toBe("mitos-guest");
+      expect(recordOf(sandbox)?.state).toBe("running");
+    });
   });
 });
 
 describe("memory", () => {
-  it.each([
-    ["held by a program", "memory_hog"],
-    ["written to files, which are memory, too", "disk_filler"],
-  ])("%s over the limit ends the sandbox, which names the limit", async (_what, name) => {
+  async function endsBy(name: string): Promise<void> {
     const sandbox = await equipped(await live.createWithMemory(96));
     await startAbuse(sandbox, name);
     expect(await failureOf(sandbox)).toMatch(/^oom_killed: .*limit of 96 MiB/);
     await expect(sandbox.exec("true")).rejects.toMatchObject({ code: "oom_killed", errorCause: expect.stringContaining("96 MiB") });
     await sandbox.terminate();
+  }
+
+  it("held by a program over the limit ends the sandbox, which names the limit", () => endsBy("memory_hog"));
+
+  describe("of files", () => {
+    onlyOn("gvisor", "files of a virtual machine lie on its disk");
+
+    it("over the limit ends the sandbox, which names the limit", () => endsBy("disk_filler"));
+  });
+});
+
+describe("a disk", () => {
+  onlyOn("microvm", "files of a gVisor sandbox are memory");
+
+  it("that is full is told to whoever writes, and takes files again when there is room", async () => {
+    await using sandbox = await abused();
+    // All but the last 64 MiB are taken without being written.
+    const take = `
+import os
+room = os.statvfs("/var/tmp")
+with open("/var/tmp/taken", "wb") as file:
+  os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - (64 << 20))
+print("taken")`;
+    expect(await output(sandbox, ["python3", "-c", take])).toBe("taken");
+    const filled = await sandbox.exec(abuse("disk_filler"), { timeoutSeconds: 100 });
+    expect(filled).toMatchObject({ exitCode: 1, stderr: expect.stringContaining("No space left on device") });
+    expect(recordOf(sandbox)?.state).toBe("running");
+    expect(await output(sandbox, "rm /var/tmp/taken /var/tmp/filler && echo kept > /var/tmp/file && sync && cat /var/tmp/file")).toBe(
+      "kept",
+    );
   });
 });
 
@@ -268,6 +318,8 @@ describe("within its limits", () => {
 });
 
 describe("a program that stops the agent", () => {
+  onlyOn("gvisor", "the kernel of a virtual machine lets nobody stop its first process");
+
   it("loses its own sandbox alone, which ends when asked", async () => {
     const sandbox = await abused();
     // The answer never comes (after two minutes of silence the sandbox would fail by itself).
@@ -283,5 +335,16 @@ describe("a program that stops the agent", () => {
     await sandbox.terminate();
     expect(await asked).toMatchObject({ code: expect.stringMatching(/./) });
     expect(recordOf(sandbox)?.state).not.toBe("running");
+  });
+});
+
+describe("a program that would stop the agent", () => {
+  onlyOn("microvm", "gVisor lets programs stop the first process of their sandbox");
+
+  it("does not", async () => {
+    await using sandbox = await abused();
+    expect(await output(sandbox, ["python3", "-c", "import os; os.kill(1, 19); print('sent')"])).toBe("sent");
+    expect(await output(sandbox, "grep State: /proc/1/status")).not.toContain("T (stopped)");
+    expect(await output(sandbox, "echo well")).toBe("well");
   });
 });
