@@ -18,8 +18,20 @@ const vitest = [
   "--reporter=./test/support/skip-reasons.ts",
 ];
 
-/** Suites that are run on microVMs as well, by what their paths contain. TCG runs on every machine. */
-const microvmSuites = ["test/microvm", "test/conformance", "test/e2e/fork-correctness"];
+/**
+ * Suites that are run on microVMs as well, by what their paths contain. TCG runs on every machine. Which others can be, and why they are not in every
+ * run, is in docs/specification.md.
+ */
+const microvmSuites = [
+  "test/microvm",
+  "test/conformance",
+  "test/e2e/fork-correctness",
+  "test/faults/kill",
+  "test/faults/machines",
+  "test/faults/own-kernel",
+  "test/faults/restart",
+  "test/faults/storage",
+];
 
 /** Two lanes run side by side, since the machine may have two cores only. They take about the same time. */
 const lanes = [

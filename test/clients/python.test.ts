@@ -5,7 +5,7 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
-import { Sandbox } from "@mitos/sdk";
+import { Sandbox, SandboxServer } from "@mitos/sdk";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { debian } from "../support/base-image.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
@@ -26,9 +26,11 @@ beforeAll(async () => {
   registry = await startRegistry();
   await registry.push(debian("python"), "library/python:3.12");
   live = await startLiveServer("real", undefined, { mirrors: { "docker.io": [registry.host] } });
+  // What an emulated processor takes to make the first one is no client's patience.
+  await new SandboxServer(live.url).ensureTemplate("python");
   // No key of whoever runs the tests finds its way in.
   configDir = mkdtempSync(path.join(os.tmpdir(), "mitos-no-config-"));
-});
+}, setUpMs);
 afterEach(async () => {
   const left = live.engine.list().map(({ id }) => id);
   await Promise.all(left.map((id) => live.engine.terminate(id)));

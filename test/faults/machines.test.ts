@@ -7,7 +7,8 @@ import { ServedDirectory } from "./server-process.ts";
 let directory: ServedDirectory;
 beforeAll(async () => {
   directory = await ServedDirectory.open();
-  await directory.api.createTemplate("base");
+  // The template's, not the sandbox's: a virtual machine keeps the memory of its template.
+  await directory.api.createTemplate("base", { resources: { memSizeMiB: 128 } });
 });
 afterAll(() => directory[Symbol.asyncDispose]());
 
@@ -21,7 +22,7 @@ const patience = 5;
 
 async function create(id: string): Promise<{ sandbox: Sandbox; machine: number; shim: number }> {
   const before = accountOf(directory.dataDir).machineNames;
-  const sandbox = await directory.api.fork("base", id, { resources: { memSizeMiB: 128 } });
+  const sandbox = await directory.api.fork("base", id);
   const name = accountOf(directory.dataDir).machineNames.find((found) => !before.includes(found));
   return { sandbox, ...processesOf(directory.dataDir, name!) };
 }

@@ -9,7 +9,11 @@ use nix::sys::resource::{Resource, setrlimit};
 
 /// A machine that is out of memory ends as a whole, and its console says so: what would be left after a choice of the kernel's is nothing
 /// that anybody could rely on. One that has panicked ends.
-const SETTINGS: [(&str, &str); 4] = [
+///
+/// How many files all programs have open together is bound by memory alone, as by systemd's default: the kernel's own figure for a machine of
+/// 512 MiB is less than one program may have, which then would leave none for the others.
+const SETTINGS: [(&str, &str); 5] = [
+    ("/proc/sys/fs/file-max", "9223372036854775807"),
     ("/proc/sys/vm/panic_on_oom", "2"),
     ("/proc/sys/kernel/panic", "-1"),
     ("/proc/sys/kernel/sysrq", "0"),

@@ -10,14 +10,16 @@ const chunkBytes = 1024 * 1024;
  * What the files of a finished snapshot are, so that one that is no longer whole is noticed before a machine is made of it. With `durable` they
  * are on the disk when this resolves, and their content has a checksum: disks lose bits, and backups are copied. What lies in memory for
  * a while is only asked whether it was written to since.
+ *
+ * @param names - of files in `dir`. Default: all
  */
 export async function sealFiles(
   dir: string,
-  { durable }: { durable: boolean },
+  { durable, names }: { durable: boolean; names?: readonly string[] },
 ): Promise<{ files: Record<string, SealedFile>; bytes: number }> {
   const files: Record<string, SealedFile> = {};
   let bytes = 0;
-  for (const name of (await readdir(dir)).sort()) {
+  for (const name of names ?? (await readdir(dir)).sort()) {
     const file = await open(path.join(dir, name));
     try {
       const [sum] = durable ? await Promise.all([checksum(file), file.sync()]) : [undefined];
@@ -35,7 +37,7 @@ export async function sealFiles(
  * @param content - whether the checksums are compared as well, for which everything is read
  * @throws snapshot_incompatible naming the first file that is not what it was
  */
-export async function requireIntact({ dir, files }: Snapshot, { content }: { content: boolean }): Promise<void> {
+export async function requireIntact({ dir, files }: Pick<Snapshot, "dir" | "files">, { content }: { content: boolean }): Promise<void> {
   // Of a record that an earlier version has written.
   if (!files) throw damaged(dir, "it was saved by an earlier version of Mitos, which kept no record of its files");
   for (const [name, sealed] of Object.entries(files)) {

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { mkdtemp, open, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { mkdtemp, open, readdir, readFile, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import { Disks } from "./disks.ts";
@@ -20,6 +20,7 @@ afterEach(() => rm(base, { recursive: true, force: true }));
 
 const openDisks = (hash = "0123456789abcdef0123") =>
   Disks.open({ dir, emptyDisk: { path: path.join(base, "empty.ext4"), bytes: diskBytes, hash } });
+const incompatible = (cause: RegExp) => ({ code: "snapshot_incompatible", detail: { cause: expect.stringMatching(cause) } });
 const namesOf = (chain: readonly string[]) => chain.map((file) => path.basename(file));
 
 describe("disks", () => {
@@ -107,6 +108,50 @@ describe("disks", () => {
     over[Symbol.dispose]();
     await disks.removeUnused(nobody);
     expect(await readdir(dir)).toEqual(["empty-bbbbbbbbbbbb.ext4"]);
+  });
+
+  it.each([true, false])(
+    "that are sealed are known again, and refused when one of them was cut, grew or is gone (durable: %s)",
+    async (durable) => {
+      const disks = await openDisks();
+      using first = await disks.create(null);
+      using second = await disks.create(first.id);
+      const sealed = await disks.seal(second.id, { durable });
+      const look = (content = false) => disks.requireIntact(second.id, sealed, { content });
+      const refused = (cause: RegExp) => expect(look()).rejects.toMatchObject(incompatible(cause));
+      await look(true);
+      const { size } = await stat(first.path);
+      await truncate(first.path, size - 1);
+      await refused(/bytes instead of/);
+      await truncate(first.path, size + 1);
+      await refused(/bytes instead of/);
+      await rm(first.path);
+      await refused(/it is gone/);
+    },
+  );
+
+  it("that are sealed to last are refused for one changed bit, and not for other times", async () => {
+    const disks = await openDisks();
+    using disk = await disks.create(null);
+    const sealed = await disks.seal(disk.id, { durable: true });
+    const content = await readFile(disk.path);
+    await writeFile(disk.path, content);
+    await disks.requireIntact(disk.id, sealed, { content: true });
+    content[content.length >> 1]! ^= 1;
+    await writeFile(disk.path, content);
+    await expect(disks.requireIntact(disk.id, sealed, { content: true })).rejects.toMatchObject(incompatible(/its content has changed/));
+  });
+
+  it("that are sealed are refused when they stand on another disk, or on none", async () => {
+    const disks = await openDisks();
+    using first = await disks.create(null);
+    using second = await disks.create(first.id);
+    using other = await disks.create(null);
+    const sealed = await disks.seal(second.id, { durable: false });
+    await rm(path.join(dir, `${second.id}.below`));
+    await expect(disks.requireIntact(second.id, sealed, { content: false })).rejects.toMatchObject(incompatible(/is gone/));
+    await symlink(path.basename(other.path), path.join(dir, `${second.id}.below`));
+    await expect(disks.requireIntact(second.id, sealed, { content: false })).rejects.toMatchObject(incompatible(/does not stand on/));
   });
 
   it("half made by a server that was killed are removed", async () => {

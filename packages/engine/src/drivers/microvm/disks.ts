@@ -2,8 +2,11 @@ import { randomBytes } from "node:crypto";
 import { link, lstat, mkdir, open, readdir, readlink, rename, rm, symlink } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
+import type { SealedFile } from "../../driver.ts";
 import { storageError } from "../../storage-error.ts";
 import { syncFolder } from "../../sync-folder.ts";
+import { incompatible } from "../host/facts.ts";
+import { requireIntact, sealFiles } from "../host/seal.ts";
 import { copySparse } from "./copy-sparse.ts";
 import { writeOverlay } from "./qcow2.ts";
 
@@ -127,16 +130,35 @@ export class Disks {
     }
   }
 
-  /** A disk with all that it stands on outlives the host's power from now on, if nobody writes to it any more. @throws quota_exceeded */
-  async sync(id: string): Promise<void> {
-    const chain = await this.chainOf(id);
-    await whenStored(this.#dir, async () => {
-      for (const file of chain) {
-        await using handle = await open(file, "r");
-        await handle.datasync();
-      }
+  /**
+   * What the files of a disk are that nobody writes to any more, by name. The empty disk is not among them: whoever changes that changes all.
+   *
+   * @param durable - they outlive the host's power from now on, and one changed bit is noticed
+   * @throws quota_exceeded
+   */
+  async seal(id: string, { durable }: { durable: boolean }): Promise<Record<string, SealedFile>> {
+    const [empty, ...overlays] = (await this.chainOf(id)).map((file) => path.basename(file)) as [string, ...string[]];
+    return whenStored(this.#dir, async () => {
+      const { files } = await sealFiles(this.#dir, { durable, names: overlays });
+      if (!durable) return files;
+      await using handle = await open(this.#pathOf(empty), "r");
+      await handle.datasync();
       await syncFolder(this.#dir);
+      return files;
     });
+  }
+
+  /**
+   * @param content - whether checksums are compared as well, for which everything is read
+   * @throws snapshot_incompatible when it is not what was sealed any more
+   */
+  async requireIntact(id: string, sealed: Readonly<Record<string, SealedFile>>, { content }: { content: boolean }): Promise<void> {
+    await requireIntact({ dir: this.#dir, files: sealed }, { content });
+    const chain = await this.chainOf(id).catch((reason: unknown) => {
+      throw incompatible("what it has written is gone", reason);
+    });
+    const overlays = chain.slice(1).map((file) => path.basename(file));
+    if (overlays.join() !== Object.keys(sealed).join()) throw incompatible(`disk ${id} does not stand on what it stood on`);
   }
 
   /**

@@ -78,7 +78,7 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
     runSteps(vmm, "go on after a snapshot", [...disk.afterwards, forgetState], saveTimeoutMs),
     recordMachine(vmm),
   ]);
-  if (options.durable) await Promise.all([host.disks.sync(frozen), host.bases.sync(base)]);
+  if (options.durable) await host.bases.sync(base);
   return commit(host, machine, folders, options, { base, disk: frozen });
 }
 
@@ -116,7 +116,7 @@ async function saveEnding(host: Host, machine: MicrovmMachine, folders: Folders,
   try {
     const steps = [addState(folders.partial), execute("stop"), saveDevices, saveMemory(machine, folders.partial)];
     await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
-    if (options.durable) await Promise.all([host.disks.sync(disk), host.bases.sync(base)]);
+    if (options.durable) await host.bases.sync(base);
     const snapshot = await commit(host, machine, folders, options, { base, disk });
     await machine.end("saved");
     if (boots) await host.bases.freeze(base);
@@ -136,7 +136,8 @@ async function commit(
 ): Promise<Snapshot> {
   const { image, resources } = machine.vmm.shape;
   const requirements: SnapshotRequirements = { ...facts, hostFiles: {} };
-  const details: Details = { version: 1, requirements, resources, image, base, disk };
+  const diskFiles = await host.disks.seal(disk, { durable });
+  const details: Details = { version: 1, requirements, resources, image, base, disk, diskFiles };
   await rm(path.join(partial, devicesFile), { force: true });
   const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });
   // What it stands on is the machine's too until here.

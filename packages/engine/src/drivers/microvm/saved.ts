@@ -1,5 +1,5 @@
 import { stat } from "node:fs/promises";
-import type { MachineResources, Snapshot, SnapshotRequirements } from "../../driver.ts";
+import type { MachineResources, SealedFile, Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { readDetails as readOwnDetails } from "../host/details.ts";
 import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
 import { requireIntact } from "../host/seal.ts";
@@ -18,11 +18,13 @@ export interface Details {
   readonly image: string;
   readonly base: string;
   readonly disk: string;
+  /** Its files. */
+  readonly diskFiles: Readonly<Record<string, SealedFile>>;
 }
 
 /** @throws snapshot_incompatible */
 export function readDetails(snapshot: Snapshot): Promise<Details> {
-  return readOwnDetails(snapshot, { bytesMax: detailsBytesMax, isOurs: ({ base }) => typeof base === "string" });
+  return readOwnDetails(snapshot, { bytesMax: detailsBytesMax, isOurs: ({ diskFiles }) => typeof diskFiles === "object" });
 }
 
 /**
@@ -36,8 +38,6 @@ export async function requireCompatible(host: Host, snapshot: Snapshot, facts: F
   const image = host.images.pathOf(details.image);
   if (!(await stat(image).catch(() => undefined))) throw incompatible(`its root image ${details.image} is gone`);
   await host.bases.requireIntact(details.base);
-  await host.disks.chainOf(details.disk).catch((reason: unknown) => {
-    throw incompatible("what it has written is gone", reason);
-  });
+  await host.disks.requireIntact(details.disk, details.diskFiles, { content });
   return details;
 }
