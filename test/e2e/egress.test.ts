@@ -3,6 +3,7 @@ import { once } from "node:events";
 import { createServer as createHttpServer, type ServerResponse } from "node:http";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { pipeline } from "node:stream/promises";
+import { getCACertificates } from "node:tls";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import type { Sandbox } from "@mitos/sdk";
@@ -148,6 +149,8 @@ describe("pip install", () => {
       allowCidrs: await unusualAddresses(places.map((place) => place.replace(/:\d+$/, ""))),
     };
     await using allowed = await server.create({ network });
+    // The index is what pip on this machine uses, so it is trusted by what this machine trusts; a virtual machine has its image's certificates.
+    for (const one of [allowed, sandbox]) await one.files.write("/tmp/authorities", getCACertificates("system").join("\n"));
     const install = [
       "python3",
       "-m",
@@ -156,6 +159,8 @@ describe("pip install", () => {
       "--retries",
       "1",
       "--no-cache-dir",
+      "--cert",
+      "/tmp/authorities",
       "-i",
       index.href,
       "--target",

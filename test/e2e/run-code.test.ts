@@ -3,6 +3,7 @@
 import { inflateSync } from "node:zlib";
 import type { Execution, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { isolationUnderTest } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { installPackages } from "../support/python-packages.ts";
 import { until } from "../support/until.ts";
@@ -204,9 +205,12 @@ describe("bash", () => {
   });
 });
 
-describe("with packages", () => {
+// An emulated processor needs minutes to import matplotlib the first time.
+const patienceSeconds = isolationUnderTest === "microvm-tcg" ? 400 : 120;
+
+describe("with packages", { timeout: patienceSeconds * 1000 }, () => {
   let equipped: Sandbox;
-  const run = (code: string, timeoutSeconds = 120) => equipped.runCode(code, { timeoutSeconds });
+  const run = (code: string, timeoutSeconds = patienceSeconds) => equipped.runCode(code, { timeoutSeconds });
 
   beforeAll(async () => {
     equipped = await server.createWithMemory(1536, {
