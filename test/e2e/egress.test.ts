@@ -10,6 +10,7 @@ import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { formatAddress, kindOf, parseAddress, unwrap } from "../../packages/engine/src/egress/addresses.ts";
 import { type EgressNetwork, hostNetwork } from "../../packages/engine/src/egress/network.ts";
+import { patience } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
 
@@ -140,7 +141,9 @@ def get(s, path="/"):
 `;
 
 describe("pip install", () => {
-  it("works from an index that is allowed, and fails with the rule's name from one that is not", async () => {
+  it("works from an index that is allowed, and fails with the rule's name from one that is not", {
+    timeout: 120_000 * patience,
+  }, async () => {
     const index = new URL(indexUrl());
     const places = [...new Set([index, ...linkedFrom(index)].map(placeOf))];
     const network = {
@@ -150,7 +153,8 @@ describe("pip install", () => {
     };
     await using allowed = await server.create({ network });
     // The index is what pip on this machine uses, so it is trusted by what this machine trusts; a virtual machine has its image's certificates.
-    for (const one of [allowed, sandbox]) await one.files.write("/tmp/authorities", getCACertificates("system").join("\n"));
+    const authorities = [...new Set(getCACertificates("system"))].join("\n");
+    for (const one of [allowed, sandbox]) await one.files.write("/tmp/authorities", authorities);
     const install = [
       "python3",
       "-m",
@@ -167,11 +171,11 @@ describe("pip install", () => {
       "/tmp/six",
       "six",
     ];
-    const done = await allowed.exec(install);
+    const done = await allowed.exec(install, { timeoutSeconds: 60 * patience });
     expect(done.exitCode, done.stdout + done.stderr).toBe(0);
     expect((await allowed.exec("PYTHONPATH=/tmp/six python3 -c 'import six; print(six.__name__)'")).stdout).toBe("six\n");
 
-    const refused = await sandbox.exec(install);
+    const refused = await sandbox.exec(install, { timeoutSeconds: 60 * patience });
     expect(refused.exitCode).not.toBe(0);
     const place = placeOf(index);
     expect(refused.stdout + refused.stderr).toContain(

@@ -3,7 +3,7 @@
 import { inflateSync } from "node:zlib";
 import type { Execution, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { isolationUnderTest } from "../support/engine-under-test.ts";
+import { patience } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { installPackages } from "../support/python-packages.ts";
 import { until } from "../support/until.ts";
@@ -205,8 +205,7 @@ describe("bash", () => {
   });
 });
 
-// An emulated processor needs minutes to import matplotlib the first time.
-const patienceSeconds = isolationUnderTest === "microvm-tcg" ? 400 : 120;
+const patienceSeconds = 120 * patience;
 
 describe("with packages", { timeout: patienceSeconds * 1000 }, () => {
   let equipped: Sandbox;

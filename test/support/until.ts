@@ -1,10 +1,7 @@
-import { isolationUnderTest } from "./engine-under-test.ts";
-
-/** An emulated processor is many times slower, and on a busy host slower still. */
-const patienceMs = isolationUnderTest === "microvm-tcg" ? 60_000 : 15_000;
+import { patience } from "./engine-under-test.ts";
 
 /** Waits until a condition holds; fails with its name after `timeoutMs`. */
-export async function until(what: string, holds: () => boolean | Promise<boolean>, timeoutMs = patienceMs): Promise<void> {
+export async function until(what: string, holds: () => boolean | Promise<boolean>, timeoutMs = 15_000 * patience): Promise<void> {
   const deadline = Date.now() + timeoutMs;
   while (!(await holds())) {
     if (Date.now() > deadline) throw new Error(`waited ${timeoutMs} ms in vain: ${what}`);
