@@ -205,11 +205,9 @@ describe("bash", () => {
   });
 });
 
-const patienceSeconds = 120 * patience;
-
-describe("with packages", { timeout: patienceSeconds * 1000 }, () => {
+describe("with packages", () => {
   let equipped: Sandbox;
-  const run = (code: string, timeoutSeconds = patienceSeconds) => equipped.runCode(code, { timeoutSeconds });
+  const run = (code: string, timeoutSeconds = 120 * patience) => equipped.runCode(code, { timeoutSeconds });
 
   beforeAll(async () => {
     equipped = await server.createWithMemory(1536, {
