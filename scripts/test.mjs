@@ -21,8 +21,8 @@ const vitest = [
 /**
  * Suites that are run on microVMs as well, by what their paths contain. TCG runs on every machine.
  *
- * Others can be run there too (docs/microvm.md) and are left out: egress, previews, contexts, run_code and refusals are the work of the server, of the agent and of
- * the kernels, which are the same on both engines, and take an emulated processor minutes.
+ * Others can be run there too (docs/microvm.md) and are left out: egress, previews, contexts, run_code and refusals are the work of the server,
+ * of the agent and of the kernels, which are the same on both engines, and take an emulated processor minutes.
  */
 const microvmSuites = [
   "test/microvm",
