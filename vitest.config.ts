@@ -1,13 +1,13 @@
 import { defineConfig } from "vitest/config";
-import { engineUnderTest } from "./test/support/engine-under-test.ts";
+import { engineUnderTest, patience } from "./test/support/engine-under-test.ts";
 
 /** Against real sandboxes: one file of a project at a time, so that figures and leak counts are those of one suite. */
-const oneFileAtATime = { maxWorkers: 1, fileParallelism: false, testTimeout: 120_000 } as const;
+const oneFileAtATime = { maxWorkers: 1, fileParallelism: false, testTimeout: 120_000 * patience } as const;
 
 export default defineConfig({
   test: {
     testTimeout: 30_000,
-    hookTimeout: 120_000,
+    hookTimeout: 120_000 * patience,
     expect: { poll: { timeout: 20_000 } },
     projects: [
       {

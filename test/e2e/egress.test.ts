@@ -3,12 +3,14 @@ import { once } from "node:events";
 import { createServer as createHttpServer, type ServerResponse } from "node:http";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { pipeline } from "node:stream/promises";
+import { getCACertificates } from "node:tls";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { formatAddress, kindOf, parseAddress, unwrap } from "../../packages/engine/src/egress/addresses.ts";
 import { type EgressNetwork, hostNetwork } from "../../packages/engine/src/egress/network.ts";
+import { patience } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { until } from "../support/until.ts";
 
@@ -148,6 +150,9 @@ describe("pip install", () => {
       allowCidrs: await unusualAddresses(places.map((place) => place.replace(/:\d+$/, ""))),
     };
     await using allowed = await server.create({ network });
+    // The index is what pip on this machine uses, so it is trusted by what this machine trusts; a virtual machine has its image's certificates.
+    const authorities = [...new Set(getCACertificates("system"))].join("\n");
+    for (const one of [allowed, sandbox]) await one.files.write("/tmp/authorities", authorities);
     const install = [
       "python3",
       "-m",
@@ -156,17 +161,19 @@ describe("pip install", () => {
       "--retries",
       "1",
       "--no-cache-dir",
+      "--cert",
+      "/tmp/authorities",
       "-i",
       index.href,
       "--target",
       "/tmp/six",
       "six",
     ];
-    const done = await allowed.exec(install);
+    const done = await allowed.exec(install, { timeoutSeconds: 60 * patience });
     expect(done.exitCode, done.stdout + done.stderr).toBe(0);
     expect((await allowed.exec("PYTHONPATH=/tmp/six python3 -c 'import six; print(six.__name__)'")).stdout).toBe("six\n");
 
-    const refused = await sandbox.exec(install);
+    const refused = await sandbox.exec(install, { timeoutSeconds: 60 * patience });
     expect(refused.exitCode).not.toBe(0);
     const place = placeOf(index);
     expect(refused.stdout + refused.stderr).toContain(

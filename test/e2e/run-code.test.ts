@@ -3,6 +3,7 @@
 import { inflateSync } from "node:zlib";
 import type { Execution, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { patience } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { installPackages } from "../support/python-packages.ts";
 import { until } from "../support/until.ts";
@@ -206,7 +207,7 @@ describe("bash", () => {
 
 describe("with packages", () => {
   let equipped: Sandbox;
-  const run = (code: string, timeoutSeconds = 120) => equipped.runCode(code, { timeoutSeconds });
+  const run = (code: string, timeoutSeconds = 120 * patience) => equipped.runCode(code, { timeoutSeconds });
 
   beforeAll(async () => {
     equipped = await server.createWithMemory(1536, {

@@ -191,15 +191,17 @@ describe("a sandbox of an image", () => {
     });
   });
 
-  it("changes nothing in the layers that it is made of", async () => {
-    const before = contentOfLayers();
+  it("changes nothing in the layers and the file system image that it is made of", async () => {
+    let before: string[] = [];
     await withSandbox(reference, async (sandbox) => {
+      before = contentOfRoots();
+      expect(before).not.toEqual([]);
       await sandbox.exec("echo changed > /usr/bin/env; rm -rf /srv /etc /usr/lib/python3; chmod 777 /usr/local/bin/as-root", {
         user: "root",
       });
       expect((await sandbox.exec("cat /srv/app/notes", { user: "root", cwd: "/" })).exitCode).not.toBe(0);
     });
-    expect(contentOfLayers()).toEqual(before);
+    expect(contentOfRoots()).toEqual(before);
     await withSandbox(reference, async (sandbox) => expect(await output(sandbox, "cat /srv/app/notes")).toBe("first"));
   });
 
@@ -251,9 +253,10 @@ function which(content: string, compression: Compression = "gzip"): LayerBlob {
   return layerOf([{ name: "which", content }], compression);
 }
 
-/** A layer's own folder has the time at which it was last used. */
-function contentOfLayers(): string[] {
-  return readdirSync(server.layersDir).flatMap((layer) => contentOf(path.join(server.layersDir, layer)));
+/** What sandboxes share. A layer's own folder has the time at which it was last used. */
+function contentOfRoots(): string[] {
+  const layers = readdirSync(server.layersDir).flatMap((layer) => contentOf(path.join(server.layersDir, layer)));
+  return engineUnderTest === "microvm" ? [...layers, ...contentOf(path.join(server.dataDir, "microvm/images"))] : layers;
 }
 
 /** Every file's size, mode and place, and the content of small ones. */

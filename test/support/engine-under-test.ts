@@ -21,6 +21,9 @@ export const isolationUnderTest = engineUnderTest === "gvisor" ? "gvisor" : (`mi
  */
 export const drawing = isolationUnderTest === "microvm-tcg" ? { children: 24, forkCount: 12 } : { children: 100, forkCount: 10 };
 
+/** What times for work inside are multiplied with: an emulated processor is many times slower, and on a busy host slower still. */
+export const patience = isolationUnderTest === "microvm-tcg" ? 4 : 1;
+
 /** For commands that start a server. */
 export const engineEnvironment: Readonly<Record<string, string>> =
   engineUnderTest === "gvisor" ? { MITOS_ENGINE: "gvisor" } : { MITOS_ENGINE: "microvm", MITOS_ACCEL: accel };
