@@ -1,7 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
-import type { Snapshot, SnapshotRequirements } from "../../driver.ts";
+import type { Snapshot, SnapshotOptions, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
 import { commitSnapshot, saysDiskFull } from "../host/details.ts";
 import type { Facts } from "../host/facts.ts";
@@ -12,6 +12,7 @@ import { askForTopDisk, type DiskSnapshot, snapshotDisk, topDiskOf } from "./dis
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
+import { isWorthNewBase, makeNewBase } from "./new-base.ts";
 import { type Details, stateFile } from "./saved.ts";
 import { recordMachine, runSteps } from "./vmm.ts";
 import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
@@ -20,10 +21,8 @@ const saveTimeoutMs = 30_000;
 const saveTimeoutPerGiBMs = 60_000;
 const devicesFile = "devices";
 
-interface Options {
+interface Options extends SnapshotOptions {
   readonly facts: Facts;
-  readonly leaveRunning: boolean;
-  readonly durable: boolean;
 }
 
 /**
@@ -55,23 +54,62 @@ interface Folders {
 }
 
 async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
+  if (await isWorthNewBase(host, machine, options)) {
+    try {
+      return await saveWithNewBase(host, machine, folders, options);
+    } catch (error) {
+      host.log.warn({ machine: machine.machineId, error: String(error) }, "no new base was made of a machine: what it has written is copied");
+      for (const file of [devicesFile, stateFile]) await rm(path.join(folders.partial, file), { force: true });
+    }
+  }
+  return saveOverBase(host, machine, folders, options);
+}
+
+async function saveOverBase(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
   const { vmm } = machine;
   const frozen = requireDisk(vmm.disk);
   using next = await host.disks.create(frozen);
   const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
   using copy = vmm.shape.boots ? await host.bases.create(vmm.shape.resources.memSizeMiB * 2 ** 20, undefined) : undefined;
   try {
+    await options.quiet?.begin();
     if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);
     else await saveDelta(machine, disk, folders.partial);
   } catch (error) {
     await undo(machine, disk, next);
     throw error;
   }
+  await options.quiet?.end();
   const base = copy?.id ?? vmm.shape.base;
   vmm.disk = next.id;
   await recordMachine(vmm);
   if (options.durable) await Promise.all([host.disks.sync(frozen), host.bases.sync(base)]);
   return commit(host, machine, folders, options, { base, disk: frozen });
+}
+
+/** Of one that has written much: all of its memory, in a file that its children share. */
+async function saveWithNewBase(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
+  const { vmm } = machine;
+  const frozen = requireDisk(vmm.disk);
+  using next = await host.disks.create(frozen);
+  const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
+  const at = (name: string) => path.join(folders.partial, name);
+  let base: BaseUse;
+  try {
+    base = await makeNewBase(host, machine, { disk, deviceState: at(devicesFile), out: at(stateFile), quiet: options.quiet });
+  } catch (error) {
+    await undo(machine, disk, next);
+    throw error;
+  }
+  using _held = base;
+  try {
+    vmm.disk = next.id;
+    await recordMachine(vmm);
+    return await commit(host, machine, folders, options, { base: base.id, disk: frozen });
+  } catch (error) {
+    await host.bases.remove(base.id);
+    throw error;
+  }
 }
 
 /** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */
@@ -111,6 +149,7 @@ async function saveEnding(host: Host, machine: MicrovmMachine, folders: Folders,
   const { base, boots } = vmm.shape;
   const disk = requireDisk(vmm.disk);
   try {
+    await options.quiet?.begin();
     const steps = [addState(folders.partial), execute("stop"), saveDevices, saveMemory(machine, folders.partial)];
     await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
     if (options.durable) await Promise.all([host.disks.sync(disk), host.bases.sync(base)]);
