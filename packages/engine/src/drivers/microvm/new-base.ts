@@ -5,7 +5,15 @@ import type { BaseUse } from "./bases.ts";
 import type { DiskSnapshot } from "./disk-steps.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
-import { abandonNewBase, beginNewBase, completeNewBase, finishNewBase, holdNewBase, newBaseProgress, newBaseProgressOf } from "./memory-steps.ts";
+import {
+  abandonNewBase,
+  beginNewBase,
+  completeNewBase,
+  finishNewBase,
+  holdNewBase,
+  newBaseProgress,
+  newBaseProgressOf,
+} from "./memory-steps.ts";
 import { runSteps } from "./vmm.ts";
 import type { VmmStep } from "./vmm-steps.ts";
 

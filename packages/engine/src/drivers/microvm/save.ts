@@ -58,7 +58,10 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
     try {
       return await saveWithNewBase(host, machine, folders, options);
     } catch (error) {
-      host.log.warn({ machine: machine.machineId, error: String(error) }, "no new base was made of a machine: what it has written is copied");
+      host.log.warn(
+        { machine: machine.machineId, error: String(error) },
+        "no new base was made of a machine: what it has written is copied",
+      );
       for (const file of [devicesFile, stateFile]) await rm(path.join(folders.partial, file), { force: true });
     }
   }
