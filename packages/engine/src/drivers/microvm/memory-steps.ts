@@ -7,7 +7,7 @@ import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
  * load as much, this copies beforehand and lets children share.
  *
  * `begin`, then `progress` until little is left, `hold`; then the programs of the machine are frozen (QUIESCE), `finish`, and they go on. `finish` right
- * after `begin` is right as well, but programs then stand still for all of the copying. Whatever fails: `abandon`.
+ * after `begin` is right as well, but programs then stand still for all of the copying. Whatever fails: `cancel`, `letGoOf`, `abandon`.
  */
 
 /** Two do better than one on two processors; more do no better. */
@@ -71,8 +71,8 @@ export function newBaseProgressOf(result: unknown): NewBaseProgress {
 export const holdNewBase: readonly VmmStep[] = [parameters({ "max-bandwidth": heldBytesPerSecond })];
 
 /**
- * The rest is copied, the machine stands still, `whileStopped` (of `snapshotDisk`) and the state of its devices; then it goes on. If anything fails:
- * `abandon`.
+ * The rest is copied, the machine stands still, `whileStopped` (of `snapshotDisk`) and the state of its devices; then it goes on. If anything fails,
+ * it is to be called off.
  */
 export function finishNewBase(whileStopped: readonly VmmStep[]): VmmStep[] {
   return [
@@ -101,17 +101,26 @@ export function completeNewBase(
   ];
 }
 
-/** The machine goes on as if nothing had been asked of it. What has been written is left to be removed. Steps that have nothing to do fail: harmless. */
+/** The first of what calls a copy off. Then it is waited for until it is not `isUnderWay`, and `letGoOfNewBase` does not say that it is in use. */
+export const cancelNewBase: readonly VmmStep[] = [execute("migrate_cancel")];
+
+/** Of the result of `newBaseProgress`. */
+export function isUnderWay(result: unknown): boolean {
+  return ["setup", "active", "pre-switchover", "device", "cancelling"].includes((result as { status?: string }).status ?? "none");
+}
+
+/** The monitor holds its bitmap until nothing of the copying is left in it. */
+export const letGoOfNewBase: readonly VmmStep[] = [execute("block-dirty-bitmap-remove", bitmap)];
+
+/** When the monitor has let go: the machine goes on as if nothing had been asked of it. Steps that have nothing to do fail: harmless. */
 export const abandonNewBase: readonly VmmStep[] = [
-  ...[
-    execute("migrate_cancel"),
-    { await_status: { values: ["running", "paused", "postmigrate"] } },
-    execute("cont"),
-    ...closeNewBaseSteps(),
-  ].map((step) => ({ ...step, always: true as const })),
+  ...[{ await_status: { values: ["running", "paused", "postmigrate"] } }, execute("cont"), ...closeNewBaseSteps()].map((step) => ({
+    ...step,
+    always: true as const,
+  })),
 ];
 
-const closeNewBase = closeNewBaseSteps();
+const closeNewBase = [...closeNewBaseSteps(), ...letGoOfNewBase];
 
 function closeNewBaseSteps(): VmmStep[] {
   return [
@@ -119,7 +128,6 @@ function closeNewBaseSteps(): VmmStep[] {
     execute("remove-fd", { "fdset-id": fdSets.deviceState }),
     // What is on stays on, also for `migrate-incoming` and other ways to save.
     capabilities(false),
-    execute("block-dirty-bitmap-remove", bitmap),
   ];
 }
 

@@ -8,9 +8,12 @@ import type { MicrovmMachine } from "./machine.ts";
 import {
   abandonNewBase,
   beginNewBase,
+  cancelNewBase,
   completeNewBase,
   finishNewBase,
   holdNewBase,
+  isUnderWay,
+  letGoOfNewBase,
   newBaseProgress,
   newBaseProgressOf,
 } from "./memory-steps.ts";
@@ -23,6 +26,8 @@ export const newBaseFromBytes = 192 * 2 ** 20;
 const lookMs = 10;
 const timeoutMs = 30_000;
 const timeoutPerGiBMs = 60_000;
+/** It ends what it is writing just now. */
+const callOffTimeoutMs = 20_000;
 
 /** Not for a state that is to outlive the host's power: a base is all of the memory, where a stream is what the machine has written. */
 export async function isWorthNewBase(host: Host, { vmm }: MicrovmMachine, { durable }: Pick<SnapshotOptions, "durable">): Promise<boolean> {
@@ -64,7 +69,7 @@ export async function makeNewBase(host: Host, { vmm }: MicrovmMachine, { disk, d
       await quiet?.begin();
       await run(finishNewBase(disk.whileStopped));
     } catch (error) {
-      await run(abandonNewBase).catch(() => undefined);
+      await callOffNewBase(run);
       throw error;
     }
     await quiet?.end();
@@ -77,6 +82,19 @@ export async function makeNewBase(host: Host, { vmm }: MicrovmMachine, { disk, d
     base[Symbol.dispose]();
     throw error;
   }
+}
+
+/** The machine goes on as it was. Harmless where nothing is under way, and where the machine has ended. */
+export async function callOffNewBase(run: Run): Promise<void> {
+  const quietly = (steps: readonly VmmStep[]) => run(steps).then(() => "", String);
+  const isOver = async () => {
+    const [asked] = await run(newBaseProgress).catch(() => [{}]);
+    return !isUnderWay(asked) && !(await quietly(letGoOfNewBase)).includes("in use by another operation");
+  };
+  await quietly(cancelNewBase);
+  const untilMs = Date.now() + callOffTimeoutMs;
+  while (!(await isOver()) && Date.now() < untilMs) await delay(lookMs);
+  await quietly(abandonNewBase);
 }
 
 type Run = (steps: readonly VmmStep[]) => Promise<readonly unknown[]>;
