@@ -7,7 +7,7 @@ import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
  * load as much, this copies beforehand and lets children share.
  *
  * `begin`, then `progress` until little is left, `hold`; then the programs of the machine are frozen (QUIESCE), `finish`, and they go on. `finish` right
- * after `begin` is right as well, but programs then stand still for all of the copying. Whatever fails: `cancel`, `letGoOf`, `abandon`.
+ * after `begin` is right as well, but programs then stand still for all of the copying. Whatever fails: `callOffNewBase`.
  */
 
 /** Two do better than one on two processors; more do no better. */
@@ -101,8 +101,13 @@ export function completeNewBase(
   ];
 }
 
-/** The first of what calls a copy off. Then it is waited for until it is not `isUnderWay`, and `letGoOfNewBase` does not say that it is in use. */
-export const cancelNewBase: readonly VmmStep[] = [execute("migrate_cancel")];
+/**
+ * A copy that is called off is brought to its end all the same, for nobody: QEMU 10.0.2 dies now and then when it is told to cancel one that it is in the
+ * middle of. First this, then `continueNewBase` when it stands at `pre-switchover`, until it is not `isUnderWay`; then `letGoOfNewBase`, until that
+ * does not say that it is in use; then `abandonNewBase`.
+ */
+export const hurryNewBase: readonly VmmStep[] = [parameters({ "max-bandwidth": unlimitedBytesPerSecond, ...end })];
+export const continueNewBase: readonly VmmStep[] = [execute("migrate-continue", { state: "pre-switchover" })];
 
 /** Of the result of `newBaseProgress`. */
 export function isUnderWay(result: unknown): boolean {

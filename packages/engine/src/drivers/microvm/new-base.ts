@@ -8,10 +8,11 @@ import type { MicrovmMachine } from "./machine.ts";
 import {
   abandonNewBase,
   beginNewBase,
-  cancelNewBase,
   completeNewBase,
+  continueNewBase,
   finishNewBase,
   holdNewBase,
+  hurryNewBase,
   isUnderWay,
   letGoOfNewBase,
   newBaseProgress,
@@ -26,8 +27,8 @@ export const newBaseFromBytes = 192 * 2 ** 20;
 const lookMs = 10;
 const timeoutMs = 30_000;
 const timeoutPerGiBMs = 60_000;
-/** It ends what it is writing just now. */
-const callOffTimeoutMs = 20_000;
+/** Of a disk that takes 100 MiB a second, for as much memory as machines have. */
+const callOffTimeoutMs = 120_000;
 
 /** Not for a state that is to outlive the host's power: a base is all of the memory, where a stream is what the machine has written. */
 export async function isWorthNewBase(host: Host, { vmm }: MicrovmMachine, { durable }: Pick<SnapshotOptions, "durable">): Promise<boolean> {
@@ -89,9 +90,10 @@ export async function callOffNewBase(run: Run): Promise<void> {
   const quietly = (steps: readonly VmmStep[]) => run(steps).then(() => "", String);
   const isOver = async () => {
     const [asked] = await run(newBaseProgress).catch(() => [{}]);
+    if ((asked as { status?: string }).status === "pre-switchover") await quietly(continueNewBase);
     return !isUnderWay(asked) && !(await quietly(letGoOfNewBase)).includes("in use by another operation");
   };
-  await quietly(cancelNewBase);
+  await quietly(hurryNewBase);
   const untilMs = Date.now() + callOffTimeoutMs;
   while (!(await isOver()) && Date.now() < untilMs) await delay(lookMs);
   await quietly(abandonNewBase);
