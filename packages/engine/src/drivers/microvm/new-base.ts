@@ -22,7 +22,7 @@ import { runSteps } from "./vmm.ts";
 import type { VmmStep } from "./vmm-steps.ts";
 
 /** Memory that a machine has made its own, with what its monitor has: from here on a fork makes a new base. The figures: docs/microvm.md. */
-export const newBaseFromBytes = 192 * 2 ** 20;
+export const newBaseFromBytes = 256 * 2 ** 20;
 
 const lookMs = 10;
 const timeoutMs = 30_000;
