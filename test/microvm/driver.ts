@@ -5,7 +5,7 @@ import { rm } from "node:fs/promises";
 import path from "node:path";
 import type { Driver } from "../../packages/engine/src/driver.ts";
 import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
-import { createMicrovmDriver } from "../../packages/engine/src/drivers/microvm/index.ts";
+import { createMicrovmDriver, type MicrovmOptions } from "../../packages/engine/src/drivers/microvm/index.ts";
 import { engineOptions } from "../support/engine-under-test.ts";
 
 const log = { debug() {}, info() {}, warn: console.warn, error: console.error };
@@ -15,35 +15,33 @@ export class DriverUnderTest implements AsyncDisposable {
   readonly base: string;
   readonly dataDir: string;
   readonly runtimeDir: string;
+  readonly #options: MicrovmOptions;
   driver: Driver;
 
-  private constructor(base: string, dataDir: string, runtimeDir: string, driver: Driver) {
+  private constructor(base: string, options: MicrovmOptions, driver: Driver) {
     this.base = base;
-    this.dataDir = dataDir;
-    this.runtimeDir = runtimeDir;
+    this.dataDir = options.dataDir;
+    this.runtimeDir = options.runtimeDir;
+    this.#options = options;
     this.driver = driver;
   }
 
   /** @param parent - where its folder is made, for example on a small disk */
-  static async open(parent = "/tmp"): Promise<DriverUnderTest> {
+  static async open(parent = "/tmp", asked: Pick<MicrovmOptions, "newBaseFromBytes"> = {}): Promise<DriverUnderTest> {
     const base = mkdtempSync(path.join(parent, "mitos-microvm-"));
     const dataDir = path.join(base, "data");
     mkdirSync(dataDir);
     const runtimeDir = await defaultRuntimeDir(dataDir);
-    const driver = await createMicrovmDriver({ dataDir, runtimeDir, log, accel: engineOptions.accel ?? "tcg" });
+    const options = { dataDir, runtimeDir, log, accel: engineOptions.accel ?? "tcg", ...asked };
+    const driver = await createMicrovmDriver(options);
     await driver.sweep(new Set());
-    return new DriverUnderTest(base, dataDir, runtimeDir, driver);
+    return new DriverUnderTest(base, options, driver);
   }
 
   /** As a server that is killed and started anew finds it: its machines run on. */
   async restart(): Promise<void> {
     await this.driver.close();
-    this.driver = await createMicrovmDriver({
-      dataDir: this.dataDir,
-      runtimeDir: this.runtimeDir,
-      log,
-      accel: engineOptions.accel ?? "tcg",
-    });
+    this.driver = await createMicrovmDriver(this.#options);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

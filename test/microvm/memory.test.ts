@@ -1,7 +1,8 @@
 import { stat } from "node:fs/promises";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { snapshotDisk } from "../../packages/engine/src/drivers/microvm/disk-steps.ts";
-import { abandonNewBase, beginNewBase } from "../../packages/engine/src/drivers/microvm/memory-steps.ts";
+import { beginNewBase } from "../../packages/engine/src/drivers/microvm/memory-steps.ts";
+import { callOffNewBase } from "../../packages/engine/src/drivers/microvm/new-base.ts";
 import { Bench, type State, type Vm } from "./vm.ts";
 
 let bench: Bench;
@@ -87,11 +88,15 @@ describe("a new base", () => {
     const disk = snapshotDisk({ current: vm.disk.path, next: next.path });
     const files = { base: bench.newFile("memory"), deviceState: bench.newFile("devices") };
     await vm.steps([...disk.before, ...beginNewBase(files)]);
-    await vm.steps(abandonNewBase).catch(() => undefined);
+    await callOffNewBase(vm.steps);
     await vm.steps(disk.undo);
     expect(await isIntact(vm)).toBe("(True, True) True");
     const child = await bench.restore(await vm.fork());
     expect(await isIntact(child)).toBe("(True, True) True");
+    // Nothing of the first is in the way of another.
+    const shared = await bench.restore(await vm.saveAsNewBase());
+    expect(await isIntact(shared)).toBe("(True, True) True");
+    await shared.end();
     await vm.end();
     await child.end();
   });

@@ -24,8 +24,6 @@ import { adopt, run, type Sandbox } from "../gvisor/sandbox.ts";
 import { until } from "../support/until.ts";
 
 const stepsTimeoutMs = 60_000;
-/** So little that the end of the copying is seen coming for three seconds, on a busy host too. */
-const bytesPerSecondSeen = 16 * 2 ** 20;
 const forgetState = execute("remove-fd", { "fdset-id": fdSets.deviceState });
 
 /** A state that machines can go on from. */
@@ -116,8 +114,15 @@ export class Bench implements AsyncDisposable {
     const { vmm, kernel, initramfs, hostRoot, emptyDisk } = this.#assets;
     const resources = { vcpuCount: 1, memSizeMiB: this.memoryMiB, processesMax: 256 };
     const shape = { resources, image: "", base: "", boots };
-    const args = qemuArgs({ program: vmm.program, name: dir, shape, accel: "tcg", diskBytes: emptyDisk.bytes, tscKhz: await tscKhz() });
-    const argv = args.map((arg) => (arg.startsWith("memory-backend-file,") ? `${arg},offset=${memory.offset}` : arg));
+    const argv = qemuArgs({
+      program: vmm.program,
+      name: dir,
+      shape,
+      memoryOffset: memory.offset,
+      accel: "tcg",
+      diskBytes: emptyDisk.bytes,
+      tscKhz: await tscKhz(),
+    });
     const reply = await connections.control.request("run", {
       argv: [
         this.#guestPath,
@@ -239,7 +244,7 @@ export class Vm {
     const stream = this.#bench.newFile("stream");
     const next = await this.#bench.disks.create(this.disk.id);
     const disk = snapshotDisk({ current: this.disk.path, next: next.path });
-    await this.steps([...disk.before, ...beginNewBase(files, bytesPerSecondSeen)]);
+    await this.steps([...disk.before, ...beginNewBase(files)]);
     await until(
       "little is left",
       async () => {

@@ -25,6 +25,8 @@ const MEMORY_BYTES_MAX: u64 = 1 << 42;
 const BITMAP_CHUNK: usize = 64 << 10;
 const SUBSECTION: u8 = 0x05;
 const CAPABILITIES: &[u8] = b"configuration/capabilities";
+/// What a monitor says first whose `dirty-bitmaps` are on: a command without arguments.
+const POSTCOPY_ADVICE: [u8; 5] = [0x08, 0, 3, 0, 0];
 const HEADER_VERSION: u32 = 1;
 
 #[derive(Debug, Deserialize)]
@@ -131,6 +133,9 @@ fn parse(head: &[u8]) -> Option<Block> {
             let length = head.bytes(1)?[0];
             head.bytes(length.into())?;
         }
+    }
+    if head.0.starts_with(&POSTCOPY_ADVICE) {
+        head.bytes(POSTCOPY_ADVICE.len())?;
     }
     head.expect(&[SECTION_START])?;
     head.u32()?; // its number
@@ -240,6 +245,16 @@ mod tests {
         file.set_len(PAGES_AT + 4 * PAGE).unwrap();
         assert_eq!(punch(&file).unwrap().pages, 4);
         assert_eq!(file.metadata().unwrap().len(), PAGES_AT + 16 * PAGE);
+    }
+
+    #[test]
+    fn what_a_monitor_says_before_its_memory_is_passed_over() {
+        let mut bytes = head(64 * PAGE);
+        let known = parse(&bytes);
+        let at = bytes.windows(5).position(|found| found == b"\x01\0\0\0\x01").unwrap();
+        let at = at + bytes[at + 1..].windows(5).position(|found| found == b"\x01\0\0\0\x01").unwrap() + 1;
+        bytes.splice(at..at, POSTCOPY_ADVICE);
+        assert!(known.is_some() && parse(&bytes) == known);
     }
 
     #[test]

@@ -4,6 +4,8 @@ import { placeholderArgs } from "./disk-steps.ts";
 
 /** Numbers at which the monitor of a machine finds its files open; 3 is the link, 4 the shim's connection to it. */
 export const files = { memory: 20, image: 21, kernel: 22, initramfs: 23 } as const;
+/** The root image, in the monitor. */
+export const imageNode = "image";
 const imageSet = 1;
 const agent = "/own/upper/opt/mitos/bin/mitos-guest";
 export const diskDevice = "/dev/vdb";
@@ -26,6 +28,8 @@ export interface CommandLine {
   /** What tells the process apart from those of others. */
   readonly name: string;
   readonly shape: MachineShape;
+  /** Where in its file the memory begins, in bytes. */
+  readonly memoryOffset: number;
   readonly accel: Accel;
   readonly diskBytes: number;
   readonly tscKhz: number;
@@ -35,7 +39,7 @@ export interface CommandLine {
  * QEMU with the least that a machine needs: no device but two disks, the link, randomness and a console that can only write. It waits before its
  * first instruction, or for a state, until it has its disk.
  */
-export function qemuArgs({ program, name, shape, accel, diskBytes, tscKhz }: CommandLine): string[] {
+export function qemuArgs({ program, name, shape, memoryOffset, accel, diskBytes, tscKhz }: CommandLine): string[] {
   const { resources, boots } = shape;
   const memory = `${resources.memSizeMiB}M`;
   return [
@@ -47,7 +51,7 @@ export function qemuArgs({ program, name, shape, accel, diskBytes, tscKhz }: Com
     ...["-machine", "microvm,acpi=on,x-option-roms=off,pit=off,pic=off,rtc=on,usb=off,auto-kernel-cmdline=off,memory-backend=mem"],
     ...processorArgs(accel),
     ...["-smp", String(resources.vcpuCount), "-m", memory],
-    ...["-object", memoryObject(memory, boots)],
+    ...["-object", memoryObject(memory, memoryOffset, boots)],
     ...(boots ? kernelArgs(tscKhz) : ["-incoming", "defer"]),
     // Not even a restored machine runs before it is told to.
     "-S",
@@ -74,9 +78,9 @@ function processorArgs(accel: Accel): string[] {
   return ["-accel", "kvm", "-cpu", "host,migratable=on"];
 }
 
-function memoryObject(size: string, boots: boolean): string {
+function memoryObject(size: string, offset: number, boots: boolean): string {
   const access = boots ? "share=on" : "share=off,readonly=on,rom=off";
-  return `memory-backend-file,id=mem,size=${size},mem-path=/proc/self/fd/${files.memory},${access}`;
+  return `memory-backend-file,id=mem,size=${size},mem-path=/proc/self/fd/${files.memory},offset=${offset},${access}`;
 }
 
 function kernelArgs(tscKhz: number): string[] {
@@ -91,11 +95,11 @@ function kernelArgs(tscKhz: number): string[] {
 }
 
 function imageArgs(): string[] {
-  const image = { driver: "raw", "node-name": "image", "read-only": true, "auto-read-only": false };
+  const image = { driver: "raw", "node-name": imageNode, "read-only": true, "auto-read-only": false };
   const file = { driver: "file", filename: `/dev/fdset/${imageSet}`, "read-only": true, "auto-read-only": false };
   return [
     ...["-add-fd", `fd=${files.image},set=${imageSet}`],
     ...["-blockdev", JSON.stringify({ ...image, file })],
-    ...["-device", "virtio-blk-device,drive=image"],
+    ...["-device", `virtio-blk-device,drive=${imageNode}`],
   ];
 }

@@ -22,5 +22,7 @@ export interface Host extends ShimProgram {
   readonly cgroups: Cgroups | undefined;
   /** The clock of the host's processor, so that a kernel need not measure it, which hangs now and then under emulation. kHz. */
   readonly tscKhz: number;
+  /** Machines with this much memory of their own are forked by a new base. */
+  readonly newBaseFromBytes: number;
   readonly log: Log;
 }

@@ -16,6 +16,7 @@ import type { Host } from "./host.ts";
 import { Images } from "./images.ts";
 import { openLayout } from "./layout.ts";
 import { MicrovmMachine, notAMachine } from "./machine.ts";
+import { newBaseFromBytes } from "./new-base.ts";
 import { reattach } from "./reattach.ts";
 import { saveMachine } from "./save.ts";
 import { type Details, readDetails, requireCompatible } from "./saved.ts";
@@ -33,6 +34,8 @@ export interface MicrovmOptions {
   readonly accel: Accel;
   /** Else `$MITOS_GUEST`, or what the set-up has built. */
   readonly guest?: string | undefined;
+  /** Machines with this much memory of their own are forked by a new base. Default: where that pays. */
+  readonly newBaseFromBytes?: number | undefined;
 }
 
 /** @throws MissingPart when set-up has not laid out what virtual machines need */
@@ -57,6 +60,7 @@ export async function createMicrovmDriver(options: MicrovmOptions): Promise<Driv
     accel,
     cgroups,
     tscKhz,
+    newBaseFromBytes: options.newBaseFromBytes ?? newBaseFromBytes,
     guestPath: guest.path,
     userNamespace: process.getuid?.() !== 0,
     log,

@@ -1,3 +1,4 @@
+import { imageNode } from "./command-line.ts";
 import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
 /**
@@ -6,40 +7,42 @@ import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
  * load as much, this copies beforehand and lets children share.
  *
  * `begin`, then `progress` until little is left, `hold`; then the programs of the machine are frozen (QUIESCE), `finish`, and they go on. `finish` right
- * after `begin` is right as well, but programs then stand still for all of the copying. Whatever fails: `abandon`.
+ * after `begin` is right as well, but programs then stand still for all of the copying. Whatever fails: `callOffNewBase`.
  */
 
 /** Two do better than one on two processors; more do no better. */
 const channels = 2;
 /** Much more than a host copies: the default is slower than it. */
 const unlimitedBytesPerSecond = 100 * 2 ** 30;
-/**
- * QEMU copies a tenth of it at a time, ten times a second, and the machine stands still when nothing is left: whoever looks every few milliseconds must
- * see the end coming, on a busy host too.
- */
-const liveBytesPerSecond = 128 * 2 ** 20;
 /** One page in each tenth of a second, about. Zero would be no limit. */
 const heldBytesPerSecond = 10;
-/** More than is copied between two looks, and what `finish` copies in some tens of milliseconds. */
-const remainingBytesToHold = 48 * 2 ** 20;
+/** What is copied in a few milliseconds, while programs stand still already. */
+const remainingBytesToHold = 8 * 2 ** 20;
+/**
+ * QEMU would end the copying, and stop the machine for that, as soon as it has seen all of the memory once, however little time it is given for the
+ * rest. What is left to do of bitmaps of disks counts as well, and that is nothing that it does while a machine runs: with one of them there it
+ * copies on until the time that it has for the rest is more than none.
+ */
+const bitmap = { node: imageNode, name: "new-base" } as const;
+/** Much: what is in it is nothing to us. Its chunks must be countable in 32 bits of sectors. */
+const bitmapGranularity = 64 * 2 ** 20;
+/** Time for the rest, and what is thought to be copied in it. */
+const noEnd = { "downtime-limit": 0, "avail-switchover-bandwidth": 0 } as const;
+const end = { "downtime-limit": 1_000, "avail-switchover-bandwidth": unlimitedBytesPerSecond } as const;
 
 export interface NewBaseFiles {
   /** Made new: becomes the base. */
   readonly base: string;
-  /** Made new: for `newBaseStream`, and not needed afterwards. */
+  /** Made new: for `completeNewBase`, and not needed afterwards. */
   readonly deviceState: string;
 }
 
-/**
- * Copying begins; the machine runs on.
- *
- * @param bytesPerSecond - what is copied until `holdNewBase`: the less, the more time there is to see that little is left. At least 10
- */
-export function beginNewBase({ base, deviceState }: NewBaseFiles, bytesPerSecond = liveBytesPerSecond): VmmStep[] {
+/** Copying begins; the machine runs on. */
+export function beginNewBase({ base, deviceState }: NewBaseFiles): VmmStep[] {
   return [
+    execute("block-dirty-bitmap-add", { ...bitmap, granularity: bitmapGranularity }),
     capabilities(true),
-    // However much is dirty again by then, it comes to its end when the first pass is over.
-    parameters({ "max-bandwidth": bytesPerSecond, "downtime-limit": 0, "multifd-channels": channels }),
+    parameters({ "max-bandwidth": unlimitedBytesPerSecond, ...noEnd, "multifd-channels": channels }),
     { add_fd: { set: fdSets.memory, path: base, access: "create_write" } },
     { add_fd: { set: fdSets.deviceState, path: deviceState, access: "create_write" } },
     execute("migrate", { uri: `file:/dev/fdset/${fdSets.memory}` }),
@@ -49,15 +52,14 @@ export function beginNewBase({ base, deviceState }: NewBaseFiles, bytesPerSecond
 export const newBaseProgress: readonly VmmStep[] = [execute("query-migrate")];
 
 export interface NewBaseProgress {
-  readonly state: "copying" | "little is left" | "stands still" | "failed";
+  readonly state: "copying" | "little is left" | "failed";
   readonly remainingBytes: number;
 }
 
-/** Of the result of `newBaseProgress`. A machine that stands still has come to its end unasked: `abandon`, and save it in the other way. */
+/** Of the result of `newBaseProgress`. What has failed (a full disk, say) is to be abandoned, and the machine saved in the other way. */
 export function newBaseProgressOf(result: unknown): NewBaseProgress {
   const { status, ram } = result as { status?: string; ram?: { remaining?: number; transferred?: number; normal?: number } };
   if (status === "setup") return { state: "copying", remainingBytes: Number.POSITIVE_INFINITY };
-  if (status === "pre-switchover" || status === "device") return { state: "stands still", remainingBytes: 0 };
   if (status !== "active") return { state: "failed", remainingBytes: 0 };
   const remainingBytes = ram?.remaining ?? Number.POSITIVE_INFINITY;
   // Before it has begun, nothing is left to do either.
@@ -65,16 +67,17 @@ export function newBaseProgressOf(result: unknown): NewBaseProgress {
   return { state: begun && remainingBytes <= remainingBytesToHold ? "little is left" : "copying", remainingBytes };
 }
 
-/** Copying all but stops, so that the machine does not before its programs do. */
+/** Copying all but stops: what is written to again and again would keep processors busy for nothing. */
 export const holdNewBase: readonly VmmStep[] = [parameters({ "max-bandwidth": heldBytesPerSecond })];
 
 /**
- * The rest is copied, the machine stands still, `whileStopped` (of `snapshotDisk`) and the state of its devices; then it goes on. If anything fails:
- * `abandon`.
+ * The rest is copied, the machine stands still, `whileStopped` (of `snapshotDisk`) and the state of its devices; then it goes on. If anything fails,
+ * it is to be called off.
  */
 export function finishNewBase(whileStopped: readonly VmmStep[]): VmmStep[] {
   return [
-    parameters({ "max-bandwidth": unlimitedBytesPerSecond, "downtime-limit": 300 }),
+    // QEMU looks at it ten times a second.
+    parameters({ "max-bandwidth": unlimitedBytesPerSecond, ...end }),
     migrationIs("pre-switchover"),
     ...whileStopped,
     // Not `live`, which would put its disks out of use.
@@ -98,17 +101,31 @@ export function completeNewBase(
   ];
 }
 
-/** The machine goes on as if nothing had been asked of it. What has been written is left to be removed. Steps that have nothing to do fail: harmless. */
+/**
+ * A copy that is called off is brought to its end all the same, for nobody: QEMU 10.0.2 dies now and then when it is told to cancel one that it is in the
+ * middle of. First this, then `continueNewBase` when it stands at `pre-switchover`, until it is not `isUnderWay`; then `letGoOfNewBase`, until that
+ * does not say that it is in use; then `abandonNewBase`.
+ */
+export const hurryNewBase: readonly VmmStep[] = [parameters({ "max-bandwidth": unlimitedBytesPerSecond, ...end })];
+export const continueNewBase: readonly VmmStep[] = [execute("migrate-continue", { state: "pre-switchover" })];
+
+/** Of the result of `newBaseProgress`. */
+export function isUnderWay(result: unknown): boolean {
+  return ["setup", "active", "pre-switchover", "device", "cancelling"].includes((result as { status?: string }).status ?? "none");
+}
+
+/** The monitor holds its bitmap until nothing of the copying is left in it. */
+export const letGoOfNewBase: readonly VmmStep[] = [execute("block-dirty-bitmap-remove", bitmap)];
+
+/** When the monitor has let go: the machine goes on as if nothing had been asked of it. Steps that have nothing to do fail: harmless. */
 export const abandonNewBase: readonly VmmStep[] = [
-  ...[
-    execute("migrate_cancel"),
-    { await_status: { values: ["running", "paused", "postmigrate"] } },
-    execute("cont"),
-    ...closeNewBaseSteps(),
-  ].map((step) => ({ ...step, always: true as const })),
+  ...[{ await_status: { values: ["running", "paused", "postmigrate"] } }, execute("cont"), ...closeNewBaseSteps()].map((step) => ({
+    ...step,
+    always: true as const,
+  })),
 ];
 
-const closeNewBase = closeNewBaseSteps();
+const closeNewBase = [...closeNewBaseSteps(), ...letGoOfNewBase];
 
 function closeNewBaseSteps(): VmmStep[] {
   return [
@@ -124,7 +141,7 @@ function migrationIs(status: string): VmmStep {
 }
 
 function capabilities(state: boolean): VmmStep {
-  const switched = ["mapped-ram", "multifd", "pause-before-switchover"].map((capability) => ({ capability, state }));
+  const switched = ["mapped-ram", "multifd", "pause-before-switchover", "dirty-bitmaps"].map((capability) => ({ capability, state }));
   return execute("migrate-set-capabilities", { capabilities: [{ capability: "events", state: true }, ...switched] });
 }
 

@@ -6,6 +6,7 @@ import { callOffCollapse, settleCollapse } from "./collapse.ts";
 import { askForTopDisk, topDiskOf } from "./disk-steps.ts";
 import type { Host } from "./host.ts";
 import { forget, MicrovmMachine } from "./machine.ts";
+import { callOffNewBase } from "./new-base.ts";
 import { killKeeper } from "./processes.ts";
 import { openVmm, recordMachine, release, runSteps, type Vmm } from "./vmm.ts";
 import { execute } from "./vmm-steps.ts";
@@ -41,9 +42,10 @@ export async function reattach(host: Host, machineId: string): Promise<MicrovmMa
   return exit;
 }
 
-/** A server that was killed in the middle of a fork has left its parent standing, or a collapse of its disk under way. */
+/** A server that was killed in the middle of a fork has left its parent standing, its memory being copied, or a collapse of its disk under way. */
 async function settle(host: Host, vmm: Vmm): Promise<void> {
   const run = async (steps: Parameters<typeof runSteps>[2]) => (await runSteps(vmm, "take over a machine", steps, settleTimeoutMs)).results;
+  await callOffNewBase(run);
   await run([execute("cont")]);
   await callOffCollapse(run);
   // The record is older where the server died before it could write down what the monitor had done already.

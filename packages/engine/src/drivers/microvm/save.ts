@@ -12,6 +12,7 @@ import { askForTopDisk, type DiskSnapshot, snapshotDisk, topDiskOf } from "./dis
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
+import { isWorthNewBase, makeNewBase } from "./new-base.ts";
 import { isFull } from "./room.ts";
 import { type Details, stateFile } from "./saved.ts";
 import { recordMachine, runSteps } from "./vmm.ts";
@@ -57,6 +58,21 @@ interface Folders {
 }
 
 async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
+  if (await isWorthNewBase(host, machine, options)) {
+    try {
+      return await saveWithNewBase(host, machine, folders, options);
+    } catch (error) {
+      host.log.warn(
+        { machine: machine.machineId, error: String(error) },
+        "no new base was made of a machine: what it has written is copied",
+      );
+      for (const file of [devicesFile, stateFile]) await rm(path.join(folders.partial, file), { force: true });
+    }
+  }
+  return saveOverBase(host, machine, folders, options);
+}
+
+async function saveOverBase(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
   const { vmm } = machine;
   const frozen = requireDisk(vmm.disk);
   using next = await host.disks.create(frozen);
@@ -80,6 +96,31 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
   ]);
   if (options.durable) await host.bases.sync(base);
   return commit(host, machine, folders, options, { base, disk: frozen });
+}
+
+/** Of one that has written much: all of its memory, in a file that its children share. */
+async function saveWithNewBase(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
+  const { vmm } = machine;
+  const frozen = requireDisk(vmm.disk);
+  using next = await host.disks.create(frozen);
+  const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
+  const at = (name: string) => path.join(folders.partial, name);
+  let base: BaseUse;
+  try {
+    base = await makeNewBase(host, machine, { disk, deviceState: at(devicesFile), out: at(stateFile), quiet: options.quiet });
+  } catch (error) {
+    await undo(machine, disk, next);
+    throw error;
+  }
+  using _held = base;
+  try {
+    vmm.disk = next.id;
+    await recordMachine(vmm);
+    return await commit(host, machine, folders, options, { base: base.id, disk: frozen });
+  } catch (error) {
+    await host.bases.remove(base.id);
+    throw error;
+  }
 }
 
 /** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */

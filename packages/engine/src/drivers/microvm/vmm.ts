@@ -182,7 +182,8 @@ export function saysEnded(error: unknown): boolean {
 async function confinement(host: Host, id: string, shape: MachineShape, { image, base }: Vmm["uses"], cgroups: readonly string[]) {
   const { assets, accel, tscKhz } = host;
   const name = machineDir(host.layout, id);
-  const argv = qemuArgs({ program: assets.vmm.program, name, shape, accel, diskBytes: assets.emptyDisk.bytes, tscKhz });
+  const { program } = assets.vmm;
+  const argv = qemuArgs({ program, name, shape, memoryOffset: base.offset, accel, diskBytes: assets.emptyDisk.bytes, tscKhz });
   const owner = ownerOf(host, id);
   return {
     argv,

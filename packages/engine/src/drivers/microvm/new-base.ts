@@ -1,0 +1,113 @@
+import { readFile } from "node:fs/promises";
+import { setTimeout as delay } from "node:timers/promises";
+import type { SnapshotOptions } from "../../driver.ts";
+import type { BaseUse } from "./bases.ts";
+import type { DiskSnapshot } from "./disk-steps.ts";
+import type { Host } from "./host.ts";
+import type { MicrovmMachine } from "./machine.ts";
+import {
+  abandonNewBase,
+  beginNewBase,
+  completeNewBase,
+  continueNewBase,
+  finishNewBase,
+  holdNewBase,
+  hurryNewBase,
+  isUnderWay,
+  letGoOfNewBase,
+  newBaseProgress,
+  newBaseProgressOf,
+} from "./memory-steps.ts";
+import { runSteps } from "./vmm.ts";
+import type { VmmStep } from "./vmm-steps.ts";
+
+/** Memory that a machine has made its own, with what its monitor has: from here on a fork makes a new base. The figures: docs/microvm.md. */
+export const newBaseFromBytes = 256 * 2 ** 20;
+
+const lookMs = 10;
+const timeoutMs = 30_000;
+const timeoutPerGiBMs = 60_000;
+/** Of a disk that takes 100 MiB a second, for as much memory as machines have. */
+const callOffTimeoutMs = 120_000;
+
+/** Not for a state that is to outlive the host's power: a base is all of the memory, where a stream is what the machine has written. */
+export async function isWorthNewBase(host: Host, { vmm }: MicrovmMachine, { durable }: Pick<SnapshotOptions, "durable">): Promise<boolean> {
+  return !durable && !vmm.shape.boots && (await ownBytes(vmm.pid)) >= host.newBaseFromBytes;
+}
+
+/** As the kernel counts it anyway: nobody walks through its pages. 0 for a process that is gone. */
+async function ownBytes(pid: number): Promise<number> {
+  const status = await readFile(`/proc/${pid}/status`, "utf8").catch(() => "");
+  const kib = [...status.matchAll(/^(?:RssAnon|VmSwap):\s*(\d+) kB$/gm)].map(([, count]) => Number(count));
+  return kib.reduce((sum, count) => sum + count, 0) * 1024;
+}
+
+interface NewBase {
+  readonly disk: DiskSnapshot;
+  /** Made new: what the monitor writes of its devices. */
+  readonly deviceState: string;
+  /** Made new: what a child loads. */
+  readonly out: string;
+  readonly quiet: SnapshotOptions["quiet"];
+}
+
+/**
+ * Copies the memory of a running machine into a base for its children. It stands still for the rest alone, and stays on the base that it has.
+ *
+ * @throws when it did not come to that: the machine goes on, perhaps in the next overlay of its disk, and nothing of the base is left
+ */
+export async function makeNewBase(host: Host, { vmm }: MicrovmMachine, { disk, deviceState, out, quiet }: NewBase): Promise<BaseUse> {
+  const { memSizeMiB } = vmm.shape.resources;
+  const stepsTimeoutMs = timeoutMs + Math.ceil(memSizeMiB / 1024) * timeoutPerGiBMs;
+  const run: Run = async (steps) => (await runSteps(vmm, "make a new base", steps, stepsTimeoutMs)).results;
+  const base = await host.bases.name();
+  const files = { base: base.path, deviceState };
+  try {
+    try {
+      await run(beginNewBase(files));
+      await untilLittleIsLeft(run, Date.now() + stepsTimeoutMs);
+      await run([...holdNewBase, ...disk.before]);
+      await quiet?.begin();
+      await run(finishNewBase(disk.whileStopped));
+    } catch (error) {
+      await callOffNewBase(run);
+      throw error;
+    }
+    await quiet?.end();
+    await run(disk.afterwards);
+    const [punched] = await run(completeNewBase(files, { out, memoryBytes: memSizeMiB * 2 ** 20, sync: false }));
+    await host.bases.freeze(base.id, (punched as { offset: number }).offset);
+    return base;
+  } catch (error) {
+    await host.bases.remove(base.id);
+    base[Symbol.dispose]();
+    throw error;
+  }
+}
+
+/** The machine goes on as it was. Harmless where nothing is under way, and where the machine has ended. */
+export async function callOffNewBase(run: Run): Promise<void> {
+  const quietly = (steps: readonly VmmStep[]) => run(steps).then(() => "", String);
+  const isOver = async () => {
+    const [asked] = await run(newBaseProgress).catch(() => [{}]);
+    if ((asked as { status?: string }).status === "pre-switchover") await quietly(continueNewBase);
+    return !isUnderWay(asked) && !(await quietly(letGoOfNewBase)).includes("in use by another operation");
+  };
+  await quietly(hurryNewBase);
+  const untilMs = Date.now() + callOffTimeoutMs;
+  while (!(await isOver()) && Date.now() < untilMs) await delay(lookMs);
+  await quietly(abandonNewBase);
+}
+
+type Run = (steps: readonly VmmStep[]) => Promise<readonly unknown[]>;
+
+async function untilLittleIsLeft(run: Run, untilMs: number): Promise<void> {
+  for (;;) {
+    const [asked] = await run(newBaseProgress);
+    const { state } = newBaseProgressOf(asked);
+    if (state === "little is left") return;
+    if (state === "failed") throw new Error(`its memory was not copied: ${JSON.stringify(asked).slice(0, 1024)}`);
+    if (Date.now() > untilMs) throw new Error("its memory is not copied in the time that this may take");
+    await delay(lookMs);
+  }
+}
