@@ -13,6 +13,7 @@ import type { MicrovmMachine } from "../../packages/engine/src/drivers/microvm/m
 import { runSteps } from "../../packages/engine/src/drivers/microvm/vmm.ts";
 import { execute } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
 import { LinkClient } from "../../packages/engine/src/link/client.ts";
+import { Quiet } from "../../packages/engine/src/quiet.ts";
 import { type Chart, drawCharts } from "./chart.ts";
 
 const accel = process.env.MITOS_TEST_ACCEL === "kvm" ? "kvm" : "tcg";
@@ -29,6 +30,7 @@ const scratch = mkdtempSync(path.join(os.tmpdir(), "mitos-bench-microvm-"));
 const samples = new Map<string, number[]>();
 try {
   await measureByHand();
+  await measureFirstAnswers();
   await measureMitos();
   print();
 } finally {
@@ -64,6 +66,38 @@ async function runJob(machine: MicrovmMachine, command: string, node: string): P
     ...(command === "snapshot-load" ? [execute("cont")] : []),
   ];
   await runSteps(machine.vmm, command, steps, 60_000);
+}
+
+/** Of the driver and the agent alone: a live fork until its child's agent answers, before it is adopted. */
+async function measureFirstAnswers(): Promise<void> {
+  await withDriver(async (driver) => {
+    const specOf = (machineId: string) => ({ machineId, resources: resourceDefaults, hostName: "bench" });
+    const booted = await driver.boot({ ...specOf("template"), root: { kind: "host" } });
+    const guest = new LinkClient(booted.transport);
+    await guest.hello();
+    await guest.quiesce();
+    const template = await driver.snapshot(booted, path.join(scratch, "template"), { leaveRunning: false, durable: false });
+    const parent = await driver.restore(template, specOf("parent"));
+    const link = new LinkClient(parent.transport);
+    await link.hello();
+    for (let round = 0; round < rounds; round++) {
+      driver.prepare(parent, 1);
+      await filledUp();
+      const dir = path.join(scratch, `fork-${round}`);
+      const quiet = new Quiet(link);
+      const started = performance.now();
+      const snapshot = await driver.snapshot(parent, dir, { leaveRunning: true, durable: false, quiet });
+      record("fork(1) → the state is saved", performance.now() - started);
+      const child = await driver.restore(snapshot, specOf(`child-${round}`));
+      record("fork(1) → the child runs", performance.now() - started);
+      await new LinkClient(child.transport).hello();
+      record("fork(1) → first answer of the child's agent", performance.now() - started);
+      record("fork(1), driver alone: parent stands still", quiet.pausedMs);
+      await child.end("measured");
+      rmSync(dir, { recursive: true });
+    }
+    await parent.end("measured");
+  });
 }
 
 async function measureMitos(): Promise<void> {
