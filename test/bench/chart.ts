@@ -22,7 +22,8 @@ const ticks = 4;
 export function drawCharts(charts: readonly Chart[], unit: string): string {
   const drawn = charts.map((chart, index) => `<g transform="translate(0 ${index * height})">${draw(chart, unit)}</g>`);
   const style = "font-family:system-ui,sans-serif;font-size:11px;fill:#374151";
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height * charts.length}" style="${style}"><rect width="100%" height="100%" fill="#fff"/>${drawn.join("")}</svg>\n`;
+  const title = `<title>${charts.map((chart) => chart.title).join("; ")}</title>`;
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height * charts.length}" style="${style}">${title}<rect width="100%" height="100%" fill="#fff"/>${drawn.join("")}</svg>\n`;
 }
 
 function draw({ title, x, series }: Chart, unit: string): string {
