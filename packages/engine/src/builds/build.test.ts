@@ -1,6 +1,6 @@
 import { readFile, truncate } from "node:fs/promises";
 import path from "node:path";
-import { toSandboxId, toTemplateId } from "@mitos/protocol";
+import { MitosError, toSandboxId, toTemplateId } from "@mitos/protocol";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { BuildEvent, BuildOptions, BuildStep, TemplateRequest } from "../actions.ts";
 import { Bench, ids, sandbox, template } from "../testing.ts";
@@ -59,6 +59,20 @@ describe("a template of an image", () => {
     expect(bench.driver.booted.at(-1)?.root).toMatchObject({ kind: "layers", layers: [{ id: digestOf("files of tool") }] });
     expect(bench.seen.adoptions.at(-1)).toMatchObject({ env: { PATH: "/bin" }, user: "app", cwd: "/srv", templateId: "tool:1" });
     await bench.engine.create(sandbox("a", { template: toTemplateId("tool:1") }));
+  });
+
+  it("boots once more a machine that runs and says nothing, and no third time", async () => {
+    let silent = 1;
+    bench.onOpen = () => {
+      if (silent-- > 0) throw new MitosError("unavailable", { cause: "HELLO_ACK did not come within 30000 ms" });
+    };
+    const boots = bench.driver.boots;
+    expect(await make("tool:1", { image: "tool:1" })).toMatchObject({ ready: true });
+    expect(bench.driver.boots).toBe(boots + 2);
+    silent = 2;
+    await expect(make("tool:2", { image: "tool:1" })).rejects.toMatchObject({ detail: { cause: expect.stringContaining("HELLO_ACK") } });
+    expect(bench.driver.boots).toBe(boots + 4);
+    expect(bench.driver.machines.size).toBe(0);
   });
 
   it("is one under the id of a reference that says no image", async () => {

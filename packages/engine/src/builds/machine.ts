@@ -14,6 +14,9 @@ export const templateGeneration = 1;
 const bootBytes = 128 * 1024 * 1024;
 /** To put a root together, start the machine and hear from its agent. Roots of many files on a slow disk take minutes. */
 const bootMsMax = 10 * 60 * 1000;
+/** A virtual machine on an emulated processor was seen to open its link and then say nothing: once in some hundreds, on busy hosts. */
+const bootAttempts = 2;
+const consoleCharacters = 2048;
 const ownersShareOfMemory = 4;
 /** How much longer than the work in it a machine lives whose server has died. */
 const graceMs = 60_000;
@@ -58,24 +61,12 @@ export async function withMachine<T>(
   let guest: Guest | undefined;
   try {
     limit.set(core, bootMsMax, `the machine was not up after ${bootMsMax / 1000} s`);
-    machine = await core.starts.run(() => {
-      limit.signal.throwIfAborted();
-      return core.driver.boot({
-        machineId: newMachineId(),
-        root: spec.root,
-        resources: spec.resources,
-        hostName: hostNameOf(spec.id),
-        ...(spec.scratch ? { scratch: spec.scratch } : {}),
-      });
+    const session = await bringUp(core, spec, limit, (booted) => {
+      machine = booted;
     });
-    const { end } = machine;
-    limit.signal.addEventListener("abort", () => void end.call(machine, "the build was ended"), { once: true });
-    limit.signal.throwIfAborted();
-    // It must not stay when its server dies and none comes back.
-    await machine.setDeadline(Date.now() + bootMsMax + spec.workMsMax + graceMs);
-    guest = await openGuest(core, spec, machine);
+    guest = session.guest;
     limit.set(core, spec.workMsMax, `it was not done after ${Math.ceil(spec.workMsMax / 1000)} s`);
-    return await work({ machine, guest });
+    return await work(session);
   } catch (error) {
     limit.signal.throwIfAborted();
     throw (machine && !isVerdict(error) && (await diedOf(machine, spec, error))) || asVerdict(error);
@@ -84,6 +75,58 @@ export async function withMachine<T>(
     guest?.close(new MitosError("canceled", { cause: "the machine of a build is not needed any more" }));
     await machine?.end("build over");
   }
+}
+
+/** @param onBoot - is told of each machine as soon as there is one */
+async function bringUp(core: Core, spec: BuildMachine, limit: Limit, onBoot: (machine: Machine) => void): Promise<Session> {
+  for (let attempt = 1; ; attempt += 1) {
+    const machine = await boot(core, spec, limit);
+    onBoot(machine);
+    try {
+      return { machine, guest: await openGuest(core, spec, machine) };
+    } catch (error) {
+      if (attempt >= bootAttempts || !(await saysNothing(machine, error))) throw error;
+      const said = await lastWords(machine);
+      core.log.warn({ template: spec.id, attempt, console: said }, "a machine has booted and says nothing: it is started anew");
+      await machine.end("it says nothing");
+    }
+  }
+}
+
+async function boot(core: Core, spec: BuildMachine, limit: Limit): Promise<Machine> {
+  const machine = await core.starts.run(() => {
+    limit.signal.throwIfAborted();
+    return core.driver.boot({
+      machineId: newMachineId(),
+      root: spec.root,
+      resources: spec.resources,
+      hostName: hostNameOf(spec.id),
+      ...(spec.scratch ? { scratch: spec.scratch } : {}),
+    });
+  });
+  limit.signal.addEventListener("abort", () => void machine.end("the build was ended"), { once: true });
+  try {
+    limit.signal.throwIfAborted();
+    // It must not stay when its server dies and none comes back.
+    await machine.setDeadline(Date.now() + bootMsMax + spec.workMsMax + graceMs);
+    return machine;
+  } catch (error) {
+    await machine.end("it was not wanted any more");
+    throw error;
+  }
+}
+
+/** It lives, and its agent has not answered in the time for that. */
+async function saysNothing(machine: Machine, error: unknown): Promise<boolean> {
+  return error instanceof MitosError && error.code === "unavailable" && !(await exitWithin(machine, lastWordsMs));
+}
+
+async function lastWords(machine: Machine): Promise<string> {
+  const said = await machine.console().catch(() => new Uint8Array());
+  return Buffer.from(said)
+    .toString("latin1")
+    .replaceAll(/[^\x20-\x7e\n]/g, "")
+    .slice(-consoleCharacters);
 }
 
 async function openGuest(core: Core, { id, network, config, resources, root, scratch }: BuildMachine, machine: Machine): Promise<Guest> {
