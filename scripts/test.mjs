@@ -19,24 +19,26 @@ const vitest = [
 ];
 
 /**
- * Suites that are run on microVMs as well, by what their paths contain. TCG runs on every machine.
+ * Suites that are run on microVMs as well, by what their paths contain: those of virtual machines alone, and others. TCG runs on every machine.
  *
  * Others can be run there too (docs/microvm.md) and are left out: egress, previews, contexts, run_code and refusals are the work of the server,
  * of the agent and of the kernels, which are the same on both engines, and take an emulated processor minutes.
  */
-const microvmSuites = [
-  "test/microvm",
-  "test/conformance",
-  "test/e2e/fork-correctness",
-  "test/e2e/escape",
-  "test/engine/fork",
-  "test/images/sandboxes",
-  "test/faults/kill",
-  "test/faults/machines",
-  "test/faults/own-kernel",
-  "test/faults/restart",
-  "test/faults/storage",
-];
+const microvmSuites = {
+  own: ["test/microvm"],
+  others: [
+    "test/conformance",
+    "test/e2e/fork-correctness",
+    "test/e2e/escape",
+    "test/engine/fork",
+    "test/images/sandboxes",
+    "test/faults/kill",
+    "test/faults/machines",
+    "test/faults/own-kernel",
+    "test/faults/restart",
+    "test/faults/storage",
+  ],
+};
 
 /** Two lanes run side by side, since the machine may have two cores only. They take about the same time. */
 const lanes = [
@@ -66,18 +68,19 @@ const lanes = [
     },
     { name: "kernels", command: [pinnedNode, "test/support/kernel-tests.ts"], count: countUnittest },
     { name: "faults, clients and frameworks", command: [...vitest, "--project", "faults"], count: countVitest },
+    onMicrovms("microVM suites: virtual machines", microvmSuites.own),
   ],
   [
     { name: "units", command: [...vitest, "--project", "units"], count: countVitest },
     { name: "engine suites", command: [...vitest, "--project", "engine"], count: countVitest },
-    {
-      name: "microVM suites",
-      command: [...vitest, "--project", "engine", "--project", "faults", ...microvmSuites],
-      env: { MITOS_TEST_ENGINE: "microvm" },
-      count: countVitest,
-    },
+    onMicrovms("microVM suites: the others", microvmSuites.others),
   ],
 ];
+
+function onMicrovms(name, paths) {
+  const command = [...vitest, "--project", "engine", "--project", "faults", ...paths];
+  return { name, command, env: { MITOS_TEST_ENGINE: "microvm" }, count: countVitest };
+}
 
 /** The agent's own tests start runsc without a shim, which would make the user namespace that runsc needs when the user is not root. */
 function inUserNamespace(...command) {
