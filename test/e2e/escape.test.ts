@@ -281,6 +281,19 @@ describe("from inside, root", () => {
     await own.terminate();
   });
 
+  it("cannot take away from its own agent what that may use, as root's programs could whose ids are the same", async ({ skip }) => {
+    skip(!isVirtualMachine, "not run on gvisor: there a program can end the agent, as the next test does");
+    const narrow = `
+import resource
+for name in (name for name in dir(resource) if name.startswith("RLIMIT_")):
+    limit = getattr(resource, name)
+    try: print(name, resource.prlimit(1, limit, resource.prlimit(0, limit)))
+    except PermissionError: pass
+`;
+    const { stdout, exitCode } = await sandbox.exec(["python3", "-c", narrow]);
+    expect({ stdout, exitCode }).toEqual({ stdout: "", exitCode: 0 });
+  });
+
   it("can break its own agent, which ends that sandbox alone and says so", async ({ skip }) => {
     skip(isVirtualMachine, "not run on microvm: no signal of a program reaches process 1 of a kernel, as the test before shows");
     const { path: guest, hash } = await findGuest(undefined);

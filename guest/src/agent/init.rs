@@ -28,12 +28,23 @@ pub fn run() {
         }
         mount_file_systems();
         programs::prepare();
+        stand_apart();
     }
     close_inherited_on_exec();
     for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755), ("/run/sandbox", 0o755), ("/workspace", 0o755), ("/etc", 0o755)] {
         make_dir(&paths::own(path), mode);
     }
     identity::set_base_environment(base_environment(std::env::vars()));
+}
+
+/// A saved user id that no program has. The kernel lets who has all ids of a process change its limits: root's programs would have ours. They get their
+/// own back when they are executed.
+fn stand_apart() {
+    const NOBODY_ELSE: libc::uid_t = 65_533;
+    // SAFETY: changes our own ids alone, before there is another thread.
+    if unsafe { libc::setresuid(libc::uid_t::MAX, libc::uid_t::MAX, NOBODY_ELSE) } < 0 {
+        eprintln!("init: programs of root can change the agent's limits: {}", std::io::Error::last_os_error());
+    }
 }
 
 /// What we were started with is not for programs. All that we open ourselves is closed on exec from the start.
