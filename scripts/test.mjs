@@ -36,7 +36,6 @@ const microvmSuites = {
     "test/faults/machines",
     "test/faults/own-kernel",
     "test/faults/restart",
-    "test/faults/storage",
   ],
 };
 

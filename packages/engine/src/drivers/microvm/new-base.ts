@@ -1,4 +1,5 @@
 import { readFile } from "node:fs/promises";
+import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { SnapshotOptions } from "../../driver.ts";
 import type { BaseUse } from "./bases.ts";
@@ -18,6 +19,7 @@ import {
   newBaseProgress,
   newBaseProgressOf,
 } from "./memory-steps.ts";
+import { hasRoom } from "./room.ts";
 import { runSteps } from "./vmm.ts";
 import type { VmmStep } from "./vmm-steps.ts";
 
@@ -30,9 +32,13 @@ const timeoutPerGiBMs = 60_000;
 /** Of a disk that takes 100 MiB a second, for as much memory as machines have. */
 const callOffTimeoutMs = 120_000;
 
-/** Not for a state that is to outlive the host's power: a base is all of the memory, where a stream is what the machine has written. */
+/**
+ * Not for a state that is to outlive the host's power: a base is all of the memory, where a stream is what the machine has written. Nor where it might not
+ * fit: QEMU 10.0 was seen to die when it runs out of room in the middle.
+ */
 export async function isWorthNewBase(host: Host, { vmm }: MicrovmMachine, { durable }: Pick<SnapshotOptions, "durable">): Promise<boolean> {
-  return !durable && !vmm.shape.boots && (await ownBytes(vmm.pid)) >= host.newBaseFromBytes;
+  if (durable || vmm.shape.boots || (await ownBytes(vmm.pid)) < host.newBaseFromBytes) return false;
+  return hasRoom(path.dirname(vmm.uses.base.path), vmm.shape.resources.memSizeMiB * 2 ** 20);
 }
 
 /** As the kernel counts it anyway: nobody walks through its pages. 0 for a process that is gone. */
