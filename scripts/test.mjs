@@ -113,7 +113,7 @@ function microvmParts() {
 await setup({ development: true }).catch(fail);
 const environment = { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1", MITOS_RUNSC: findRunsc().path, ...fsckErofs(), ...microvmParts() };
 const only = process.argv.includes("--only") ? process.argv[process.argv.indexOf("--only") + 1] : undefined;
-/** Of a part that hangs, what it printed until then is worth more than the rest of CI's time.. */
+/** Of a part that hangs, what it printed until then is worth more than the rest of CI's time. */
 const partDeadlineMs = 40 * 60_000;
 /** What a part that is told to end has for its clean-up. */
 const endDeadlineMs = 10_000;

@@ -1,8 +1,8 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { request } from "node:http";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { expect, it } from "vitest";
@@ -49,13 +49,25 @@ it("the stand-in refuses calls in the wrong state, and ends when a snapshot cann
     for await (const chunk of response) answer += chunk;
     return response.statusCode === 204 ? "done" : (JSON.parse(answer) as { fault_message: string }).fault_message;
   };
+  // The socket's file is there a little earlier.
+  const isListening = async () => {
+    const socket = connect(path.join(dir, "api"));
+    try {
+      await once(socket, "connect");
+      return true;
+    } catch {
+      return false;
+    } finally {
+      socket.destroy();
+    }
+  };
   const files = ["kernel", "disk"];
   for (const name of files) await writeFile(path.join(dir, name), name);
   const save = { snapshot_path: "state", mem_file_path: "memory" };
   const load = { snapshot_path: "state", mem_backend: { backend_type: "File", backend_path: "memory" } };
   const first = start();
   try {
-    await expect.poll(() => existsSync(path.join(dir, "api"))).toBe(true);
+    await expect.poll(isListening).toBe(true);
     expect(await call("PATCH", "/vm", { state: "Paused" })).toContain("before starting");
     expect(await call("PUT", "/snapshot/create", save)).toContain("before starting");
     expect(await call("PATCH", "/drives/disk", { drive_id: "disk" })).toContain("before starting");
@@ -83,7 +95,7 @@ it("the stand-in refuses calls in the wrong state, and ends when a snapshot cann
   const second = start();
   const closed = once(second, "close");
   try {
-    await expect.poll(() => existsSync(path.join(dir, "api"))).toBe(true);
+    await expect.poll(isListening).toBe(true);
     // In the folder of the machine that was saved, whose socket is still there.
     expect(await call("PUT", "/snapshot/load", load)).toContain("Address in use");
     expect(await closed).toEqual([1, null]);
