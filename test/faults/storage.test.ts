@@ -21,6 +21,7 @@ import { DatabaseSync } from "node:sqlite";
 import { type AgentRunError, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { engineUnderTest } from "../support/engine-under-test.ts";
+import { mountLoopDisk } from "../support/loop-disk.ts";
 import { accountOf } from "./host-account.ts";
 import { ServedDirectory, ServerProcess } from "./server-process.ts";
 
@@ -56,34 +57,27 @@ function fill(dir: string, leaveBytes: number): () => void {
   return () => rmSync(file);
 }
 
-/**
- * For gVisor's sake in memory, which is fast. The memory of virtual machines is mapped from the data directory, and on tmpfs even to read
- * where nothing was written takes room: they would be killed.
- */
-function mountSmallDisk(dir: string): void {
+/** For gVisor's sake in memory, which is fast. The memory of virtual machines is mapped from the data directory. */
+function mountSmallDisk(dir: string): () => void {
   mkdirSync(dir);
-  if (engineUnderTest === "gvisor") {
-    execFileSync("mount", ["-t", "tmpfs", "-o", "size=128m", "tmpfs", dir]);
-    return;
-  }
-  const image = `${dir}.ext4`;
-  execFileSync("truncate", ["-s", "768M", image]);
-  execFileSync("mkfs.ext4", ["-q", "-m", "0", image]);
-  execFileSync("mount", ["-o", "loop", image, dir]);
+  if (engineUnderTest !== "gvisor") return mountLoopDisk(dir, "768M");
+  execFileSync("mount", ["-t", "tmpfs", "-o", "size=128m", "tmpfs", dir]);
+  return () => execFileSync("umount", [dir]);
 }
 
 describe("a data directory that is full", () => {
   const disk = path.join(base, "disk");
   let directory: ServedDirectory;
+  let unmount: () => void;
   beforeAll(async () => {
     if (!isRoot) return;
-    mountSmallDisk(disk);
+    unmount = mountSmallDisk(disk);
     directory = await ServedDirectory.open({}, disk);
   });
   afterAll(async () => {
     if (!isRoot) return;
     await directory[Symbol.asyncDispose]();
-    execFileSync("umount", [disk]);
+    unmount();
   });
 
   it("refuses what needs room with a remedy, keeps every sandbox, starts again, and works when there is room again", async ({ skip }) => {

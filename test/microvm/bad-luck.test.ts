@@ -19,11 +19,11 @@ import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
 import { processGone } from "../../packages/engine/src/drivers/host/processes.ts";
 import { sealFiles } from "../../packages/engine/src/drivers/host/seal.ts";
 import { readPid } from "../../packages/engine/src/drivers/host/shim.ts";
-import { MicrovmMachine } from "../../packages/engine/src/drivers/microvm/machine.ts";
 import { leftovers } from "../gvisor/leftovers.ts";
 import { adopt, boot, end, newSpec, run, type Sandbox, saved } from "../gvisor/sandbox.ts";
+import { mountLoopDisk } from "../support/loop-disk.ts";
 import { until } from "../support/until.ts";
-import { DriverUnderTest } from "./driver.ts";
+import { DriverUnderTest, vmmOf } from "./driver.ts";
 
 let under: DriverUnderTest;
 let template: Snapshot;
@@ -68,11 +68,6 @@ const restored = async (from = template): Promise<Sandbox> => adopt(await under.
 const save = (parent: Sandbox, leaveRunning: boolean) =>
   saved(parent, () => under.driver.snapshot(parent.machine, newFolder(), { leaveRunning, durable: true }));
 const lives = async (sandbox: Sandbox) => expect(await run(sandbox, "echo still here")).toBe("still here");
-
-function vmmOf({ machine }: Sandbox) {
-  if (!(machine instanceof MicrovmMachine)) throw new Error("not a virtual machine");
-  return machine.vmm;
-}
 
 describe("a kernel that panics", () => {
   it("since its agent was killed ends its machine, which says so, and its neighbour goes on", async () => {
@@ -217,6 +212,7 @@ describe("a disk of the host that is full", () => {
   const full = { code: "quota_exceeded", detail: { context: { dimension: "disk" } } };
   const rootReason = "only root can mount a small disk";
   let small: string;
+  let unmount: () => void;
   let here: DriverUnderTest;
   let first: Snapshot;
   let before: string[];
@@ -224,10 +220,7 @@ describe("a disk of the host that is full", () => {
   beforeAll(async () => {
     if (process.getuid?.() !== 0) return;
     small = mkdtempSync("/tmp/mitos-small-");
-    // Not tmpfs, where the mere look at memory that nobody has written yet takes room: machines die there when it is full.
-    execFileSync("truncate", ["-s", "1G", `${small}.ext4`]);
-    execFileSync("mke2fs", ["-q", "-t", "ext4", "-m", "0", "-F", `${small}.ext4`], { env: { PATH: "/usr/sbin:/sbin:/usr/bin:/bin" } });
-    execFileSync("mount", ["-o", "loop", `${small}.ext4`, small]);
+    unmount = mountLoopDisk(small, "1G");
     here = await DriverUnderTest.open(small);
     const booted = await boot(here.driver);
     const dir = path.join(here.base, "template");
@@ -237,8 +230,8 @@ describe("a disk of the host that is full", () => {
   afterAll(async () => {
     if (process.getuid?.() !== 0) return;
     await here?.[Symbol.asyncDispose]();
-    execFileSync("umount", [small]);
-    for (const each of [small, `${small}.ext4`]) rmSync(each, { recursive: true });
+    unmount();
+    rmSync(small, { recursive: true });
   });
 
   /** Leaves so much room until it is disposed of. */

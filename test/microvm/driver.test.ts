@@ -21,6 +21,7 @@ import { MicrovmMachine } from "../../packages/engine/src/drivers/microvm/machin
 import { runSteps, saysNoAnswer } from "../../packages/engine/src/drivers/microvm/vmm.ts";
 import { leftovers } from "../gvisor/leftovers.ts";
 import { adopt, boot, end, newSpec, run, type Sandbox, saved, start } from "../gvisor/sandbox.ts";
+import { vmmOf } from "./driver.ts";
 
 const log = { debug() {}, info() {}, warn() {}, error: console.error };
 const keepRunning = { leaveRunning: true, durable: false };
@@ -57,11 +58,6 @@ function newFolder(): string {
 
 const restored = async (from = template): Promise<Sandbox> => adopt(await driver.restore(from, newSpec()));
 const fork = (parent: Sandbox) => saved(parent, () => driver.snapshot(parent.machine, newFolder(), keepRunning));
-
-function vmmOf({ machine }: Sandbox) {
-  if (!(machine instanceof MicrovmMachine)) throw new Error("not a virtual machine");
-  return machine.vmm;
-}
 
 /** Lets go of a machine as a server does that dies, and opens the next one. */
 async function afterServerDied(parent: Sandbox, work: (next: Driver, found: Sandbox) => Promise<void>): Promise<void> {

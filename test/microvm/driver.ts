@@ -6,6 +6,9 @@ import path from "node:path";
 import type { Driver } from "../../packages/engine/src/driver.ts";
 import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
 import { createMicrovmDriver, type MicrovmOptions } from "../../packages/engine/src/drivers/microvm/index.ts";
+import { MicrovmMachine } from "../../packages/engine/src/drivers/microvm/machine.ts";
+import type { Vmm } from "../../packages/engine/src/drivers/microvm/vmm.ts";
+import type { Sandbox } from "../gvisor/sandbox.ts";
 import { engineOptions } from "../support/engine-under-test.ts";
 
 const log = { debug() {}, info() {}, warn: console.warn, error: console.error };
@@ -49,4 +52,10 @@ export class DriverUnderTest implements AsyncDisposable {
     await this.driver.close();
     for (const dir of [this.base, this.runtimeDir]) await rm(dir, { recursive: true, force: true });
   }
+}
+
+/** The monitor of a sandbox that is a virtual machine. */
+export function vmmOf({ machine }: Sandbox): Vmm {
+  if (!(machine instanceof MicrovmMachine)) throw new Error("not a virtual machine");
+  return machine.vmm;
 }

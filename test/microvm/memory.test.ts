@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { snapshotDisk } from "../../packages/engine/src/drivers/microvm/disk-steps.ts";
 import { beginNewBase } from "../../packages/engine/src/drivers/microvm/memory-steps.ts";
 import { callOffNewBase } from "../../packages/engine/src/drivers/microvm/new-base.ts";
+import { isAllAsItWas, untilItHolds } from "./holder.ts";
 import { Bench, type State, type Vm } from "./vm.ts";
 
 let bench: Bench;
@@ -44,13 +45,10 @@ while True:
 async function hold(vm: Vm): Promise<void> {
   await vm.run(`cat > /root/holder.py <<'END'\n${holder}\nEND`);
   await vm.sandbox.guest.runtime.start({ shellCommand: "python3 /root/holder.py 2> /root/errors" });
-  await vm.run("while [ ! -e /root/ready ]; do sleep 0.02; test ! -s /root/errors || { cat /root/errors; exit 1; }; done");
+  await vm.run(untilItHolds);
 }
 
-const isIntact = (vm: Vm) =>
-  vm.run(
-    "touch /root/ask; while [ ! -e /root/answer ]; do sleep 0.02; test ! -s /root/errors || { cat /root/errors; exit 1; }; done; cat /root/answer; rm /root/answer",
-  );
+const isIntact = (vm: Vm) => vm.run(isAllAsItWas);
 
 describe("a new base", () => {
   it("holds all that a machine has written while it was copied, what became zero too, and its children go on from it", async () => {

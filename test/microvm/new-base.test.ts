@@ -7,7 +7,8 @@ import { MicrovmMachine } from "../../packages/engine/src/drivers/microvm/machin
 import { newBaseFromBytes } from "../../packages/engine/src/drivers/microvm/new-base.ts";
 import { Quiet } from "../../packages/engine/src/quiet.ts";
 import { adopt, boot, end, newSpec, run, type Sandbox, saved, start } from "../gvisor/sandbox.ts";
-import { DriverUnderTest } from "./driver.ts";
+import { DriverUnderTest, vmmOf } from "./driver.ts";
+import { isAllAsItWas, untilItHolds } from "./holder.ts";
 
 const mib = 2 ** 20;
 const heldMiB = 64;
@@ -53,10 +54,7 @@ function forget({ dir }: Snapshot): void {
   rmSync(dir, { recursive: true });
 }
 
-function baseOf({ machine }: Sandbox) {
-  if (!(machine instanceof MicrovmMachine)) throw new Error("not a virtual machine");
-  return machine.vmm.uses.base;
-}
+const baseOf = (sandbox: Sandbox) => vmmOf(sandbox).uses.base;
 
 /** Holds noise, of which it changes a page every few milliseconds, and says whether all of it is as it has left it when it is asked. */
 const holder = `
@@ -83,15 +81,11 @@ async function holding(): Promise<Sandbox> {
   const sandbox = await restored();
   await run(sandbox, `cat > /root/holder.py <<'END'\n${holder}\nEND`);
   await start(sandbox, "exec python3 /root/holder.py 2> /root/errors");
-  await run(sandbox, "while [ ! -e /root/ready ]; do sleep 0.02; test ! -s /root/errors || { cat /root/errors; exit 1; }; done");
+  await run(sandbox, untilItHolds);
   return sandbox;
 }
 
-const isIntact = (sandbox: Sandbox) =>
-  run(
-    sandbox,
-    "touch /root/ask; while [ ! -e /root/answer ]; do sleep 0.02; test ! -s /root/errors || { cat /root/errors; exit 1; }; done; cat /root/answer; rm /root/answer",
-  );
+const isIntact = (sandbox: Sandbox) => run(sandbox, isAllAsItWas);
 
 /** Room for half of what a machine holds, with the files that are there. */
 function smallDiskOver(dir: string, names: readonly string[]): () => void {
@@ -237,7 +231,7 @@ describe("a fork of a machine that has written much", () => {
     const quiet = {
       async begin() {
         seen.push(baseFiles().length);
-        process.kill((parent.machine as MicrovmMachine).vmm.pid, "SIGKILL");
+        process.kill(vmmOf(parent).pid, "SIGKILL");
       },
       async end() {},
     };

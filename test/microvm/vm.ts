@@ -19,12 +19,11 @@ import {
   newBaseProgress,
   newBaseProgressOf,
 } from "../../packages/engine/src/drivers/microvm/memory-steps.ts";
-import { execute, fdSets, type VmmStep } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
+import { execute, fdSets, forgetDeviceState, saveDeviceState, type VmmStep } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
 import { adopt, run, type Sandbox } from "../gvisor/sandbox.ts";
 import { until } from "../support/until.ts";
 
 const stepsTimeoutMs = 60_000;
-const forgetState = execute("remove-fd", { "fdset-id": fdSets.deviceState });
 
 /** A state that machines can go on from. */
 export interface State {
@@ -219,7 +218,13 @@ export class Vm {
     const next = await this.#bench.disks.create(this.disk.id);
     const disk = snapshotDisk({ current: this.disk.path, next: next.path });
     const { state, stop } = this.#stopAndSave();
-    await this.steps([...disk.before, ...stop(disk.whileStopped), { ...execute("cont"), always: true }, ...disk.afterwards, forgetState]);
+    await this.steps([
+      ...disk.before,
+      ...stop(disk.whileStopped),
+      { ...execute("cont"), always: true },
+      ...disk.afterwards,
+      forgetDeviceState,
+    ]);
     this.disk = next;
     return state;
   }
@@ -248,7 +253,7 @@ export class Vm {
     await until(
       "little is left",
       async () => {
-        const { state } = newBaseProgressOf((await this.steps(newBaseProgress))[0]);
+        const state = newBaseProgressOf((await this.steps(newBaseProgress))[0]);
         assert(state === "copying" || state === "little is left", state);
         return state === "little is left";
       },
@@ -263,7 +268,7 @@ export class Vm {
     });
     await this.steps(disk.afterwards);
     const memoryBytes = this.#bench.memoryMiB * 2 ** 20;
-    const [punched] = (await this.steps(completeNewBase(files, { out: stream, memoryBytes, sync: false }))) as [Punched];
+    const [punched] = (await this.steps(completeNewBase(files, { out: stream, memoryBytes }))) as [Punched];
     await chmod(files.base, 0o444);
     const frozen = this.disk.id;
     this.disk = next;
@@ -278,7 +283,7 @@ export class Vm {
         { add_fd: { set: fdSets.deviceState, path: deviceState, access: "create_write" } },
         execute("stop"),
         ...whileStopped,
-        execute("xen-save-devices-state", { filename: `/dev/fdset/${fdSets.deviceState}`, live: false }),
+        saveDeviceState,
         { save_memory: { base: this.memory.file, device_state: deviceState, out: stream } },
       ],
     };

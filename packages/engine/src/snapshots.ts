@@ -1,9 +1,10 @@
 import { createHash, randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
-import { lstat, mkdir, readdir, readlink, realpath, rm, statfs, symlink } from "node:fs/promises";
+import { lstat, mkdir, readdir, readlink, realpath, rm, symlink } from "node:fs/promises";
 import path from "node:path";
 import type { Log, SnapshotKind } from "./actions.ts";
 import type { Snapshot } from "./driver.ts";
+import { freeBytes } from "./free-bytes.ts";
 import { isDiskFull } from "./storage-error.ts";
 
 const sharedMemoryRoot = "/dev/shm";
@@ -153,6 +154,5 @@ async function sweepOrphanedRoots(uid: number): Promise<void> {
 }
 
 async function hasRoom(dir: string, expectedBytes: number): Promise<boolean> {
-  const { bavail, bsize } = await statfs(dir);
-  return bavail * bsize >= expectedBytes * 1.25 + fastReserveBytes;
+  return (await freeBytes(dir)) >= expectedBytes * 1.25 + fastReserveBytes;
 }

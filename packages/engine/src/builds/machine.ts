@@ -77,11 +77,10 @@ export async function withMachine<T>(
   }
 }
 
-/** @param onBoot - is told of each machine as soon as there is one */
+/** @param onBoot - is told of each machine as soon as there is one, and ends the last */
 async function bringUp(core: Core, spec: BuildMachine, limit: Limit, onBoot: (machine: Machine) => void): Promise<Session> {
   for (let attempt = 1; ; attempt += 1) {
-    const machine = await boot(core, spec, limit);
-    onBoot(machine);
+    const machine = await boot(core, spec, limit, onBoot);
     try {
       return { machine, guest: await openGuest(core, spec, machine) };
     } catch (error) {
@@ -93,7 +92,7 @@ async function bringUp(core: Core, spec: BuildMachine, limit: Limit, onBoot: (ma
   }
 }
 
-async function boot(core: Core, spec: BuildMachine, limit: Limit): Promise<Machine> {
+async function boot(core: Core, spec: BuildMachine, limit: Limit, onBoot: (machine: Machine) => void): Promise<Machine> {
   const machine = await core.starts.run(() => {
     limit.signal.throwIfAborted();
     return core.driver.boot({
@@ -104,16 +103,12 @@ async function boot(core: Core, spec: BuildMachine, limit: Limit): Promise<Machi
       ...(spec.scratch ? { scratch: spec.scratch } : {}),
     });
   });
+  onBoot(machine);
   limit.signal.addEventListener("abort", () => void machine.end("the build was ended"), { once: true });
-  try {
-    limit.signal.throwIfAborted();
-    // It must not stay when its server dies and none comes back.
-    await machine.setDeadline(Date.now() + bootMsMax + spec.workMsMax + graceMs);
-    return machine;
-  } catch (error) {
-    await machine.end("it was not wanted any more");
-    throw error;
-  }
+  limit.signal.throwIfAborted();
+  // It must not stay when its server dies and none comes back.
+  await machine.setDeadline(Date.now() + bootMsMax + spec.workMsMax + graceMs);
+  return machine;
 }
 
 /** It lives, and its agent has not answered in the time for that. */

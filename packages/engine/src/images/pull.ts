@@ -1,9 +1,10 @@
 import { createReadStream } from "node:fs";
-import { rm, statfs } from "node:fs/promises";
+import { rm } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import type { BuildEvent } from "../actions.ts";
 import type { Clock } from "../clock.ts";
+import { freeBytes } from "../free-bytes.ts";
 import type { Digest, Layer } from "../layers/layer.ts";
 import type { LayerStore } from "../layers/store.ts";
 import { Semaphore } from "../mutex.ts";
@@ -191,10 +192,9 @@ export class Puller {
 
   /** Before anything is downloaded that cannot fit. */
   async #requireRoom(parts: readonly Part[]): Promise<void> {
-    const { bavail, bsize } = await statfs(this.#dir);
+    const free = await freeBytes(this.#dir);
     const bytes = parts.reduce((sum, { blob }) => sum + blob.bytes, 0);
-    if (bytes > bavail * bsize)
-      throw diskFull(`the data directory has ${bavail * bsize} bytes left for an image of ${bytes}: it`, undefined);
+    if (bytes > free) throw diskFull(`the data directory has ${free} bytes left for an image of ${bytes}: it`, undefined);
   }
 }
 

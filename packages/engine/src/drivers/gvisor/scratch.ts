@@ -1,6 +1,7 @@
-import { readdir, readlink, stat, statfs } from "node:fs/promises";
+import { readdir, readlink, stat } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as after } from "node:timers/promises";
+import { freeBytes } from "../../free-bytes.ts";
 import type { GvisorMachine } from "./machine.ts";
 
 /** What a layer may have at most, which is what such a machine is for. */
@@ -40,12 +41,12 @@ async function fileOf(sentryPid: number): Promise<string> {
 export async function untilOver(file: string, dir: string, limits: ScratchLimits, signal: AbortSignal): Promise<string | undefined> {
   while (!signal.aborted) {
     // Either may be gone just before its machine is known to have ended.
-    const [{ blocks }, { bavail, bsize }] = await Promise.all([
+    const [{ blocks }, free] = await Promise.all([
       stat(file).catch(() => ({ blocks: 0 })),
-      statfs(dir).catch(() => ({ bavail: Number.MAX_SAFE_INTEGER, bsize: 1 })),
+      freeBytes(dir).catch(() => Number.MAX_SAFE_INTEGER),
     ]);
     if (blocks * 512 > limits.bytesMax) return `it wrote more to the disk than ${Math.floor(limits.bytesMax / 1024 ** 2)} MiB`;
-    if (bavail * bsize < limits.freeBytesMin) return "it has filled the disk of the data directory";
+    if (free < limits.freeBytesMin) return "it has filled the disk of the data directory";
     await after(checkMs, undefined, { signal, ref: false }).catch(() => undefined);
   }
   return undefined;

@@ -31,7 +31,7 @@ export class ShimMachine<K extends Keeper = Keeper> {
   readonly transport: FrameTransport;
   /** Resolves when the machine has ended and nothing of it is left on the host. Never rejects. */
   readonly exited: Promise<MachineExit>;
-  readonly #log: Log;
+  protected readonly log: Log;
   readonly #atEnd: MachineEnd;
   #released = false;
   #ending: Promise<void> | undefined;
@@ -41,7 +41,7 @@ export class ShimMachine<K extends Keeper = Keeper> {
     this.keeper = keeper;
     this.transport = keeper.link.transport;
     this.#atEnd = atEnd;
-    this.#log = log;
+    this.log = log;
     keeper.control.onEvent(({ event, error }) => {
       if (event !== "link_closed") return; // the end of the machine is told by exit.json
       log.warn({ machine: machineId, error }, "a machine broke the rules of the link: its shim passes nothing on any more");
@@ -87,7 +87,7 @@ export class ShimMachine<K extends Keeper = Keeper> {
     const first = await Promise.race([this.exited, late]);
     clearTimeout(timer);
     if (first === "late") {
-      this.#log.error({ machine: this.machineId }, "a machine's shim does not end it: killing it from outside");
+      this.log.error({ machine: this.machineId }, "a machine's shim does not end it: killing it from outside");
       await this.#atEnd.kill(); // ends both connections, so `exited` follows
       await this.exited;
     }
@@ -108,7 +108,7 @@ export class ShimMachine<K extends Keeper = Keeper> {
       await this.#atEnd.forget();
       return exit;
     } catch (error) {
-      this.#log.error({ machine: this.machineId, error }, "something of an ended machine could not be removed");
+      this.log.error({ machine: this.machineId, error }, "something of an ended machine could not be removed");
       return { reason: "lost", detail: "something of it could not be removed from the host", atUnixMs: Date.now() };
     }
   }

@@ -41,7 +41,7 @@ export interface DiskSnapshot {
  */
 const forgetFds = forget(fdSets.disk);
 
-/** Not for waiting: nothing survives the VMM that its file does not have by a plain write, and snapshots are synced by `Disks.sync`. */
+/** Not for waiting: nothing survives the VMM that its file does not have by a plain write, and snapshots are synced by `Disks.seal`. */
 const cache = { direct: false, "no-flush": true } as const;
 
 export interface DiskAttachment {

@@ -1,9 +1,8 @@
 import { rm } from "node:fs/promises";
 import path from "node:path";
-import { setTimeout as delay } from "node:timers/promises";
 import { MitosError } from "@mitos/protocol";
-import type { Log } from "../../actions.ts";
 import type { Machine } from "../../driver.ts";
+import { exitWithin } from "../../exit-within.ts";
 import { diskFull } from "../../storage-error.ts";
 import { watchedFolders } from "../host/cgroup.ts";
 import { toGuestExit } from "../host/exit.ts";
@@ -24,7 +23,6 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
   collapse: object | undefined;
   #frozen = false;
   #gone = false;
-  readonly #log: Log;
   /** What is done to its memory and disk from the host follows each other. */
   #working: Promise<unknown> = Promise.resolve();
 
@@ -43,7 +41,6 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
       },
       host.log,
     );
-    this.#log = host.log;
     void vmm.control.closed.then(() => {
       this.#gone = true;
     });
@@ -99,7 +96,7 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
   /** What was done with it counts all the same. */
   #notFrozen(error: unknown): void {
     this.#frozen = false;
-    if (!this.#gone) this.#log.warn({ machine: this.machineId, error: String(error) }, "a machine was not frozen again: it runs on");
+    if (!this.#gone) this.log.warn({ machine: this.machineId, error: String(error) }, "a machine was not frozen again: it runs on");
   }
 
   async #thaw(): Promise<void> {
@@ -142,7 +139,7 @@ export async function activate(
   } catch (error) {
     host.log.warn({ machine: machineId, error: String(error) }, "a machine did not start");
     // Its monitor has gone away, its shim is about to notice: asked to end it now, that would tell our reason instead of the machine's.
-    if (saysEnded(error)) await Promise.race([machine.exited, delay(exitNoticedMs, undefined, { ref: false })]);
+    if (saysEnded(error)) await exitWithin(machine, exitNoticedMs);
     await machine.end("start failed");
     const { reason, detail } = await machine.exited;
     // It is killed for the first page of its memory file that finds no room.

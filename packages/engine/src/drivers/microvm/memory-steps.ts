@@ -1,5 +1,5 @@
 import { imageNode } from "./command-line.ts";
-import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
+import { execute, fdSets, forgetDeviceState, saveDeviceState, type VmmStep } from "./vmm-steps.ts";
 
 /**
  * A new base for the descendants of a machine that has written much: all of its memory in a file that children map, pages in their places
@@ -51,20 +51,16 @@ export function beginNewBase({ base, deviceState }: NewBaseFiles): VmmStep[] {
 
 export const newBaseProgress: readonly VmmStep[] = [execute("query-migrate")];
 
-export interface NewBaseProgress {
-  readonly state: "copying" | "little is left" | "failed";
-  readonly remainingBytes: number;
-}
+export type NewBaseProgress = "copying" | "little is left" | "failed";
 
 /** Of the result of `newBaseProgress`. What has failed (a full disk, say) is to be abandoned, and the machine saved in the other way. */
 export function newBaseProgressOf(result: unknown): NewBaseProgress {
-  const { status, ram } = result as { status?: string; ram?: { remaining?: number; transferred?: number; normal?: number } };
-  if (status === "setup") return { state: "copying", remainingBytes: Number.POSITIVE_INFINITY };
-  if (status !== "active") return { state: "failed", remainingBytes: 0 };
-  const remainingBytes = ram?.remaining ?? Number.POSITIVE_INFINITY;
+  const { status, ram } = result as { status?: string; ram?: { remaining?: number; transferred?: number } };
+  if (status === "setup") return "copying";
+  if (status !== "active") return "failed";
   // Before it has begun, nothing is left to do either.
   const begun = (ram?.transferred ?? 0) > 0;
-  return { state: begun && remainingBytes <= remainingBytesToHold ? "little is left" : "copying", remainingBytes };
+  return begun && (ram?.remaining ?? Number.POSITIVE_INFINITY) <= remainingBytesToHold ? "little is left" : "copying";
 }
 
 /** Copying all but stops: what is written to again and again would keep processors busy for nothing. */
@@ -80,8 +76,7 @@ export function finishNewBase(whileStopped: readonly VmmStep[]): VmmStep[] {
     parameters({ "max-bandwidth": unlimitedBytesPerSecond, ...end }),
     migrationIs("pre-switchover"),
     ...whileStopped,
-    // Not `live`, which would put its disks out of use.
-    execute("xen-save-devices-state", { filename: `/dev/fdset/${fdSets.deviceState}`, live: false }),
+    saveDeviceState,
     execute("migrate-continue", { state: "pre-switchover" }),
     migrationIs("completed"),
     { await_status: { values: ["postmigrate"] } },
@@ -91,13 +86,10 @@ export function finishNewBase(whileStopped: readonly VmmStep[]): VmmStep[] {
 }
 
 /** The file becomes a base: result `{offset, memory_bytes, pages, freed_bytes}`. Children map it from `offset` on; then it must never change again. */
-export function completeNewBase(
-  files: NewBaseFiles,
-  { out, memoryBytes, sync }: { out: string; memoryBytes: number; sync: boolean },
-): VmmStep[] {
+export function completeNewBase(files: NewBaseFiles, { out, memoryBytes }: { out: string; memoryBytes: number }): VmmStep[] {
   return [
-    { punch_mapped_ram: { file: files.base, sync } },
-    { save_devices: { memory_bytes: memoryBytes, device_state: files.deviceState, out, sync } },
+    { punch_mapped_ram: { file: files.base } },
+    { save_devices: { memory_bytes: memoryBytes, device_state: files.deviceState, out } },
   ];
 }
 
@@ -130,7 +122,7 @@ const closeNewBase = [...closeNewBaseSteps(), ...letGoOfNewBase];
 function closeNewBaseSteps(): VmmStep[] {
   return [
     execute("remove-fd", { "fdset-id": fdSets.memory }),
-    execute("remove-fd", { "fdset-id": fdSets.deviceState }),
+    forgetDeviceState,
     // What is on stays on, also for `migrate-incoming` and other ways to save.
     capabilities(false),
   ];

@@ -2,6 +2,7 @@ import { readFile } from "node:fs/promises";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { SnapshotOptions } from "../../driver.ts";
+import { freeBytes } from "../../free-bytes.ts";
 import type { BaseUse } from "./bases.ts";
 import type { DiskSnapshot } from "./disk-steps.ts";
 import type { Host } from "./host.ts";
@@ -19,16 +20,13 @@ import {
   newBaseProgress,
   newBaseProgressOf,
 } from "./memory-steps.ts";
-import { hasRoom } from "./room.ts";
-import { runSteps } from "./vmm.ts";
+import { runSteps, saveTimeoutMs } from "./vmm.ts";
 import type { VmmStep } from "./vmm-steps.ts";
 
 /** Memory that a machine has made its own, with what its monitor has: from here on a fork makes a new base. The figures: docs/microvm.md. */
 export const newBaseFromBytes = 256 * 2 ** 20;
 
 const lookMs = 10;
-const timeoutMs = 30_000;
-const timeoutPerGiBMs = 60_000;
 /** Of a disk that takes 100 MiB a second, for as much memory as machines have. */
 const callOffTimeoutMs = 120_000;
 
@@ -38,7 +36,7 @@ const callOffTimeoutMs = 120_000;
  */
 export async function isWorthNewBase(host: Host, { vmm }: MicrovmMachine, { durable }: Pick<SnapshotOptions, "durable">): Promise<boolean> {
   if (durable || vmm.shape.boots || (await ownBytes(vmm.pid)) < host.newBaseFromBytes) return false;
-  return hasRoom(path.dirname(vmm.uses.base.path), vmm.shape.resources.memSizeMiB * 2 ** 20);
+  return (await freeBytes(path.dirname(vmm.uses.base.path))) >= vmm.shape.resources.memSizeMiB * 2 ** 20;
 }
 
 /** As the kernel counts it anyway: nobody walks through its pages. 0 for a process that is gone. */
@@ -64,14 +62,14 @@ interface NewBase {
  */
 export async function makeNewBase(host: Host, { vmm }: MicrovmMachine, { disk, deviceState, out, quiet }: NewBase): Promise<BaseUse> {
   const { memSizeMiB } = vmm.shape.resources;
-  const stepsTimeoutMs = timeoutMs + Math.ceil(memSizeMiB / 1024) * timeoutPerGiBMs;
-  const run: Run = async (steps) => (await runSteps(vmm, "make a new base", steps, stepsTimeoutMs)).results;
+  const timeoutMs = saveTimeoutMs(vmm);
+  const run: Run = async (steps) => (await runSteps(vmm, "make a new base", steps, timeoutMs)).results;
   const base = await host.bases.name();
   const files = { base: base.path, deviceState };
   try {
     try {
       await run(beginNewBase(files));
-      await untilLittleIsLeft(run, Date.now() + stepsTimeoutMs);
+      await untilLittleIsLeft(run, Date.now() + timeoutMs);
       await run([...holdNewBase, ...disk.before]);
       await quiet?.begin();
       await run(finishNewBase(disk.whileStopped));
@@ -80,8 +78,7 @@ export async function makeNewBase(host: Host, { vmm }: MicrovmMachine, { disk, d
       throw error;
     }
     await quiet?.end();
-    await run(disk.afterwards);
-    const [punched] = await run(completeNewBase(files, { out, memoryBytes: memSizeMiB * 2 ** 20, sync: false }));
+    const [punched] = await run(completeNewBase(files, { out, memoryBytes: memSizeMiB * 2 ** 20 }));
     await host.bases.freeze(base.id, (punched as { offset: number }).offset);
     return base;
   } catch (error) {
@@ -110,7 +107,7 @@ type Run = (steps: readonly VmmStep[]) => Promise<readonly unknown[]>;
 async function untilLittleIsLeft(run: Run, untilMs: number): Promise<void> {
   for (;;) {
     const [asked] = await run(newBaseProgress);
-    const { state } = newBaseProgressOf(asked);
+    const state = newBaseProgressOf(asked);
     if (state === "little is left") return;
     if (state === "failed") throw new Error(`its memory was not copied: ${JSON.stringify(asked).slice(0, 1024)}`);
     if (Date.now() > untilMs) throw new Error("its memory is not copied in the time that this may take");

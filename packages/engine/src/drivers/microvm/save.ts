@@ -15,11 +15,11 @@ import type { MicrovmMachine } from "./machine.ts";
 import { isWorthNewBase, makeNewBase } from "./new-base.ts";
 import { isFull } from "./room.ts";
 import { type Details, stateFile } from "./saved.ts";
-import { recordMachine, runSteps } from "./vmm.ts";
-import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
+import { recordMachine, runSteps, saveTimeoutMs } from "./vmm.ts";
+import { execute, fdSets, forgetDeviceState, saveDeviceState, type VmmStep } from "./vmm-steps.ts";
 
-const saveTimeoutMs = 30_000;
-const saveTimeoutPerGiBMs = 60_000;
+/** For what copies nothing. */
+const stepsTimeoutMs = 30_000;
 const devicesFile = "devices";
 
 interface Options extends SnapshotOptions {
@@ -72,61 +72,76 @@ async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders
   return saveOverBase(host, machine, folders, options);
 }
 
+/** What others go on from is what this machine does, with what it has changed; of one that has booted, a copy of what it still writes to. */
 async function saveOverBase(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
-  const { vmm } = machine;
-  const frozen = requireDisk(vmm.disk);
-  using next = await host.disks.create(frozen);
-  const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
-  using copy = vmm.shape.boots ? await host.bases.create(vmm.shape.resources.memSizeMiB * 2 ** 20, undefined) : undefined;
-  try {
-    await runSteps(vmm, "prepare a snapshot", [...disk.before, addState(folders.partial)], saveTimeoutMs);
+  const { shape } = machine.vmm;
+  using copy = shape.boots ? await host.bases.create(shape.resources.memSizeMiB * 2 ** 20, undefined) : undefined;
+  return saveInNextOverlay(host, machine, folders, options, async (disk) => {
+    await runSteps(machine.vmm, "prepare a snapshot", [...disk.before, addState(folders.partial)], stepsTimeoutMs);
     await options.quiet?.begin();
     if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);
     else await saveDelta(machine, disk, folders.partial);
-  } catch (error) {
-    await undo(machine, disk, next);
-    throw error;
-  }
-  const base = copy?.id ?? vmm.shape.base;
-  vmm.disk = next.id;
-  await Promise.all([
-    options.quiet?.end(),
-    runSteps(vmm, "go on after a snapshot", [...disk.afterwards, forgetState], saveTimeoutMs),
-    recordMachine(vmm),
-  ]);
-  if (options.durable) await host.bases.sync(base);
-  return commit(host, machine, folders, options, { base, disk: frozen });
+    return { base: copy?.id ?? shape.base, afterwards: [...disk.afterwards, forgetState] };
+  });
 }
 
 /** Of one that has written much: all of its memory, in a file that its children share. */
 async function saveWithNewBase(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
+  const at = (name: string) => path.join(folders.partial, name);
+  const made: BaseUse[] = [];
+  try {
+    return await saveInNextOverlay(host, machine, folders, options, async (disk) => {
+      const base = await makeNewBase(host, machine, { disk, deviceState: at(devicesFile), out: at(stateFile), quiet: options.quiet });
+      made.push(base);
+      return { base: base.id, afterwards: disk.afterwards };
+    });
+  } catch (error) {
+    for (const base of made) await host.bases.remove(base.id);
+    throw error;
+  } finally {
+    for (const base of made) base[Symbol.dispose]();
+  }
+}
+
+interface Captured {
+  /** What others go on from. */
+  readonly base: string;
+  /** What has time until the machine runs again. */
+  readonly afterwards: readonly VmmStep[];
+}
+
+/** @param capture - begins the quiet and saves devices and memory, in between which the machine's disk is frozen and it goes on in a new overlay */
+async function saveInNextOverlay(
+  host: Host,
+  machine: MicrovmMachine,
+  folders: Folders,
+  options: Options,
+  capture: (disk: DiskSnapshot) => Promise<Captured>,
+): Promise<Snapshot> {
   const { vmm } = machine;
   const frozen = requireDisk(vmm.disk);
   using next = await host.disks.create(frozen);
   const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
-  const at = (name: string) => path.join(folders.partial, name);
-  let base: BaseUse;
+  let captured: Captured;
   try {
-    base = await makeNewBase(host, machine, { disk, deviceState: at(devicesFile), out: at(stateFile), quiet: options.quiet });
+    captured = await capture(disk);
   } catch (error) {
     await undo(machine, disk, next);
     throw error;
   }
-  using _held = base;
-  try {
-    vmm.disk = next.id;
-    await recordMachine(vmm);
-    return await commit(host, machine, folders, options, { base: base.id, disk: frozen });
-  } catch (error) {
-    await host.bases.remove(base.id);
-    throw error;
-  }
+  vmm.disk = next.id;
+  await Promise.all([
+    options.quiet?.end(),
+    runSteps(vmm, "go on after a snapshot", captured.afterwards, stepsTimeoutMs),
+    recordMachine(vmm),
+  ]);
+  return commit(host, machine, folders, options, { base: captured.base, disk: frozen });
 }
 
 /** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */
 async function saveDelta(machine: MicrovmMachine, disk: DiskSnapshot, partial: string): Promise<void> {
-  const whileStopped = [...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
-  await runSteps(machine.vmm, "save a machine", [execute("stop"), ...whileStopped, goOn], timeoutOf(machine));
+  const whileStopped = [...disk.whileStopped, saveDeviceState, saveMemory(machine, partial)];
+  await runSteps(machine.vmm, "save a machine", [execute("stop"), ...whileStopped, goOn], saveTimeoutMs(machine.vmm));
 }
 
 /** Of a machine that has booted, whose memory file is still written to: a copy of it is what others go on from. */
@@ -134,14 +149,14 @@ async function saveWithCopy(host: Host, machine: MicrovmMachine, disk: DiskSnaps
   const { vmm } = machine;
   let failure: unknown;
   try {
-    const steps = [execute("stop"), ...disk.whileStopped, saveDevices, saveMemory(machine, partial)];
-    await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
+    const steps = [execute("stop"), ...disk.whileStopped, saveDeviceState, saveMemory(machine, partial)];
+    await runSteps(vmm, "save a machine", steps, saveTimeoutMs(machine.vmm));
     await copySparse(vmm.uses.base.path, copy.path);
   } catch (error) {
     failure = error;
   }
   // What failed first is told.
-  await runSteps(vmm, "go on with a machine", [goOn], saveTimeoutMs).catch((error: unknown) => {
+  await runSteps(vmm, "go on with a machine", [goOn], stepsTimeoutMs).catch((error: unknown) => {
     failure ??= error;
   });
   if (failure !== undefined) throw failure;
@@ -155,15 +170,14 @@ async function saveEnding(host: Host, machine: MicrovmMachine, folders: Folders,
   const disk = requireDisk(vmm.disk);
   await options.quiet?.begin();
   try {
-    const steps = [addState(folders.partial), execute("stop"), saveDevices, saveMemory(machine, folders.partial)];
-    await runSteps(vmm, "save a machine", steps, timeoutOf(machine));
-    if (options.durable) await host.bases.sync(base);
+    const steps = [addState(folders.partial), execute("stop"), saveDeviceState, saveMemory(machine, folders.partial)];
+    await runSteps(vmm, "save a machine", steps, saveTimeoutMs(machine.vmm));
     const snapshot = await commit(host, machine, folders, options, { base, disk });
     await machine.end("saved");
     if (boots) await host.bases.freeze(base);
     return snapshot;
   } catch (error) {
-    await runSteps(vmm, "go on with a machine that could not be saved", [forgetState, goOn], saveTimeoutMs).catch(() => undefined);
+    await runSteps(vmm, "go on with a machine that could not be saved", [forgetState, goOn], stepsTimeoutMs).catch(() => undefined);
     throw error;
   }
 }
@@ -177,7 +191,7 @@ async function commit(
 ): Promise<Snapshot> {
   const { image, resources } = machine.vmm.shape;
   const requirements: SnapshotRequirements = { ...facts, hostFiles: {} };
-  const diskFiles = await host.disks.seal(disk, { durable });
+  const [diskFiles] = await Promise.all([host.disks.seal(disk, { durable }), durable ? host.bases.sync(base) : undefined]);
   const details: Details = { version: 1, requirements, resources, image, base, disk, diskFiles };
   await rm(path.join(partial, devicesFile), { force: true });
   const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });
@@ -192,9 +206,7 @@ const saysNotWritten = (error: unknown) => /saving Xen device state failed/.test
 const addState = (partial: string): VmmStep => ({
   add_fd: { set: fdSets.deviceState, path: path.join(partial, devicesFile), access: "create_write" },
 });
-// Not `live`, which would put its disks out of use.
-const saveDevices = execute("xen-save-devices-state", { filename: `/dev/fdset/${fdSets.deviceState}`, live: false });
-const forgetState: VmmStep = { ...execute("remove-fd", { "fdset-id": fdSets.deviceState }), always: true };
+const forgetState: VmmStep = { ...forgetDeviceState, always: true };
 const goOn: VmmStep = { ...execute("cont"), always: true };
 
 function saveMemory({ vmm }: MicrovmMachine, partial: string): VmmStep {
@@ -204,9 +216,9 @@ function saveMemory({ vmm }: MicrovmMachine, partial: string): VmmStep {
 
 /** A machine whose disk is frozen already goes on in the new overlay, though nobody has a snapshot of it. */
 async function undo({ vmm }: MicrovmMachine, disk: DiskSnapshot, next: NewDisk): Promise<void> {
-  await runSteps(vmm, "undo what a fork has begun", [...disk.undo, forgetState], saveTimeoutMs).catch(() => undefined);
+  await runSteps(vmm, "undo what a fork has begun", [...disk.undo, forgetState], stepsTimeoutMs).catch(() => undefined);
   // One that does not answer has ended, or ends.
-  const asked = await runSteps(vmm, "find the disk of a machine", [askForTopDisk], saveTimeoutMs).catch(() => undefined);
+  const asked = await runSteps(vmm, "find the disk of a machine", [askForTopDisk], stepsTimeoutMs).catch(() => undefined);
   if (!asked || topDiskOf(asked.results[0]) !== next.id) return;
   vmm.disk = next.id;
   // Where there is no room for it, the next server asks as well.
@@ -216,8 +228,4 @@ async function undo({ vmm }: MicrovmMachine, disk: DiskSnapshot, next: NewDisk):
 function requireDisk(disk: string | undefined): string {
   if (disk === undefined) throw new Error("broken invariant: a machine without a disk");
   return disk;
-}
-
-function timeoutOf({ vmm }: MicrovmMachine): number {
-  return saveTimeoutMs + Math.ceil(vmm.shape.resources.memSizeMiB / 1024) * saveTimeoutPerGiBMs;
 }

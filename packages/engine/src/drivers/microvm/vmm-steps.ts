@@ -54,3 +54,7 @@ export const execute = (command: string, args?: Readonly<Record<string, unknown>
 
 /** Numbers of the sets that our steps use; lower ones are for what the command line of a VMM brings. `chain` and above: the files of a disk. */
 export const fdSets = { disk: 11, memory: 12, deviceState: 13, incoming: 14, chain: 32 } as const;
+
+/** Writes the state of a stopped machine's devices to the file of that set. Not `live`, which would put its disks out of use. */
+export const saveDeviceState = execute("xen-save-devices-state", { filename: `/dev/fdset/${fdSets.deviceState}`, live: false });
+export const forgetDeviceState = execute("remove-fd", { "fdset-id": fdSets.deviceState });

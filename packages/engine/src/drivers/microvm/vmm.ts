@@ -16,6 +16,8 @@ import { killKeeper } from "./processes.ts";
 import type { VmmStep } from "./vmm-steps.ts";
 
 const startTimeoutMs = 20_000;
+const saveTimeoutBaseMs = 30_000;
+const saveTimeoutPerGiBMs = 60_000;
 const pidFile = "vmm.pid";
 const recordFile = "machine.json";
 /** Nobody's ids on any distribution; each machine has one of its own as far as they go. */
@@ -140,6 +142,11 @@ async function readRecord(dir: string): Promise<MachineRecord> {
   const record = JSON.parse(await readFile(path.join(dir, recordFile), "utf8")) as MachineRecord;
   if (record.version !== 1) throw new Error(`${recordFile} is of another version`);
   return record;
+}
+
+/** To copy what a machine has in memory, on a slow disk. */
+export function saveTimeoutMs({ shape }: Vmm): number {
+  return saveTimeoutBaseMs + Math.ceil(shape.resources.memSizeMiB / 1024) * saveTimeoutPerGiBMs;
 }
 
 export interface Ran {
