@@ -217,6 +217,7 @@ mod tests {
             match received.blocking_recv().unwrap() {
                 Received::Frame(header, payload) => return (header.channel, payload.to_vec()),
                 Received::Lost => {}
+                Received::Answered { .. } => unreachable!("nothing is answered here"),
                 Received::Broken(error) => panic!("{error:?}"),
             }
         }
@@ -233,7 +234,7 @@ mod tests {
         });
         let connection = Connection::new(ends).unwrap();
         accept_in_background(listener.into(), connection.clone()).unwrap();
-        let (mut received, outgoing) = link::start(&connection).unwrap();
+        let (mut received, outgoing) = link::start(&connection, |_, _| None).unwrap();
         let send = |payload: Vec<u8>| {
             let frame = Outgoing { kind: FrameType::Data, more: false, channel: 1, payload: payload.into() };
             outgoing.blocking_send(frame).unwrap();

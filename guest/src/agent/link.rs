@@ -2,10 +2,14 @@
 //!
 //! A restore replaces the files behind both descriptors while the threads wait in poll. So nothing is assumed of them: they may block or
 //! not, hang up and come back. Neither thread ever ends; a lost link is told to the session and polled again with a growing pause.
+//!
+//! A machine that goes on from a snapshot is answered by the thread that reads ([`AtRest`]): on a processor that is cold, or emulated, to wake two more
+//! threads for it would take most of the time.
 
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -13,7 +17,7 @@ use prost::Message;
 use tokio::sync::mpsc;
 
 use super::connection::{Connection, End};
-use crate::proto::guest::v1::Hello;
+use crate::proto::guest::v1::{Hello, Quiesce, Quiesced};
 use crate::wire::{FrameType, HEADER_BYTES, Header, HeaderError};
 
 const READ_BYTES: usize = 128 * 1024;
@@ -28,6 +32,12 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     Frame(Header, Bytes),
+    /// A frame that `AtRest` has answered, and the payload of the answer.
+    Answered {
+        header: Header,
+        payload: Bytes,
+        answer: Bytes,
+    },
     /// A header broke a rule. The next thing received is a HELLO.
     Broken(HeaderError),
     /// The other end is gone for now. What follows begins with a whole frame.
@@ -42,18 +52,66 @@ pub struct Outgoing {
     pub payload: Bytes,
 }
 
+/// Answers a HELLO, and what comes with it, while the link is at rest: QUIESCED is the last that was written, and nothing came after its QUIESCE.
+/// None = the session is to do it.
+pub type AtRest = fn(&Header, &Bytes) -> Option<Outgoing>;
+
 /// Starts both threads on the connection's descriptors.
-pub fn start(connection: &Arc<Connection>) -> io::Result<(mpsc::Receiver<Received>, mpsc::Sender<Outgoing>)> {
+pub fn start(connection: &Arc<Connection>, at_rest: AtRest) -> io::Result<(mpsc::Receiver<Received>, mpsc::Sender<Outgoing>)> {
     let (received_sender, received) = mpsc::channel(RECEIVED_FRAMES_MAX);
     let (outgoing, outgoing_receiver) = mpsc::channel(OUTGOING_FRAMES_MAX);
+    let written = Arc::new(AtomicU64::new(NO_ROUND));
+    let rest = Rest { answer: at_rest, written: written.clone(), asked: None };
     let small_stack = |name: &str| std::thread::Builder::new().name(name.into()).stack_size(256 * 1024);
     let (input, output) = (connection.input(), connection.output());
-    small_stack("link-read").spawn(move || read_frames(input, &received_sender))?;
-    small_stack("link-write").spawn(move || write_frames(output, outgoing_receiver))?;
+    let answers = connection.output();
+    small_stack("link-read").spawn(move || read_frames(input, answers, rest, &received_sender))?;
+    small_stack("link-write").spawn(move || write_frames(output, &written, outgoing_receiver))?;
     Ok((received, outgoing))
 }
 
-fn read_frames(mut input: End, received: &mpsc::Sender<Received>) {
+/// No round has this number: the host counts from 1.
+const NO_ROUND: u64 = 0;
+
+/// Whether the link is at rest, for the thread that reads.
+struct Rest {
+    answer: AtRest,
+    /// Round of the QUIESCED that was written last; `NO_ROUND` when something else was.
+    written: Arc<AtomicU64>,
+    /// Round of the QUIESCE after which nothing came.
+    asked: Option<u64>,
+}
+
+impl Rest {
+    /// Adds what is to be written at once to `answers`, which are those to what came in the same read.
+    fn look_at(&mut self, event: Received, answers: &mut Vec<u8>) -> Received {
+        let Received::Frame(header, payload) = event else {
+            self.asked = None;
+            return event;
+        };
+        let at_rest = self.asked.is_some_and(|round| self.written.load(Ordering::Acquire) == round);
+        // A HELLO, and what follows it.
+        let in_turn = (header.kind == FrameType::Hello) == answers.is_empty() && header.channel == 0 && !header.more;
+        if at_rest
+            && in_turn
+            && let Some(answer) = (self.answer)(&header, &payload)
+        {
+            append(answers, &answer);
+            return Received::Answered { header, payload, answer: answer.payload };
+        }
+        let round = (header.kind == FrameType::Quiesce).then(|| Quiesce::decode(&payload[..]).ok()).flatten();
+        self.asked = round.map(|quiesce| quiesce.round).filter(|round| *round != NO_ROUND);
+        Received::Frame(header, payload)
+    }
+}
+
+fn append(bytes: &mut Vec<u8>, Outgoing { kind, more, channel, payload }: &Outgoing) {
+    let header = Header { length: payload.len(), kind: *kind, more: *more, channel: *channel };
+    bytes.extend_from_slice(&header.encode());
+    bytes.extend_from_slice(payload);
+}
+
+fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc::Sender<Received>) {
     set_nonblocking(input.fd());
     let mut frames = FrameReader::default();
     let mut buffer = vec![0; READ_BYTES];
@@ -74,7 +132,14 @@ fn read_frames(mut input: End, received: &mpsc::Sender<Received>) {
         if count > 0 {
             (pause, lost) = (PAUSE_MIN, false);
             frames.push(&buffer[..count as usize]);
-            while let Some(event) = frames.next() {
+            let mut answers = Vec::new();
+            let events: Vec<_> = std::iter::from_fn(|| frames.next()).map(|event| rest.look_at(event, &mut answers)).collect();
+            if !answers.is_empty() {
+                // The other thread has nothing to write until the session knows of this.
+                write_all(&mut output, &answers, &[answers.len()]);
+                rest.asked = None;
+            }
+            for event in events {
                 if received.blocking_send(event).is_err() {
                     return;
                 }
@@ -95,22 +160,27 @@ fn read_frames(mut input: End, received: &mpsc::Sender<Received>) {
     }
 }
 
-fn write_frames(mut output: End, mut outgoing: mpsc::Receiver<Outgoing>) {
+fn write_frames(mut output: End, written: &AtomicU64, mut outgoing: mpsc::Receiver<Outgoing>) {
     set_nonblocking(output.fd());
     let mut batch = Vec::with_capacity(WRITE_BATCH_BYTES);
     let mut ends = Vec::new();
     while let Some(first) = outgoing.blocking_recv() {
         batch.clear();
         ends.clear();
+        written.store(NO_ROUND, Ordering::Release);
+        let mut last_round = NO_ROUND;
         let mut next = Some(first);
         while let Some(frame) = next {
-            let header = Header { length: frame.payload.len(), kind: frame.kind, more: frame.more, channel: frame.channel };
-            batch.extend_from_slice(&header.encode());
-            batch.extend_from_slice(&frame.payload);
+            append(&mut batch, &frame);
             ends.push(batch.len());
+            last_round = match frame.kind {
+                FrameType::Quiesced => Quiesced::decode(frame.payload).map_or(NO_ROUND, |quiesced| quiesced.round),
+                _ => NO_ROUND,
+            };
             next = if batch.len() < WRITE_BATCH_BYTES / 2 { outgoing.try_recv().ok() } else { None };
         }
         write_all(&mut output, &batch, &ends);
+        written.store(last_round, Ordering::Release);
     }
 }
 
@@ -256,6 +326,52 @@ mod tests {
         assert!(matches!(events[0], Received::Broken(_)));
         assert!(matches!(&events[1], Received::Frame(header, payload) if header.kind == FrameType::Hello && payload[..] == hello));
         assert!(matches!(&events[2], Received::Frame(header, _) if header.kind == FrameType::Ping));
+    }
+
+    /// What `Rest` makes of frames after a QUIESCE and a QUIESCED of these rounds: which it answers.
+    fn answered(asked: u64, written: u64, between: &[FrameType], batch: &[FrameType]) -> Vec<FrameType> {
+        let answer: AtRest = |header, _| {
+            let kind = match header.kind {
+                FrameType::Hello => FrameType::HelloAck,
+                FrameType::Adopt => FrameType::Adopted,
+                _ => return None,
+            };
+            Some(Outgoing { kind, more: false, channel: 0, payload: Bytes::new() })
+        };
+        let mut rest = Rest { answer, written: Arc::new(AtomicU64::new(NO_ROUND)), asked: None };
+        let event =
+            |kind, payload: Vec<u8>| Received::Frame(Header { length: payload.len(), kind, more: false, channel: 0 }, payload.into());
+        let mut answers = Vec::new();
+        rest.look_at(event(FrameType::Quiesce, Quiesce { round: asked }.encode_to_vec()), &mut answers);
+        rest.written.store(written, Ordering::Release);
+        for kind in between {
+            rest.look_at(event(*kind, Vec::new()), &mut answers);
+        }
+        assert!(answers.is_empty());
+        let seen: Vec<_> = batch.iter().map(|kind| rest.look_at(event(*kind, Vec::new()), &mut answers)).collect();
+        let mut reader = FrameReader::default();
+        reader.push(&answers);
+        let written: Vec<_> = all(&mut reader);
+        assert_eq!(written.len(), seen.iter().filter(|event| matches!(event, Received::Answered { .. })).count());
+        let kinds = seen.iter().filter_map(|event| if let Received::Answered { header, .. } = event { Some(header.kind) } else { None });
+        kinds.collect()
+    }
+
+    #[test]
+    fn a_hello_and_its_adopt_are_answered_at_once_while_the_link_is_at_rest_and_at_no_other_time() {
+        use FrameType::{Adopt, Hello, Open, Ping, Resume};
+        assert_eq!(answered(3, 3, &[], &[Hello]), [Hello]);
+        assert_eq!(answered(3, 3, &[], &[Hello, Adopt]), [Hello, Adopt]);
+        assert_eq!(answered(3, 3, &[], &[Hello, Adopt, Open, Adopt]), [Hello, Adopt]);
+        // An ADOPT alone is of a session that the session knows of; a second HELLO begins another.
+        assert_eq!(answered(3, 3, &[], &[Adopt]), []);
+        assert_eq!(answered(3, 3, &[], &[Hello, Hello, Adopt]), [Hello]);
+        // QUIESCED is not written yet, or is not the last, or something came in between.
+        assert_eq!(answered(3, 2, &[], &[Hello]), []);
+        assert_eq!(answered(3, NO_ROUND, &[], &[Hello]), []);
+        assert_eq!(answered(NO_ROUND, NO_ROUND, &[], &[Hello]), []);
+        assert_eq!(answered(3, 3, &[Resume], &[Hello]), []);
+        assert_eq!(answered(3, 3, &[Ping], &[Hello, Adopt]), []);
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub fn main() -> ExitCode {
 
 async fn serve() -> std::io::Result<()> {
     let connection = connection::open([libc::STDIN_FILENO, libc::STDOUT_FILENO])?;
-    let (received, outgoing) = link::start(&connection)?;
+    let (received, outgoing) = link::start(&connection, session::at_rest)?;
     let (link, session) =
         session::start(received, outgoing, |method, first, call| Box::pin(async move { dispatch::dispatch(&method, first, call).await }));
     tokio::spawn(socket::run(link.clone()));

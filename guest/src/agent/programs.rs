@@ -4,10 +4,10 @@
 //! Only where the agent is process 1 of a Linux kernel of its own. Elsewhere (gVisor, tests) there is no such cgroup, and freezing does
 //! nothing.
 
-use std::ffi::CStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -58,7 +58,7 @@ pub fn members() -> Option<RawFd> {
 /// How many processes and threads all of them together may have. Where there is no cgroup, limits of each user alone hold.
 pub fn set_processes_max(processes_max: u32) -> io::Result<()> {
     match CGROUP.get() {
-        Some(Ok(cgroup)) => cgroup.write(c"pids.max", &processes_max.to_string()),
+        Some(Ok(cgroup)) => cgroup.processes_max.write_all_at(processes_max.to_string().as_bytes(), 0),
         _ => Ok(()),
     }
 }
@@ -89,7 +89,7 @@ pub async fn freeze() -> Result<(), String> {
     let starts = tokio::time::timeout(FREEZE_TIMEOUT, STARTS.write());
     let starts = starts.await.map_err(|_| "a program that is being started does not come to its start")?;
     *frozen() = Some(starts);
-    let stopped = tokio::task::spawn_blocking(move || cgroup.write(c"cgroup.freeze", "1").and_then(|()| cgroup.wait_until_frozen(until)));
+    let stopped = tokio::task::spawn_blocking(move || cgroup.freeze.write_all_at(b"1", 0).and_then(|()| cgroup.wait_until_frozen(until)));
     stopped.await.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into())).map_err(|error| {
         thaw();
         format!("its programs cannot be frozen: {error}")
@@ -100,7 +100,7 @@ pub async fn freeze() -> Result<(), String> {
 pub fn thaw() {
     let mut frozen = frozen();
     if let (Some(Ok(cgroup)), true) = (CGROUP.get(), frozen.is_some())
-        && let Err(error) = cgroup.write(c"cgroup.freeze", "0")
+        && let Err(error) = cgroup.freeze.write_all_at(b"0", 0)
     {
         eprintln!("programs cannot be thawed: {error}");
     }
@@ -108,10 +108,13 @@ pub fn thaw() {
 }
 
 struct Cgroup {
-    /// Its folder, in a file system that no path leads to any more.
-    dir: OwnedFd,
+    /// Its files, in a file system that no path leads to any more. They are kept open: to open one takes the kernel longer than what is done with it.
     /// `cgroup.procs`.
     members: File,
+    /// `cgroup.freeze`.
+    freeze: File,
+    /// `pids.max`.
+    processes_max: File,
     /// `cgroup.events`.
     events: Mutex<File>,
 }
@@ -132,21 +135,10 @@ impl Cgroup {
         fs::write(root.join("cgroup.subtree_control"), "+pids")?;
         let programs = root.join("programs");
         fs::create_dir(&programs)?;
-        let dir = File::open(&programs)?.into();
-        let members = OpenOptions::new().write(true).open(programs.join("cgroup.procs"))?;
+        let to_write = |name| OpenOptions::new().write(true).open(programs.join(name));
+        let (members, freeze, processes_max) = (to_write("cgroup.procs")?, to_write("cgroup.freeze")?, to_write("pids.max")?);
         let events = File::open(programs.join("cgroup.events"))?;
-        Ok(Self { dir, members, events: Mutex::new(events) })
-    }
-
-    fn write(&self, name: &CStr, value: &str) -> io::Result<()> {
-        // SAFETY: opens a file below a folder that we hold; what comes back is ours alone.
-        let mut file = unsafe {
-            match libc::openat(self.dir.as_raw_fd(), name.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) {
-                fd if fd < 0 => return Err(io::Error::last_os_error()),
-                fd => File::from_raw_fd(fd),
-            }
-        };
-        file.write_all(value.as_bytes())
+        Ok(Self { members, freeze, processes_max, events: Mutex::new(events) })
     }
 
     /// The kernel tells of every change of the file that it can be read anew.

@@ -345,6 +345,27 @@ async fn write(
     }
 }
 
+/// For `link::start`: a machine that goes on from a snapshot is greeted and adopted before anything else of the agent has run.
+pub fn at_rest(header: &Header, payload: &Bytes) -> Option<Outgoing> {
+    let (kind, payload) = match header.kind {
+        FrameType::Hello => (FrameType::HelloAck, acknowledge(&pb::Hello::decode(&payload[..]).ok()?)?.encode_to_vec()),
+        FrameType::Adopt => (FrameType::Adopted, identity::adopt(pb::Adopt::decode(&payload[..]).ok()?).encode_to_vec()),
+        _ => return None,
+    };
+    Some(Outgoing { kind, more: false, channel: 0, payload: payload.into() })
+}
+
+/// None for one without a usable session.
+fn acknowledge(hello: &pb::Hello) -> Option<pb::HelloAck> {
+    let usable = !hello.session.is_empty() && hello.session.len() <= SESSION_TEXT_BYTES_MAX;
+    usable.then(|| pb::HelloAck {
+        protocol_version: PROTOCOL_VERSION,
+        session: hello.session.clone(),
+        agent_version: env!("CARGO_PKG_VERSION").into(),
+        generation: identity::generation(),
+    })
+}
+
 pub struct Session {
     link: Link,
     phase: Phase,
@@ -362,6 +383,7 @@ impl Session {
                         self.end(violation.0);
                     }
                 }
+                Received::Answered { header, payload, answer } => self.answered(&header, &payload, &answer),
                 Received::Broken(_) => self.end("a frame header broke a rule"),
                 // The same session may go on when the link comes back; a new one begins with HELLO.
                 Received::Lost => {}
@@ -455,23 +477,31 @@ impl Session {
     }
 
     async fn hello(&mut self, hello: pb::Hello) -> Result<(), Violation> {
-        if hello.session.is_empty() || hello.session.len() > SESSION_TEXT_BYTES_MAX {
-            return Err(Violation("a HELLO without a usable session"));
-        }
+        let ack = acknowledge(&hello).ok_or(Violation("a HELLO without a usable session"))?;
+        self.greeted(&hello);
+        self.link.control(self.link.epoch(), FrameType::HelloAck, 0, ack.encode_to_vec().into()).await;
+        Ok(())
+    }
+
+    fn greeted(&mut self, hello: &pb::Hello) {
         self.drop_channels();
         self.phase = Phase::Serving;
         if !hello.adopt_follows {
             programs::thaw();
         }
-        let ack = pb::HelloAck {
-            protocol_version: PROTOCOL_VERSION,
-            session: hello.session,
-            agent_version: env!("CARGO_PKG_VERSION").into(),
-            generation: identity::generation(),
-        };
         self.link.shared.gate.send_replace(Gate::Open);
-        self.link.control(self.link.epoch(), FrameType::HelloAck, 0, ack.encode_to_vec().into()).await;
-        Ok(())
+    }
+
+    /// What `at_rest` has answered. Programs run no earlier than this knows of it, so that what they ask the host for is of the new session.
+    fn answered(&mut self, header: &Header, payload: &Bytes, answer: &Bytes) {
+        if header.kind == FrameType::Hello {
+            if let Ok(hello) = pb::Hello::decode(&payload[..]) {
+                self.greeted(&hello);
+            }
+        } else if pb::Adopted::decode(&answer[..]).is_ok_and(|adopted| adopted.error.is_empty()) {
+            // A machine that is half renewed is not served, and nothing runs in it.
+            programs::thaw();
+        }
     }
 
     async fn open(&mut self, number: u32, open: pb::Open) -> Result<(), Violation> {
