@@ -81,20 +81,26 @@ async function measureFirstAnswers(): Promise<void> {
     const link = new LinkClient(parent.transport);
     await link.hello();
     for (let round = 0; round < rounds; round++) {
-      driver.prepare(parent, 1);
-      await filledUp();
-      const dir = path.join(scratch, `fork-${round}`);
-      const quiet = new Quiet(link);
-      const started = performance.now();
-      const snapshot = await driver.snapshot(parent, dir, { leaveRunning: true, durable: false, quiet });
-      record("fork(1) → the state is saved", performance.now() - started);
-      const child = await driver.restore(snapshot, specOf(`child-${round}`));
-      record("fork(1) → the child runs", performance.now() - started);
-      await new LinkClient(child.transport).hello();
-      record("fork(1) → first answer of the child's agent", performance.now() - started);
-      record("fork(1), driver alone: parent stands still", quiet.pausedMs);
-      await child.end("measured");
-      rmSync(dir, { recursive: true });
+      for (const count of [1, childCounts.at(-1) as number]) {
+        driver.prepare(parent, count);
+        await filledUp(count);
+        const dir = path.join(scratch, `fork-${round}-${count}`);
+        const quiet = new Quiet(link);
+        const started = performance.now();
+        const snapshot = await driver.snapshot(parent, dir, { leaveRunning: true, durable: false, quiet });
+        if (count === 1) record("fork(1) → its state is saved", performance.now() - started);
+        const answered = async (index: number) => {
+          const child = await driver.restore(snapshot, specOf(`child-${round}-${count}-${index}`));
+          if (count === 1) record("fork(1) → the child is about to run", performance.now() - started);
+          await new LinkClient(child.transport).hello();
+          return child;
+        };
+        const children = await Promise.all(Array.from({ length: count }, (_, index) => answered(index)));
+        record(`fork(${count}) → first answer of every child's agent`, performance.now() - started);
+        if (count === 1) record("fork(1), driver alone: parent stands still", quiet.pausedMs);
+        await Promise.all(children.map((child) => child.end("measured")));
+        rmSync(dir, { recursive: true });
+      }
     }
     await parent.end("measured");
   });
@@ -138,7 +144,7 @@ async function measureMitos(): Promise<void> {
 }
 
 async function fork(parent: Sandbox, count: number, what: string): Promise<readonly Sandbox[]> {
-  await filledUp();
+  await filledUp(count);
   const children = await timed(`${what} → all have answered`, () => parent.fork(count));
   record(`${what}: parent stands still`, children.pausedMs ?? Number.NaN);
   // Next to nothing where a new base was made: its children share all of it.
@@ -153,9 +159,9 @@ async function hold(sandbox: Sandbox, mib: number): Promise<void> {
   await sandbox.exec("until [ -e /tmp/held ]; do sleep 0.1; done");
 }
 
-/** Two machines are made ready after each start, one after the other. */
-function filledUp(): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, 500));
+/** Two machines are made ready after each start, one after the other, or as many as were last started at once. */
+function filledUp(count = 1): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, 400 + 100 * count));
 }
 
 async function withDriver(work: (driver: Driver) => Promise<void>): Promise<void> {

@@ -10,6 +10,7 @@ import type { Driver } from "./driver.ts";
 import type { EgressGate } from "./egress/gate.ts";
 import type { ConnectGuest } from "./guest.ts";
 import type { Semaphore } from "./mutex.ts";
+import type { ReadyDemand } from "./ready-demand.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 import type { SnapshotPlaces } from "./snapshots.ts";
 import { storageError } from "./storage-error.ts";
@@ -41,6 +42,7 @@ export interface Core {
   /** Machines that start at once: restores are processor-bound, so more of them only make each one slower. */
   readonly starts: Semaphore;
   readonly counters: Counters;
+  readonly readyDemand: ReadyDemand;
   /** What forks that sandboxes ask for themselves pass through. */
   selfForkGate: SelfForkGate;
 }
@@ -67,9 +69,6 @@ export class Counters {
 }
 
 export const startsAtOnce = availableParallelism() + 1;
-
-/** What the driver keeps ready after each start for the next ones of its kind. */
-export const preparedCount = 2;
 
 /** Of one length, never used twice. */
 export function newMachineId(): string {

@@ -1,6 +1,6 @@
 import type { CreateRequest, Sandbox } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
-import { asMitosError, type Core, newMachineId, preparedCount } from "./core.ts";
+import { asMitosError, type Core, newMachineId } from "./core.ts";
 import type { MachineResources } from "./driver.ts";
 import { attach, deadlineAfter, requireTimeout } from "./lifecycle.ts";
 import type { Live } from "./sandboxes.ts";
@@ -58,7 +58,7 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
       // Nothing waits between the last look at the state and here: from now on the sandbox is served.
       core.sandboxes.move(entry, "running", { forkTimeMs: performance.now() - startedMs });
       attach(core, entry, live);
-      core.driver.prepare(live.machine, preparedCount);
+      core.driver.prepare(live.machine, core.readyDemand.after(entry.record.templateId, 1));
     } catch (error) {
       if (live) await abandon(live, request.id, error);
       core.sandboxes.forgetUnlessEnded(entry);

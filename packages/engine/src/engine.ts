@@ -45,6 +45,7 @@ import { Semaphore } from "./mutex.ts";
 import { meaningOf } from "./names.ts";
 import { pause, resume } from "./pause.ts";
 import { Readiness } from "./readiness.ts";
+import { ReadyDemand } from "./ready-demand.ts";
 import { recover } from "./recovery.ts";
 import { type Entry, Sandboxes } from "./sandboxes.ts";
 import { SnapshotPlaces } from "./snapshots.ts";
@@ -115,6 +116,7 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
       collector: new Collector(() => core, options.images?.cacheBytesMax ?? cacheBytesMaxDefault),
       starts: new Semaphore(startsAtOnce),
       counters: new Counters(),
+      readyDemand: new ReadyDemand(),
       selfForkGate: ungatedSelfForks,
     };
     const ends = new Ends(core.sandboxes);

@@ -1,7 +1,7 @@
 import { limits, MitosError, newSandboxId, type SandboxId } from "@mitos/protocol";
 import type { ForkRequest, ForkResult } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
-import { asMitosError, type Core, newMachineId, preparedCount } from "./core.ts";
+import { asMitosError, type Core, newMachineId } from "./core.ts";
 import { attach, deadlineAfter, requireLive } from "./lifecycle.ts";
 import { Quiet } from "./quiet.ts";
 import { checkShortText } from "./runtime-input.ts";
@@ -209,7 +209,7 @@ async function startAllOrNone(core: Core, captured: Captured, request: ForkReque
     attach(core, child, live);
   }
   const [first] = started;
-  if (first) core.driver.prepare(first.live.machine, preparedCount);
+  if (first) core.driver.prepare(first.live.machine, core.readyDemand.after(first.child.record.templateId, started.length));
 }
 
 /** What went wrong first, not the siblings that were stopped for it. */

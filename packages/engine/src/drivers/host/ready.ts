@@ -31,7 +31,7 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
     this.#parts = parts;
   }
 
-  /** From now on, keeps `count` of this shape, as far as the bounds for all shapes together allow. */
+  /** From now on, keeps `count` of this shape and no more, as far as the bounds for all shapes together allow. */
   want(shape: Shape, count: number): void {
     const key = this.#parts.key(shape);
     this.#wanted.delete(key);
@@ -40,6 +40,7 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
       if (this.#wanted.size <= shapesMax) break;
       this.#drop(oldest);
     }
+    for (const surplus of this.#waiting.get(key)?.splice(count) ?? []) this.#remove(surplus);
     this.#fill();
   }
 

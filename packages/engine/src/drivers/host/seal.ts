@@ -17,20 +17,31 @@ export async function sealFiles(
   dir: string,
   { durable, names }: { durable: boolean; names?: readonly string[] },
 ): Promise<{ files: Record<string, SealedFile>; bytes: number }> {
-  const files: Record<string, SealedFile> = {};
-  let bytes = 0;
-  for (const name of names ?? (await readdir(dir)).sort()) {
-    const file = await open(path.join(dir, name));
-    try {
-      const [sum] = durable ? await Promise.all([checksum(file), file.sync()]) : [undefined];
-      const { size, mtimeNs, blocks } = await file.stat({ bigint: true });
-      files[name] = sum === undefined ? { bytes: Number(size), mtimeNs: String(mtimeNs) } : { bytes: Number(size), crc32: sum };
-      bytes += Number(blocks) * 512;
-    } finally {
-      await file.close();
-    }
+  const sealed: { name: string; file: SealedFile; blocks: bigint }[] = [];
+  const all = names ?? (await readdir(dir)).sort();
+  // What is read in full, one after the other: it all comes from one disk.
+  if (durable) for (const name of all) sealed.push(await sealDurably(dir, name));
+  else sealed.push(...(await Promise.all(all.map((name) => seal(dir, name)))));
+  return {
+    files: Object.fromEntries(sealed.map(({ name, file }) => [name, file])),
+    bytes: sealed.reduce((sum, { blocks }) => sum + Number(blocks) * 512, 0),
+  };
+}
+
+async function seal(dir: string, name: string) {
+  const { size, mtimeNs, blocks } = await stat(path.join(dir, name), { bigint: true });
+  return { name, file: { bytes: Number(size), mtimeNs: String(mtimeNs) }, blocks };
+}
+
+async function sealDurably(dir: string, name: string) {
+  const handle = await open(path.join(dir, name));
+  try {
+    const [crc32] = await Promise.all([checksum(handle), handle.sync()]);
+    const { size, blocks } = await handle.stat({ bigint: true });
+    return { name, file: { bytes: Number(size), crc32 }, blocks };
+  } finally {
+    await handle.close();
   }
-  return { files, bytes };
 }
 
 /**
@@ -40,9 +51,11 @@ export async function sealFiles(
 export async function requireIntact({ dir, files }: Pick<Snapshot, "dir" | "files">, { content }: { content: boolean }): Promise<void> {
   // Of a record that an earlier version has written.
   if (!files) throw damaged(dir, "it was saved by an earlier version of Mitos, which kept no record of its files");
-  for (const [name, sealed] of Object.entries(files)) {
+  const looked = Object.entries(files).map(async ([name, sealed]) => {
     const target = path.join(dir, name);
-    const found = await stat(target, { bigint: true }).catch(() => undefined);
+    return { target, sealed, found: await stat(target, { bigint: true }).catch(() => undefined) };
+  });
+  for (const { target, sealed, found } of await Promise.all(looked)) {
     if (!found) throw damaged(target, "it is gone");
     if (Number(found.size) !== sealed.bytes) throw damaged(target, `it has ${found.size} bytes instead of ${sealed.bytes}`);
     if (sealed.mtimeNs !== undefined && String(found.mtimeNs) !== sealed.mtimeNs) throw damaged(target, "it was written to");

@@ -55,26 +55,44 @@ export interface DiskAttachment {
  * written to. For a machine that has not started yet (`-S`), or that waits for its state (`-incoming defer`).
  *
  * @param chain - paths as of `Disk.chain`, lowest first
+ * @param opened - what `openFrozen` has opened ahead
  */
-export function attachDisk(chain: readonly string[]): DiskAttachment {
+export function attachDisk(chain: readonly string[], opened: readonly string[] = []): DiskAttachment {
   const files = chain.map((file, index) => {
     const isTop = index > 0 && index === chain.length - 1;
     return { file, isTop, set: isTop ? fdSets.disk : fdSets.chain + index };
   });
+  const parting = chain.findIndex((file, index) => file !== opened[index]);
+  const missing = files.slice(parting);
   return {
     steps: [
+      // Of another disk than this one.
+      ...opened
+        .slice(parting)
+        .toReversed()
+        .map((file) => execute("blockdev-del", { "node-name": nodeOf(file) })),
       // Each by itself, so that each can be taken out by itself when the chain is collapsed.
-      ...files.flatMap(({ file, set, isTop }, index) => {
-        const below = chain[index - 1];
-        return [
-          { add_fd: { set, path: file, access: isTop ? "read_write" : "read" } } as const,
-          execute("blockdev-add", below ? overlayNode(file, set, { below: nodeOf(below), readOnly: !isTop }) : rawNode(file, set)),
-        ];
-      }),
+      ...missing.flatMap(({ file, set, isTop }) => openFile(chain, file, { set, readOnly: !isTop })),
       execute("blockdev-reopen", { options: [frontOver(nodeOf(chain.at(-1) as string))] }),
     ],
-    afterwards: [execute("blockdev-del", { "node-name": placeholderNode }), ...files.map(({ set }) => forget(set))],
+    afterwards: [execute("blockdev-del", { "node-name": placeholderNode }), ...missing.map(({ set }) => forget(set))],
   };
+}
+
+/** Opens files ahead that nobody writes to any more, of which a disk is likely to be: in a machine that waits for its state. */
+export function openFrozen(chain: readonly string[]): readonly VmmStep[] {
+  return chain.flatMap((file, index) => {
+    const set = fdSets.chain + index;
+    return [...openFile(chain, file, { set, readOnly: true }), forget(set)];
+  });
+}
+
+function openFile(chain: readonly string[], file: string, { set, readOnly }: { set: number; readOnly: boolean }): VmmStep[] {
+  const below = chain[chain.indexOf(file) - 1];
+  return [
+    { add_fd: { set, path: file, access: readOnly ? "read" : "read_write" } },
+    execute("blockdev-add", below ? overlayNode(file, set, { below: nodeOf(below), readOnly }) : rawNode(file, set)),
+  ];
 }
 
 /** Freezes what a machine has written so far and lets it go on in a new overlay, which must lie over it. */

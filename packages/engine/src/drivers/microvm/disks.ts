@@ -56,6 +56,8 @@ export class Disks {
   readonly #empty: string;
   /** By id: how often it is in use by somebody who may not yet be known to hold it. */
   readonly #uses = new Map<string, number>();
+  /** By id, the name of the file below, as it was last seen: only a guess, which lets a chain be looked at all at once. */
+  readonly #seenBelow = new Map<string, string>();
   /** Over when nothing is being removed: whoever wants a disk meanwhile waits, since what it stands on may be what goes. */
   #removing: Promise<void> = Promise.resolve();
 
@@ -100,8 +102,33 @@ export class Disks {
 
   /** Lowest first. @throws not_found when it, or one below it, is not there */
   async chainOf(id: string): Promise<readonly string[]> {
+    return (await this.#guessedChain(requireId(id))) ?? this.#walk(id);
+  }
+
+  /** Undefined when it is not what it was, or never was seen. */
+  async #guessedChain(id: string): Promise<readonly string[] | undefined> {
+    const names = [`${id}${fileSuffix}`];
+    for (
+      let below = this.#seenBelow.get(id);
+      below !== undefined && names.length <= linksMax;
+      below = this.#seenBelow.get(idOf(below) ?? "")
+    )
+      names.unshift(below);
+    if (!names[0]?.startsWith(emptyPrefix)) return undefined;
+    const isAsSeen = async (name: string, index: number) => {
+      const [found, below] = await Promise.all([
+        lstat(this.#pathOf(name)),
+        index > 0 ? readlink(this.#pathOf(`${idOf(name)}${belowSuffix}`)) : undefined,
+      ]);
+      return found.isFile() && below === names[index - 1];
+    };
+    const seen = await Promise.all(names.map(isAsSeen)).catch(() => [false]);
+    return seen.every(Boolean) ? names.map((name) => this.#pathOf(name)) : undefined;
+  }
+
+  async #walk(id: string): Promise<readonly string[]> {
     const upwards: string[] = [];
-    let name = `${requireId(id)}${fileSuffix}`;
+    let name = `${id}${fileSuffix}`;
     while (!name.startsWith(emptyPrefix)) {
       upwards.unshift(this.#pathOf(name));
       if (upwards.length > linksMax) throw new MitosError("internal", { cause: `the chain of disk ${id} has no end` });
@@ -153,10 +180,10 @@ export class Disks {
    * @throws snapshot_incompatible when it is not what was sealed any more
    */
   async requireIntact(id: string, sealed: Readonly<Record<string, SealedFile>>, { content }: { content: boolean }): Promise<void> {
-    await requireIntact({ dir: this.#dir, files: sealed }, { content });
-    const chain = await this.chainOf(id).catch((reason: unknown) => {
+    const whole = this.chainOf(id).catch((reason: unknown) => {
       throw incompatible("what it has written is gone", reason);
     });
+    const [, chain] = await Promise.all([requireIntact({ dir: this.#dir, files: sealed }, { content }), whole]);
     const overlays = chain.slice(1).map((file) => path.basename(file));
     if (overlays.join() !== Object.keys(sealed).join()) throw incompatible(`disk ${id} does not stand on what it stood on`);
   }
@@ -191,6 +218,7 @@ export class Disks {
       // In this order a file without its link never exists.
       await symlink(backingName, this.#pathOf(`${id}${belowSuffix}`));
       await writeOverlay(this.#pathOf(`${id}${fileSuffix}`), { diskBytes: this.#bytes, backingName, backingFormat });
+      this.#seenBelow.set(id, backingName);
     } catch (error) {
       await this.#remove(id);
       throw error;
@@ -217,6 +245,7 @@ export class Disks {
     });
     if (idOf(name) === undefined && !(name.startsWith(emptyPrefix) && path.basename(name) === name))
       throw new MitosError("internal", { cause: `what disk ${id} lies over is no disk: ${name}` });
+    this.#seenBelow.set(id, name);
     return name;
   }
 
@@ -229,6 +258,7 @@ export class Disks {
 
   /** The link last: while it is there, the next removal finds what this one has left. */
   async #remove(id: string): Promise<void> {
+    this.#seenBelow.delete(id);
     await rm(this.#pathOf(`${id}${fileSuffix}`), { force: true });
     await rm(this.#pathOf(`${id}${belowSuffix}`), { force: true });
   }

@@ -10,7 +10,6 @@ import { isAliveNow } from "../host/processes.ts";
 import { ReadyKeepers } from "../host/ready.ts";
 import { findAssets } from "./assets.ts";
 import { Bases } from "./bases.ts";
-import type { MachineShape } from "./command-line.ts";
 import { Disks } from "./disks.ts";
 import type { Host } from "./host.ts";
 import { Images } from "./images.ts";
@@ -20,7 +19,7 @@ import { newBaseFromBytes } from "./new-base.ts";
 import { reattach } from "./reattach.ts";
 import { saveMachine } from "./save.ts";
 import { type Details, readDetails, requireCompatible } from "./saved.ts";
-import { bootMachine, restoreMachine, startWaiting } from "./start.ts";
+import { bootMachine, type Expected, restoreMachine, startReady } from "./start.ts";
 import { sweep } from "./sweep.ts";
 import { discardVmm, type Vmm } from "./vmm.ts";
 
@@ -76,7 +75,7 @@ class MicrovmDriver implements Driver {
   readonly isolation;
   readonly #host: Host;
   readonly #facts: Facts;
-  readonly #ready: ReadyKeepers<MachineShape, Vmm>;
+  readonly #ready: ReadyKeepers<Expected, Vmm>;
   readonly #machines = new Set<MicrovmMachine>();
   readonly readyStarts = { hits: 0, misses: 0 };
 
@@ -85,8 +84,8 @@ class MicrovmDriver implements Driver {
     this.#host = host;
     this.#facts = facts;
     this.#ready = new ReadyKeepers({
-      key: (shape) => JSON.stringify([shape.base, shape.image, shape.resources.memSizeMiB, shape.resources.vcpuCount]),
-      create: (shape) => startWaiting(host, shape),
+      key: ({ shape }) => JSON.stringify([shape.base, shape.image, shape.resources.memSizeMiB, shape.resources.vcpuCount]),
+      create: (expected) => startReady(host, expected),
       discard: (vmm) => discardVmm(host, vmm),
       isAlive: ({ pid }) => isAliveNow(pid),
       log: host.log,
@@ -123,7 +122,8 @@ class MicrovmDriver implements Driver {
   }
 
   prepare(like: Machine, count: number): void {
-    this.#ready.want({ ...this.#own(like).vmm.shape, boots: false }, count);
+    const { shape, disk } = this.#own(like).vmm;
+    this.#ready.want({ shape: { ...shape, boots: false }, disk }, count);
   }
 
   async reattach(machineId: string) {
@@ -141,7 +141,7 @@ class MicrovmDriver implements Driver {
     // Monitors that wait for states which are gone.
     const needed = new Set((await this.#saved(snapshots)).map(({ base }) => base));
     for (const { vmm } of this.#machines) needed.add(vmm.shape.base);
-    await this.#ready.forget(({ base }) => !needed.has(base));
+    await this.#ready.forget(({ shape }) => !needed.has(shape.base));
     await this.#collect(snapshots, roots);
   }
 

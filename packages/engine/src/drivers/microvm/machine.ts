@@ -11,7 +11,7 @@ import { ShimMachine } from "../host/machine.ts";
 import type { Host } from "./host.ts";
 import { killKeeper } from "./processes.ts";
 import { isFull } from "./room.ts";
-import { recordMachine, release, removeTraces, runSteps, saysEnded, type Vmm } from "./vmm.ts";
+import { recordMachine, release, removeTraces, runInBackground, runSteps, saysEnded, type Vmm } from "./vmm.ts";
 import type { VmmStep } from "./vmm-steps.ts";
 
 /** What a monitor takes between the end of its connection and its own, on a busy host. */
@@ -106,9 +106,13 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
 }
 
 export interface Start {
-  /** Give it its disk and let it run. */
+  /** Give it its disk and its state. */
   readonly steps: readonly VmmStep[];
-  /** What has time until it runs. Nobody waits for it: what is asked of the monitor later comes after it. */
+  /** Lets it run, and nobody waits for the answer: the guest's processor keeps the monitor from giving it for longer than its agent takes to say something. */
+  readonly letRun: VmmStep;
+  /** Until when one that boots is not there. */
+  readonly untilUp?: readonly VmmStep[];
+  /** What has time until it runs. */
   readonly afterwards: readonly VmmStep[];
   readonly timeoutMs: number;
 }
@@ -122,7 +126,7 @@ export async function activate(
   host: Host,
   vmm: Vmm,
   machineId: string,
-  { disk, steps, afterwards, timeoutMs }: Start & { readonly disk: string },
+  { disk, steps, letRun, untilUp = [], afterwards, timeoutMs }: Start & { readonly disk: string },
 ): Promise<MicrovmMachine> {
   const machine = new MicrovmMachine(host, vmm, machineId);
   try {
@@ -132,9 +136,10 @@ export async function activate(
       recordMachine(vmm),
       runSteps(vmm, "start a machine", steps, timeoutMs),
     ]);
-    runSteps(vmm, "tidy up after a start", afterwards, timeoutMs).catch((error: unknown) => {
-      host.log.debug({ machine: machineId, error: String(error) }, "a machine has ended right after its start, or cannot forget its files");
-    });
+    const running = runSteps(vmm, "start a machine", [letRun, ...untilUp], timeoutMs);
+    if (untilUp.length > 0) await running;
+    else running.catch((error: unknown) => endNotRunning(host, machine, error));
+    runInBackground(host, vmm, "tidy up after a start", afterwards, timeoutMs);
     return machine;
   } catch (error) {
     host.log.warn({ machine: machineId, error: String(error) }, "a machine did not start");
@@ -147,6 +152,13 @@ export async function activate(
       throw diskFull(path.dirname(vmm.uses.base.path), error);
     throw reason === "terminated" ? error : new MitosError("internal", { cause: `could not start a machine: ${detail}`, reason: error });
   }
+}
+
+/** Whoever waits for its agent is told. */
+async function endNotRunning({ log }: Host, machine: MicrovmMachine, error: unknown): Promise<void> {
+  if (saysEnded(error)) return;
+  log.warn({ machine: machine.machineId, error: String(error) }, "a machine does not run");
+  await machine.end("start failed");
 }
 
 /** Removes what is left of a machine that has ended. What it stood on in the data directory goes with the next collection. */

@@ -33,8 +33,7 @@ export async function writeOverlay(file: string, shape: OverlayShape): Promise<v
   const parts = overlayParts(shape);
   const handle = await open(file, "wx", 0o600);
   try {
-    for (const { offset, bytes } of parts.written) await writeAll(handle, bytes, offset);
-    await handle.truncate(parts.fileBytes);
+    await Promise.all([handle.truncate(parts.fileBytes), ...parts.written.map(({ offset, bytes }) => writeAll(handle, bytes, offset))]);
   } finally {
     await handle.close();
   }

@@ -15,7 +15,7 @@ import type { MicrovmMachine } from "./machine.ts";
 import { isWorthNewBase, makeNewBase } from "./new-base.ts";
 import { isFull } from "./room.ts";
 import { type Details, stateFile } from "./saved.ts";
-import { recordMachine, runSteps, saveTimeoutMs } from "./vmm.ts";
+import { recordMachine, runInBackground, runSteps, saveTimeoutMs } from "./vmm.ts";
 import { execute, fdSets, forgetDeviceState, saveDeviceState, type VmmStep } from "./vmm-steps.ts";
 
 /** For what copies nothing. */
@@ -36,9 +36,13 @@ export async function saveMachine(host: Host, machine: MicrovmMachine, dir: stri
   const snapshot = await machine.exclusively(async () => {
     const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
     try {
-      await settleChain(host, machine);
-      await mkdir(partial, { mode: 0o700 });
-      return await (options.leaveRunning ? saveRunning : saveEnding)(host, machine, { dir, partial }, options);
+      const [isWorth] = await allOf([
+        options.leaveRunning && isWorthNewBase(host, machine, options),
+        settleChain(host, machine),
+        mkdir(partial, { mode: 0o700 }),
+      ]);
+      const save = isWorth ? saveWithNewBaseIfItGoes : options.leaveRunning ? saveOverBase : saveEnding;
+      return await save(host, machine, { dir, partial }, options);
     } catch (error) {
       const full =
         saysDiskFull(error) || (saysNotWritten(error) && (await isFull(path.dirname(dir))))
@@ -57,17 +61,12 @@ interface Folders {
   readonly partial: string;
 }
 
-async function saveRunning(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
-  if (await isWorthNewBase(host, machine, options)) {
-    try {
-      return await saveWithNewBase(host, machine, folders, options);
-    } catch (error) {
-      host.log.warn(
-        { machine: machine.machineId, error: String(error) },
-        "no new base was made of a machine: what it has written is copied",
-      );
-      for (const file of [devicesFile, stateFile]) await rm(path.join(folders.partial, file), { force: true });
-    }
+async function saveWithNewBaseIfItGoes(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
+  try {
+    return await saveWithNewBase(host, machine, folders, options);
+  } catch (error) {
+    host.log.warn({ machine: machine.machineId, error: String(error) }, "no new base was made of a machine: what it has written is copied");
+    for (const file of [devicesFile, stateFile]) await rm(path.join(folders.partial, file), { force: true });
   }
   return saveOverBase(host, machine, folders, options);
 }
@@ -130,12 +129,21 @@ async function saveInNextOverlay(
     throw error;
   }
   vmm.disk = next.id;
-  await Promise.all([
-    options.quiet?.end(),
-    runSteps(vmm, "go on after a snapshot", captured.afterwards, stepsTimeoutMs),
+  const goesOn = options.quiet?.end();
+  runInBackground(host, vmm, "go on after a snapshot", captured.afterwards, stepsTimeoutMs);
+  const [snapshot] = await allOf([
+    commit(host, machine, folders, options, { base: captured.base, disk: frozen }),
+    goesOn,
     recordMachine(vmm),
   ]);
-  return commit(host, machine, folders, options, { base: captured.base, disk: frozen });
+  return snapshot;
+}
+
+/** Each has ended when this throws what the first of them has thrown. */
+async function allOf<T extends readonly unknown[]>(works: readonly [...T]): Promise<{ [K in keyof T]: Awaited<T[K]> }> {
+  const results = await Promise.allSettled(works);
+  for (const result of results) if (result.status === "rejected") throw result.reason;
+  return Promise.all(works) as Promise<{ [K in keyof T]: Awaited<T[K]> }>;
 }
 
 /** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */

@@ -34,10 +34,16 @@ export function readDetails(snapshot: Snapshot): Promise<Details> {
 export async function requireCompatible(host: Host, snapshot: Snapshot, facts: Facts, { content }: { content: boolean }): Promise<Details> {
   requireSameFacts(snapshot, facts, "QEMU");
   await requireIntact(snapshot, { content });
-  const details = await readDetails(snapshot);
-  const image = host.images.pathOf(details.image);
-  if (!(await stat(image).catch(() => undefined))) throw incompatible(`its root image ${details.image} is gone`);
-  await host.bases.requireIntact(details.base);
-  await host.disks.requireIntact(details.disk, details.diskFiles, { content });
+  // One that this server has saved is known, and its folder is as it was.
+  const details = host.saved.get(snapshot.dir) ?? (await readDetails(snapshot));
+  await Promise.all([
+    requireImage(host, details),
+    host.bases.requireIntact(details.base),
+    host.disks.requireIntact(details.disk, details.diskFiles, { content }),
+  ]);
   return details;
+}
+
+async function requireImage({ images }: Host, { image }: Details): Promise<void> {
+  if (!(await stat(images.pathOf(image)).catch(() => undefined))) throw incompatible(`its root image ${image} is gone`);
 }

@@ -4,7 +4,7 @@ import type { MachineResources, MachineSpec, RestoreSpec, RootSource, Snapshot }
 import { nameKeeper, newKeeperId } from "../host/layout.ts";
 import type { ReadyKeepers } from "../host/ready.ts";
 import type { MachineShape } from "./command-line.ts";
-import { attachDisk } from "./disk-steps.ts";
+import { attachDisk, openFrozen } from "./disk-steps.ts";
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import { activate, type MicrovmMachine, type Start } from "./machine.ts";
@@ -40,7 +40,13 @@ async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec)
   using disk = await host.disks.create(null);
   const vmm = await startBooting(host, resources, root);
   const { steps, afterwards } = attachDisk(disk.chain);
-  return become(host, vmm, machineId, disk, { steps: [...steps, execute("cont"), linkOpened], afterwards, timeoutMs: bootTimeoutMs });
+  return become(host, vmm, machineId, disk, {
+    steps,
+    letRun: execute("cont"),
+    untilUp: [linkOpened],
+    afterwards,
+    timeoutMs: bootTimeoutMs,
+  });
 }
 
 async function startBooting(host: Host, resources: MachineResources, root: RootSource): Promise<Vmm> {
@@ -58,6 +64,29 @@ async function startBooting(host: Host, resources: MachineResources, root: RootS
 /** What a machine needs that goes on from a snapshot. */
 export function restoredShape({ resources, image, base }: Details): MachineShape {
   return { resources, image, base, boots: false };
+}
+
+/** Machines that may go on soon: of this shape, and with what lies below this disk. */
+export interface Expected {
+  readonly shape: MachineShape;
+  readonly disk: string | undefined;
+}
+
+/** A monitor that has opened what it can. @throws as `startWaiting` */
+export async function startReady(host: Host, { shape, disk }: Expected): Promise<Vmm> {
+  const vmm = await startWaiting(host, shape);
+  // A disk that is gone by now is nobody's: it waits without one.
+  const chain = disk === undefined ? [] : await host.disks.chainOf(disk).catch(() => []);
+  const frozen = chain.slice(0, -1);
+  if (frozen.length === 0) return vmm;
+  try {
+    await runSteps(vmm, "open a disk ahead", openFrozen(frozen), restoreTimeoutMs);
+  } catch (error) {
+    await discardVmm(host, vmm);
+    throw error;
+  }
+  vmm.opened = frozen;
+  return vmm;
 }
 
 /** A monitor for machines of this shape, which waits for a state. @throws snapshot_incompatible when what it stands on is gone */
@@ -86,7 +115,7 @@ async function startIncoming(host: Host, shape: MachineShape, uses: Vmm["uses"])
 /** @throws invalid_input for other resources than it was saved with; snapshot_incompatible, quota_exceeded */
 export async function restoreMachine(
   host: Host,
-  ready: ReadyKeepers<MachineShape, Vmm>,
+  ready: ReadyKeepers<Expected, Vmm>,
   snapshot: Snapshot,
   details: Details,
   { machineId, resources }: RestoreSpec,
@@ -94,20 +123,22 @@ export async function restoreMachine(
   requireSameHardware(resources, details.resources);
   const shape = restoredShape(details);
   using disk = await host.disks.create(details.disk);
-  const waiting = ready.take(shape);
+  const waiting = ready.take({ shape, disk: undefined });
   const vmm = waiting ?? (await startWaiting(host, shape));
   const file = path.join(snapshot.dir, stateFile);
-  const attachment = attachDisk(disk.chain);
+  const attachment = attachDisk(disk.chain, vmm.opened);
   const steps: VmmStep[] = [
     ...attachment.steps,
     { add_fd: { set: fdSets.incoming, path: file, access: "read" } },
     execute("migrate-incoming", { uri: `file:/dev/fdset/${fdSets.incoming}` }),
     { await: { event: "MIGRATION", field: "status", values: ["completed"], failures: ["failed", "cancelled"] } },
-    execute("cont"),
   ];
   const afterwards = [...attachment.afterwards, execute("remove-fd", { "fdset-id": fdSets.incoming })];
   const timeoutMs = restoreTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * timeoutPerGiBMs;
-  return { machine: await become(host, vmm, machineId, disk, { steps, afterwards, timeoutMs }), wasReady: waiting !== undefined };
+  return {
+    machine: await become(host, vmm, machineId, disk, { steps, letRun: execute("cont"), afterwards, timeoutMs }),
+    wasReady: waiting !== undefined,
+  };
 }
 
 async function become(host: Host, vmm: Vmm, machineId: string, disk: NewDisk, start: Start): Promise<MicrovmMachine> {

@@ -30,6 +30,8 @@ export interface Vmm extends Keeper {
   readonly pid: number;
   /** Id of the uppermost of its disk's files; undefined while it has none. Changes at each fork. */
   disk: string | undefined;
+  /** Files that it has opened while it waited, lowest first, of which its disk is likely to be. */
+  opened: readonly string[];
   /** What of the data directory it stands on. */
   readonly uses: { readonly image: ImageUse; readonly base: BaseUse };
 }
@@ -75,7 +77,7 @@ export async function startVmm(host: Host, shape: MachineShape, uses: Vmm["uses"
     });
     if (reply.exit_code !== 0) throw await refused(host, dir);
     const [pid, shimPid] = await Promise.all([readPid(path.join(dir, pidFile)), readPid(path.join(dir, "shim.pid"))]);
-    return { id, dir, shape, pid, shimPid, link, control, disk: undefined, uses };
+    return { id, dir, shape, pid, shimPid, link, control, disk: undefined, opened: [], uses };
   } catch (error) {
     for (const connection of connections) connection.close();
     await killKeeper(host.layout, id);
@@ -101,7 +103,7 @@ export async function openVmm(host: Host, id: string): Promise<Vmm> {
     held.push(image);
     const base = await host.bases.use(shape.base);
     held.push(base);
-    return { id, dir, shape, pid, shimPid, link, control, disk, uses: { image, base } };
+    return { id, dir, shape, pid, shimPid, link, control, disk, opened: [], uses: { image, base } };
   } catch (error) {
     for (const connection of connections) connection.close();
     for (const use of held) use[Symbol.dispose]();
@@ -174,6 +176,13 @@ export async function runSteps({ control }: Keeper, doing: string, steps: readon
   }
   const { results, stopped_us: stoppedUs } = reply;
   return { results: Array.isArray(results) ? results : [], stoppedMs: typeof stoppedUs === "number" ? stoppedUs / 1000 : undefined };
+}
+
+/** The same for what has time. Nobody waits for it: what is asked of the monitor later comes after it. */
+export function runInBackground(host: Host, vmm: Vmm, doing: string, steps: readonly VmmStep[], timeoutMs: number): void {
+  runSteps(vmm, doing, steps, timeoutMs).catch((error: unknown) => {
+    host.log.debug({ vmm: vmm.id, error: String(error) }, "a machine has ended, or keeps files open that it needs no more");
+  });
 }
 
 /** Whether steps failed since what they waited for did not come in their time; in the shim's words. */
