@@ -87,10 +87,17 @@ export class Disks {
     this.#hold(id);
     try {
       await this.#removing;
-      const below = backing === null ? [this.#pathOf(this.#empty)] : await this.chainOf(backing);
       const file = this.#pathOf(`${id}${fileSuffix}`);
-      await whenStored(this.#dir, () => this.#write(id, below.at(-1) as string, backing === null ? "raw" : "qcow2"));
-      return { id, path: file, chain: [...below, file], [Symbol.dispose]: once(() => this.#release(id)) };
+      const [below, written] = await Promise.allSettled([
+        backing === null ? [this.#pathOf(this.#empty)] : this.chainOf(backing),
+        whenStored(this.#dir, () => this.#write(id, backing)),
+      ]);
+      if (written.status === "rejected") throw written.reason;
+      if (below.status === "rejected") {
+        await this.#remove(id);
+        throw below.reason;
+      }
+      return { id, path: file, chain: [...below.value, file], [Symbol.dispose]: once(() => this.#release(id)) };
     } catch (error) {
       this.#release(id);
       throw error;
@@ -212,8 +219,9 @@ export class Disks {
     await removal;
   }
 
-  async #write(id: string, below: string, backingFormat: "raw" | "qcow2"): Promise<void> {
-    const backingName = path.basename(below);
+  async #write(id: string, backing: string | null): Promise<void> {
+    const backingName = backing === null ? this.#empty : `${backing}${fileSuffix}`;
+    const backingFormat = backing === null ? "raw" : "qcow2";
     try {
       // In this order a file without its link never exists.
       await symlink(backingName, this.#pathOf(`${id}${belowSuffix}`));

@@ -1,4 +1,4 @@
-import { readFile } from "node:fs/promises";
+import { readFileSync } from "node:fs";
 import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import type { SnapshotOptions } from "../../driver.ts";
@@ -35,15 +35,21 @@ const callOffTimeoutMs = 120_000;
  * fit: QEMU 10.0 was seen to die when it runs out of room in the middle.
  */
 export async function isWorthNewBase(host: Host, { vmm }: MicrovmMachine, { durable }: Pick<SnapshotOptions, "durable">): Promise<boolean> {
-  if (durable || vmm.shape.boots || (await ownBytes(vmm.pid)) < host.newBaseFromBytes) return false;
+  if (durable || vmm.shape.boots || ownBytes(vmm.pid) < host.newBaseFromBytes) return false;
   return (await freeBytes(path.dirname(vmm.uses.base.path))) >= vmm.shape.resources.memSizeMiB * 2 ** 20;
 }
 
-/** As the kernel counts it anyway: nobody walks through its pages. 0 for a process that is gone. */
-async function ownBytes(pid: number): Promise<number> {
-  const status = await readFile(`/proc/${pid}/status`, "utf8").catch(() => "");
-  const kib = [...status.matchAll(/^(?:RssAnon|VmSwap):\s*(\d+) kB$/gm)].map(([, count]) => Number(count));
-  return kib.reduce((sum, count) => sum + count, 0) * 1024;
+/**
+ * As the kernel counts it anyway: nobody walks through its pages, and no disk is asked, so that it is read sooner than another thread is woken for it. 0 for a
+ * process that is gone.
+ */
+function ownBytes(pid: number): number {
+  try {
+    const kib = [...readFileSync(`/proc/${pid}/status`, "utf8").matchAll(/^(?:RssAnon|VmSwap):\s*(\d+) kB$/gm)];
+    return kib.reduce((sum, [, count]) => sum + Number(count), 0) * 1024;
+  } catch {
+    return 0;
+  }
 }
 
 interface NewBase {

@@ -33,10 +33,12 @@ export function readDetails(snapshot: Snapshot): Promise<Details> {
  */
 export async function requireCompatible(host: Host, snapshot: Snapshot, facts: Facts, { content }: { content: boolean }): Promise<Details> {
   requireSameFacts(snapshot, facts, "QEMU");
-  await requireIntact(snapshot, { content });
-  // One that this server has saved is known, and its folder is as it was.
-  const details = host.saved.get(snapshot.dir) ?? (await readDetails(snapshot));
+  // One that this server has saved is known, if its folder is as it was.
+  const known = host.saved.get(snapshot.dir);
+  if (!known) await requireIntact(snapshot, { content });
+  const details = known ?? (await readDetails(snapshot));
   await Promise.all([
+    known && requireIntact(snapshot, { content }),
     requireImage(host, details),
     host.bases.requireIntact(details.base),
     host.disks.requireIntact(details.disk, details.diskFiles, { content }),
