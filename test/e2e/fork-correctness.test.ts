@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 import path from "node:path";
-import type { Sandbox } from "@mitos/sdk";
+import type { RunCodeOptions, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { drawing } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
@@ -181,7 +181,12 @@ describe("code kernels", () => {
     expect((await parent.listContexts()).map(({ id }) => id)).toEqual(["python", python.id, javascript.id, bash.id]);
   });
 
-  const draws: Record<string, { language: string; prepare: string; draw: string }> = {
+  const draws = (numpy: string): Record<string, { language: string; prepare: string; draw: string }> => ({
+    numpy: {
+      language: "python",
+      prepare: `import sys; sys.path.insert(0, "${numpy}"); import json, numpy as np; np.random.seed(7); np.random.random()`,
+      draw: "print(json.dumps([repr(np.random.random()), str(np.random.randint(2 ** 62)), repr(np.random.normal()), repr(np.random.default_rng().random())]))",
+    },
     "Python: random, uuid4, secrets, OpenSSL, temporary names": {
       language: "python",
       prepare:
@@ -199,45 +204,39 @@ describe("code kernels", () => {
       // Fifteen bits each: of four together two hundred children have none in common.
       draw: 'echo "[\\"$RANDOM $RANDOM $RANDOM $RANDOM\\", \\"$SRANDOM$SRANDOM\\"]"',
     },
-  };
+  });
 
-  it(`draw no random value of numpy twice in ${drawing.children} children`, async () => {
+  it(`draw no random value twice in ${drawing.children} children`, async () => {
     await using parent = await server.createWithMemory(1024);
     const folder = await installPackages(parent, "numpy");
-    const prepare = `import sys; sys.path.insert(0, "${folder}"); import json, numpy as np; np.random.seed(7); np.random.random()`;
-    expect((await parent.runCode(prepare)).error).toBeNull();
-    const draw =
-      "print(json.dumps([repr(np.random.random()), str(np.random.randint(2 ** 62)), repr(np.random.normal()), repr(np.random.default_rng().random())]))";
-    const rows: string[][] = [];
-    while (rows.length < drawing.children) {
+    const sources: { title: string; draw: string; options: RunCodeOptions }[] = [];
+    for (const [title, { language, prepare, draw }] of Object.entries(draws(folder))) {
+      // By default, and in a context: both continue from one state in all children, and from different ones to begin with.
+      for (const options of [{ language }, { context: await parent.createContext({ language }) }]) {
+        expect((await parent.runCode(prepare, options)).error, title).toBeNull();
+        sources.push({ title, draw, options });
+      }
+    }
+    const seen = new Map(Object.keys(draws(folder)).map((title) => [title, [] as string[][]]));
+    // The parent draws nothing in between, so all of them continue from the same random state.
+    for (let forked = 0; forked < drawing.children; forked += drawing.forkCount) {
       const children = await parent.fork(drawing.forkCount);
-      const answers = await Promise.all(children.map((child) => child.runCode(draw)));
-      rows.push(...answers.map((answer) => JSON.parse(answer.logs.stdout.join("") || JSON.stringify(answer.error))));
+      const drawn = children.flatMap((child) =>
+        sources.map(async ({ title, draw, options }) => {
+          const { logs, error } = await child.runCode(draw, options);
+          seen.get(title)?.push(JSON.parse(logs.stdout.join("") || JSON.stringify(error)));
+        }),
+      );
+      await Promise.all(drawn);
       await Promise.all(children.map((child) => child.terminate()));
     }
-    for (const column of [0, 1, 2, 3]) expect(new Set(rows.map((row) => row[column])).size, `column ${column}`).toBe(drawing.children);
-  }, 240_000);
-
-  for (const [title, { language, prepare, draw }] of Object.entries(draws)) {
-    it(`draw no random value twice in ${drawing.children} children (${title})`, async () => {
-      await using parent = await server.create({ template: language === "bash" ? "base" : language === "python" ? "python" : "node" });
-      // By default, and in a context: both continue from one state in all children, and from different ones to begin with.
-      const context = await parent.createContext({ language });
-      for (const options of [{ language }, { context }]) expect((await parent.runCode(prepare, options)).error).toBeNull();
-      const rows: string[][] = [];
-      // The parent draws nothing in between, so all of them continue from the same random state.
-      while (rows.length < 2 * drawing.children) {
-        const children = await parent.fork(drawing.forkCount);
-        const both = [{ language }, { context }];
-        const answers = await Promise.all(children.flatMap((child) => both.map((options) => child.runCode(draw, options))));
-        rows.push(...answers.map((answer) => JSON.parse(answer.logs.stdout.join("") || JSON.stringify(answer.error))));
-        await Promise.all(children.map((child) => child.terminate()));
-      }
+    const count = 2 * Math.ceil(drawing.children / drawing.forkCount) * drawing.forkCount;
+    for (const [title, rows] of seen) {
       for (let column = 0; column < rows[0]!.length; column++) {
-        expect(new Set(rows.map((row) => row[column])).size, `column ${column}: ${rows[0]![column]}`).toBe(2 * drawing.children);
+        expect(new Set(rows.map((row) => row[column])).size, `${title}, column ${column}: ${rows[0]![column]}`).toBe(count);
       }
-    }, 240_000);
-  }
+    }
+  }, 480_000);
 });
 
 describe("what is in flight on the parent", () => {

@@ -4,6 +4,7 @@ import { setImmediate as turn } from "node:timers/promises";
 import { Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
+import { newBaseFromBytes } from "../../packages/engine/src/drivers/microvm/new-base.ts";
 import { fastRootOf } from "../../packages/engine/src/snapshots.ts";
 import { accountOf, processesOf } from "../faults/host-account.ts";
 import { ServedDirectory } from "../faults/server-process.ts";
@@ -47,13 +48,23 @@ async function expectNothingBeside(running: number): Promise<void> {
 }
 
 describe("a server that is killed in the middle of a fork", () => {
-  it.each<[string, readonly number[], () => boolean]>([
+  const fromBases = () => list(path.join(places.data, "bases")).filter((name) => name.endsWith(".memory")).length;
+  const largeMiB = Math.ceil(newBaseFromBytes / 2 ** 20);
+
+  it.each<[string, readonly number[], () => boolean, number?]>([
+    ["while all of its memory is copied into a new base", [0], () => fromBases() > 1, largeMiB],
     ["while the parent stands still and its state is written", [0], () => forks().some((name) => name.includes(".partial-"))],
     ["when its state is written", [0], () => forks().some((name) => !name.includes(".partial-"))],
     ["when a child has its name", [0, 2], () => list(places.names).length > 1],
-  ])("%s, is followed by one that finds the parent as it was, and all children or none", async (_, possible, met) => {
+  ])("%s, is followed by one that finds the parent as it was, and all children or none", async (_, possible, met, programMiB = 0) => {
     const parent = await create("parent");
     await parent.exec("echo before > /root/kept; head -c 48M /dev/urandom > /dev/shm/held; sha256sum /dev/shm/held > /root/sum");
+    await parent.execBackground([
+      "python3",
+      "-c",
+      `held = b"x" * (${programMiB} << 20); open("/root/ready", "w").close(); import time; time.sleep(1e6)`,
+    ]).started;
+    await parent.exec("until [ -e /root/ready ]; do sleep 0.1; done");
     const pid = await parent.execBackground("n=0; while :; do n=$((n+1)); echo $n; sleep 0.1; done").started;
     let answered = false;
     const fork = parent.fork(2).then(

@@ -75,7 +75,7 @@ async function saveWithNewBaseIfItGoes(host: Host, machine: MicrovmMachine, fold
 async function saveOverBase(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
   const { shape } = machine.vmm;
   using copy = shape.boots ? await host.bases.create(shape.resources.memSizeMiB * 2 ** 20, undefined) : undefined;
-  return saveInNextOverlay(host, machine, folders, options, async (disk) => {
+  return await saveInNextOverlay(host, machine, folders, options, async (disk) => {
     await runSteps(machine.vmm, "prepare a snapshot", [...disk.before, addState(folders.partial)], stepsTimeoutMs);
     await options.quiet?.begin();
     if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);

@@ -40,7 +40,7 @@ async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec)
   using disk = await host.disks.create(null);
   const vmm = await startBooting(host, resources, root);
   const { steps, afterwards } = attachDisk(disk.chain);
-  return become(host, vmm, machineId, disk, {
+  return await become(host, vmm, machineId, disk, {
     steps,
     letRun: execute("cont"),
     untilUp: [linkOpened],
