@@ -17,6 +17,8 @@ const height = 260;
 const margin = { left: 52, right: 16, top: 36, bottom: 40 };
 const colours = ["#2563eb", "#d97706", "#059669"];
 const ticks = 4;
+/** Between two words of the horizontal axis; what would stand closer to the last one is left out. */
+const labelRoom = 20;
 
 /** One below the other. @param unit - of the vertical axes */
 export function drawCharts(charts: readonly Chart[], unit: string): string {
@@ -28,7 +30,8 @@ export function drawCharts(charts: readonly Chart[], unit: string): string {
 
 function draw({ title, x, series }: Chart, unit: string): string {
   const points = series.flatMap((each) => each.points);
-  const most = { x: Math.max(...points.map((point) => point[0])), y: Math.max(...points.map((point) => point[1])) * 1.1 };
+  const step = roundStep(Math.max(...points.map((point) => point[1])) / ticks);
+  const most = { x: Math.max(...points.map((point) => point[0])), y: step * ticks };
   const at = ([px, py]: readonly [number, number]): [number, number] => [
     margin.left + (px / most.x) * (width - margin.left - margin.right),
     height - margin.bottom - (py / most.y) * (height - margin.top - margin.bottom),
@@ -36,15 +39,18 @@ function draw({ title, x, series }: Chart, unit: string): string {
   const parts = [
     text(margin.left, 18, title, "font-weight:600"),
     text(width - margin.right, height - 8, x, "text-anchor:end"),
-    text(4, 32, unit),
+    text(width - margin.right, 18, unit, "text-anchor:end"),
   ];
   for (let tick = 0; tick <= ticks; tick += 1) {
-    const [left, y] = at([0, (most.y * tick) / ticks]);
+    const [left, y] = at([0, step * tick]);
     parts.push(`<path d="M${round(left)} ${round(y)}H${width - margin.right}" stroke="#e5e7eb"/>`);
-    parts.push(text(left - 6, y + 4, ((most.y * tick) / ticks).toFixed(0), "text-anchor:end"));
+    parts.push(text(left - 6, y + 4, String(step * tick), "text-anchor:end"));
   }
+  let labelled = Number.NEGATIVE_INFINITY;
   for (const value of new Set(points.map((point) => point[0]))) {
     const [px] = at([value, 0]);
+    if (px - labelled < labelRoom) continue;
+    labelled = px;
     parts.push(text(px, height - margin.bottom + 14, String(value), "text-anchor:middle"));
   }
   series.forEach((each, index) => {
@@ -57,6 +63,12 @@ function draw({ title, x, series }: Chart, unit: string): string {
     parts.push(text(margin.left + 8, margin.top + 10 + 14 * index, each.name, `fill:${colour}`));
   });
   return parts.join("");
+}
+
+/** The next larger one that people count in. */
+function roundStep(least: number): number {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return power * ([1, 2, 2.5, 5, 10].find((factor) => factor * power >= least) ?? 10);
 }
 
 function text(x: number, y: number, content: string, style = ""): string {

@@ -5,6 +5,7 @@ import { stripTypeScriptTypes } from "node:module";
 import os from "node:os";
 import path from "node:path";
 import type { KeyLimits } from "@mitos/engine";
+import { resourceDefaults } from "@mitos/protocol";
 import { type CreateOptions, create, Sandbox, SandboxServer } from "@mitos/sdk";
 import { type RunningServer, startServer } from "@mitos/server";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -183,8 +184,8 @@ describe("the limits of the key that gave the budget", () => {
   });
 
   it("hold for memory, and for several programs that ask at once", async () => {
-    const carol = owner("carol", { maxSandboxes: 3, maxMemoryMiB: 3 * 128 });
-    const parent = await carol.create({ forkBudget: 9, resources: { memSizeMiB: 128 } });
+    const carol = owner("carol", { maxSandboxes: 3, maxMemoryMiB: 3 * resourceDefaults.memSizeMiB });
+    const parent = await carol.create({ forkBudget: 9 });
     const program = `
 const answers = await Promise.all([0, 1, 2, 3].map(() => guest.fork().catch(told)));
 console.log(JSON.stringify(answers));`;

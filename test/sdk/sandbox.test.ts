@@ -83,7 +83,7 @@ describe("files", () => {
       ["renames/b", "renames/full", "invalid_input", "rename"],
       ["renames/full", "renames/b", "invalid_input", "rename"],
       ["renames/full", "renames/full/itself", "invalid_input", "rename"],
-      ["renames/b", "/tmp/b", "failed_precondition", "different file systems"],
+      ["renames/b", "/dev/shm/b", "failed_precondition", "different file systems"],
       ["", "renames/c", "invalid_input", "from"],
       ["renames/b", "a\0b", "invalid_input", "to"],
     ] as const) {

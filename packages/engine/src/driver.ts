@@ -57,11 +57,19 @@ export interface MachineSpec extends RestoreSpec {
 /** A saved machine: an opaque folder that knows what it needs to be restored. */
 export interface Snapshot {
   readonly dir: string;
+  /** What lies in the folder, on the disk. */
   readonly bytes: number;
+  /** What it stands on beside, and shares with machines and other snapshots (memory and disk of virtual machines), on the disk. Absent = nothing. */
+  readonly standsOnBytes?: number | undefined;
   /** Everything that must still hold at restore, checked by the driver: builds, protocol, CPU, host files. */
   readonly requirements: SnapshotRequirements;
   /** What lies in the folder, by name. Absent in records of earlier versions. */
   readonly files?: Readonly<Record<string, SealedFile>> | undefined;
+}
+
+/** What would be free without it, if nothing else stood on the same, in bytes. */
+export function storedBytes({ bytes, standsOnBytes = 0 }: Snapshot): number {
+  return bytes + standsOnBytes;
 }
 
 /** A file of a snapshot as it was when it was finished. */

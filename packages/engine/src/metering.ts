@@ -1,7 +1,7 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
 import type { NodeUsage, SandboxUsage } from "./actions.ts";
 import type { Core } from "./core.ts";
-import type { Machine, MachineMetering, Metering } from "./driver.ts";
+import { type Machine, type MachineMetering, type Metering, storedBytes } from "./driver.ts";
 import { Semaphore } from "./mutex.ts";
 import type { Entry } from "./sandboxes.ts";
 
@@ -48,7 +48,7 @@ export class Meters {
     const alive = [...sandboxes.all()].filter(({ record }) => record.end === null);
     return {
       sandboxes: await Promise.all(alive.map((entry) => this.#measure(entry))),
-      templates: [...templates].flatMap(([id, { built }]) => (built ? [{ id, snapshotBytes: built.snapshot.snapshot.bytes }] : [])),
+      templates: [...templates].flatMap(([id, { built }]) => (built ? [{ id, snapshotBytes: storedBytes(built.snapshot.snapshot) }] : [])),
     };
   }
 

@@ -7,7 +7,7 @@ import { templateGeneration } from "./builds/machine.ts";
 import { checkTemplateRequest } from "./builds/request.ts";
 import { type Fresh, RunningBuild } from "./builds/running.ts";
 import type { Core } from "./core.ts";
-import type { Snapshot } from "./driver.ts";
+import { type Snapshot, storedBytes } from "./driver.ts";
 import { isHostName } from "./host-templates.ts";
 import type { Digest } from "./layers/layer.ts";
 import { orAborted } from "./or-aborted.ts";
@@ -219,7 +219,15 @@ async function isFitting(core: Core, { record, snapshot }: Built): Promise<boole
 }
 
 function publicTemplate({ request, root, snapshot, warnings, createdAtMs, creationTimeMs }: TemplateRecord): Template {
-  return { ...request, ready: true, source: root.source, snapshotBytes: snapshot.bytes, warnings, createdAtMs, creationTimeMs };
+  return {
+    ...request,
+    ready: true,
+    source: root.source,
+    snapshotBytes: storedBytes(snapshot),
+    warnings,
+    createdAtMs,
+    creationTimeMs,
+  };
 }
 
 /** What an earlier version has recorded without saying of what: there was only the host. */

@@ -1,6 +1,6 @@
 import type { DiskUsage } from "./actions.ts";
 import type { Core } from "./core.ts";
-import type { RootSource, Snapshot } from "./driver.ts";
+import { type RootSource, type Snapshot, storedBytes } from "./driver.ts";
 import type { Digest } from "./layers/layer.ts";
 
 /** What unused layers and caches together may have, unless the operator says otherwise. */
@@ -132,7 +132,7 @@ export async function diskUsage(core: Core): Promise<DiskUsage> {
       const ids = idsOf(record.root);
       return {
         id,
-        snapshotBytes: record.snapshot.bytes,
+        snapshotBytes: storedBytes(record.snapshot),
         rootBytes: sum(ids),
         ownBytes: sum([...ids].filter((layer) => templatesOf.get(layer) === 1)),
       };

@@ -108,6 +108,11 @@ export class Bases {
     }
   }
 
+  /** What it takes of the disk. */
+  async bytesOf(id: string): Promise<number> {
+    return (await stat(this.pathOf(id))).blocks * 512;
+  }
+
   /** It outlives the host's power from now on. @throws quota_exceeded */
   async sync(id: string): Promise<void> {
     try {

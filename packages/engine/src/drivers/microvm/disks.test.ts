@@ -116,7 +116,7 @@ describe("disks", () => {
       const disks = await openDisks();
       using first = await disks.create(null);
       using second = await disks.create(first.id);
-      const sealed = await disks.seal(second.id, { durable });
+      const { files: sealed } = await disks.seal(second.id, { durable });
       const look = (content = false) => disks.requireIntact(second.id, sealed, { content });
       const refused = (cause: RegExp) => expect(look()).rejects.toMatchObject(incompatible(cause));
       await look(true);
@@ -133,7 +133,7 @@ describe("disks", () => {
   it("that are sealed to last are refused for one changed bit, and not for other times", async () => {
     const disks = await openDisks();
     using disk = await disks.create(null);
-    const sealed = await disks.seal(disk.id, { durable: true });
+    const { files: sealed } = await disks.seal(disk.id, { durable: true });
     const content = await readFile(disk.path);
     await writeFile(disk.path, content);
     await disks.requireIntact(disk.id, sealed, { content: true });
@@ -147,7 +147,7 @@ describe("disks", () => {
     using first = await disks.create(null);
     using second = await disks.create(first.id);
     using other = await disks.create(null);
-    const sealed = await disks.seal(second.id, { durable: false });
+    const { files: sealed } = await disks.seal(second.id, { durable: false });
     await rm(path.join(dir, `${second.id}.below`));
     await expect(disks.requireIntact(second.id, sealed, { content: false })).rejects.toMatchObject(incompatible(/is gone/));
     await symlink(path.basename(other.path), path.join(dir, `${second.id}.below`));

@@ -168,17 +168,18 @@ export class Disks {
    * What the files of a disk are that nobody writes to any more, by name. The empty disk is not among them: whoever changes that changes all.
    *
    * @param durable - they outlive the host's power from now on, and one changed bit is noticed
+   * @returns also what they take of the disk together, in bytes
    * @throws quota_exceeded
    */
-  async seal(id: string, { durable }: { durable: boolean }): Promise<Record<string, SealedFile>> {
+  async seal(id: string, { durable }: { durable: boolean }): Promise<{ files: Record<string, SealedFile>; bytes: number }> {
     const [empty, ...overlays] = (await this.chainOf(id)).map((file) => path.basename(file)) as [string, ...string[]];
     return whenStored(this.#dir, async () => {
-      const { files } = await sealFiles(this.#dir, { durable, names: overlays });
-      if (!durable) return files;
+      const sealed = await sealFiles(this.#dir, { durable, names: overlays });
+      if (!durable) return sealed;
       await using handle = await open(this.#pathOf(empty), "r");
       await handle.datasync();
       await syncFolder(this.#dir);
-      return files;
+      return sealed;
     });
   }
 

@@ -199,13 +199,17 @@ async function commit(
 ): Promise<Snapshot> {
   const { image, resources } = machine.vmm.shape;
   const requirements: SnapshotRequirements = { ...facts, hostFiles: {} };
-  const [diskFiles] = await Promise.all([host.disks.seal(disk, { durable }), durable ? host.bases.sync(base) : undefined]);
-  const details: Details = { version: 1, requirements, resources, image, base, disk, diskFiles };
+  const [sealed, baseBytes] = await Promise.all([
+    host.disks.seal(disk, { durable }),
+    host.bases.bytesOf(base),
+    durable ? host.bases.sync(base) : undefined,
+  ]);
+  const details: Details = { version: 1, requirements, resources, image, base, disk, diskFiles: sealed.files };
   await rm(path.join(partial, devicesFile), { force: true });
   const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });
   // What it stands on is the machine's too until here.
   host.saved.set(dir, details);
-  return { dir, bytes, requirements, files };
+  return { dir, bytes, standsOnBytes: sealed.bytes + baseBytes, requirements, files };
 }
 
 /** Of the state of its devices. QEMU does not say why. */
