@@ -125,8 +125,8 @@ const operations: Record<string, () => Operation> = {
     };
   },
   fork() {
-    const ids = [0, 1].map((index) => `kid-${randomBytes(4).toString("hex")}-${index}`);
-    const name = ids[0]!.slice(0, -2);
+    const name = `kid-${randomBytes(4).toString("hex")}`;
+    const ids = [0, 1].map((index) => `${name}-${index}`);
     return {
       run: async () => void (await handle("forker").fork(2, { id: name })),
       async check(answered) {

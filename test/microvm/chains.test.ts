@@ -44,11 +44,11 @@ const intact = `while read -r sum file; do
   found=$(dd if=$file iflag=direct bs=1M status=none | sha256sum | cut -d " " -f 1); test "$found" = "$sum" || { echo "$file is another"; exit 1; }
 done < /root/sums; wc -l < /root/sums`;
 
-/** Files of the disk that the monitor has open, the empty one among them. */
+/** Files of the disk that the monitor has open, the empty one among them. Right after a fork it has one open twice. */
 async function openFiles({ machine }: Sandbox): Promise<string[]> {
   const dir = `/proc/${(machine as MicrovmMachine).vmm.pid}/fd`;
   const targets = await Promise.all((await readdir(dir)).map((fd) => readlink(path.join(dir, fd)).catch(() => "")));
-  return targets.filter((target) => path.dirname(target) === path.join(under.dataDir, "microvm/disks"));
+  return [...new Set(targets)].filter((target) => path.dirname(target) === path.join(under.dataDir, "microvm/disks"));
 }
 
 const collapsing = ({ machine }: Sandbox) => (machine as MicrovmMachine).collapse !== undefined;
