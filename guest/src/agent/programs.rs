@@ -107,8 +107,8 @@ pub fn thaw() {
     *frozen = None;
 }
 
+/// Its files, in a file system that no path leads to any more. They are kept open: to open one takes the kernel longer than what is done with it.
 struct Cgroup {
-    /// Its files, in a file system that no path leads to any more. They are kept open: to open one takes the kernel longer than what is done with it.
     /// `cgroup.procs`.
     members: File,
     /// `cgroup.freeze`.

@@ -347,20 +347,25 @@ async fn write(
 
 /// For `link::start`: a machine that goes on from a snapshot is greeted and adopted before anything else of the agent has run.
 pub fn at_rest(header: &Header, payload: &Bytes) -> Option<Outgoing> {
-    let (kind, payload) = match header.kind {
-        FrameType::Hello => (FrameType::HelloAck, acknowledge(&pb::Hello::decode(&payload[..]).ok()?)?.encode_to_vec()),
-        FrameType::Adopt => (FrameType::Adopted, identity::adopt(pb::Adopt::decode(&payload[..]).ok()?).encode_to_vec()),
-        _ => return None,
-    };
-    Some(Outgoing { kind, more: false, channel: 0, payload: payload.into() })
+    matches!(header.kind, FrameType::Hello | FrameType::Adopt).then(|| answer(header.kind, payload.clone()).ok()).flatten()
 }
 
-/// None for one without a usable session.
-fn acknowledge(hello: &pb::Hello) -> Option<pb::HelloAck> {
-    let usable = !hello.session.is_empty() && hello.session.len() <= SESSION_TEXT_BYTES_MAX;
-    usable.then(|| pb::HelloAck {
+/// Of a HELLO or an ADOPT.
+fn answer(kind: FrameType, payload: Bytes) -> Result<Outgoing, Violation> {
+    let (kind, payload) = match kind {
+        FrameType::Hello => (FrameType::HelloAck, acknowledge(decode(payload)?)?.encode_to_vec()),
+        _ => (FrameType::Adopted, identity::adopt(decode(payload)?).encode_to_vec()),
+    };
+    Ok(Outgoing { kind, more: false, channel: 0, payload: payload.into() })
+}
+
+fn acknowledge(hello: pb::Hello) -> Result<pb::HelloAck, Violation> {
+    if hello.session.is_empty() || hello.session.len() > SESSION_TEXT_BYTES_MAX {
+        return Err(Violation("a HELLO without a usable session"));
+    }
+    Ok(pb::HelloAck {
         protocol_version: PROTOCOL_VERSION,
-        session: hello.session.clone(),
+        session: hello.session,
         agent_version: env!("CARGO_PKG_VERSION").into(),
         generation: identity::generation(),
     })
@@ -418,7 +423,12 @@ impl Session {
             return Err(Violation("a channel number or flag where none belongs"));
         }
         match header.kind {
-            FrameType::Hello => self.hello(decode(payload)?).await,
+            FrameType::Hello | FrameType::Adopt => {
+                let answer = answer(header.kind, payload.clone())?;
+                self.answered(&header, &payload, &answer.payload);
+                self.link.control(self.link.epoch(), answer.kind, 0, answer.payload).await;
+                Ok(())
+            }
             FrameType::Quiesce => {
                 let pb::Quiesce { round } = decode(payload)?;
                 self.phase = Phase::Quiesced { round };
@@ -434,15 +444,6 @@ impl Session {
                     programs::thaw();
                     self.link.shared.gate.send_replace(Gate::Open);
                 }
-                Ok(())
-            }
-            FrameType::Adopt => {
-                let adopted = identity::adopt(decode(payload)?);
-                // A machine that is half renewed is not served, and nothing runs in it.
-                if adopted.error.is_empty() {
-                    programs::thaw();
-                }
-                self.link.control(self.link.epoch(), FrameType::Adopted, 0, adopted.encode_to_vec().into()).await;
                 Ok(())
             }
             FrameType::Ping => {
@@ -476,28 +477,15 @@ impl Session {
         }
     }
 
-    async fn hello(&mut self, hello: pb::Hello) -> Result<(), Violation> {
-        let ack = acknowledge(&hello).ok_or(Violation("a HELLO without a usable session"))?;
-        self.greeted(&hello);
-        self.link.control(self.link.epoch(), FrameType::HelloAck, 0, ack.encode_to_vec().into()).await;
-        Ok(())
-    }
-
-    fn greeted(&mut self, hello: &pb::Hello) {
-        self.drop_channels();
-        self.phase = Phase::Serving;
-        if !hello.adopt_follows {
-            programs::thaw();
-        }
-        self.link.shared.gate.send_replace(Gate::Open);
-    }
-
-    /// What `at_rest` has answered. Programs run no earlier than this knows of it, so that what they ask the host for is of the new session.
+    /// What becomes of a HELLO or an ADOPT beside its answer. Programs run no earlier, so that what they ask the host for is of the new session.
     fn answered(&mut self, header: &Header, payload: &Bytes, answer: &Bytes) {
         if header.kind == FrameType::Hello {
-            if let Ok(hello) = pb::Hello::decode(&payload[..]) {
-                self.greeted(&hello);
+            self.drop_channels();
+            self.phase = Phase::Serving;
+            if pb::Hello::decode(&payload[..]).is_ok_and(|hello| !hello.adopt_follows) {
+                programs::thaw();
             }
+            self.link.shared.gate.send_replace(Gate::Open);
         } else if pb::Adopted::decode(&answer[..]).is_ok_and(|adopted| adopted.error.is_empty()) {
             // A machine that is half renewed is not served, and nothing runs in it.
             programs::thaw();

@@ -219,15 +219,7 @@ async function isFitting(core: Core, { record, snapshot }: Built): Promise<boole
 }
 
 function publicTemplate({ request, root, snapshot, warnings, createdAtMs, creationTimeMs }: TemplateRecord): Template {
-  return {
-    ...request,
-    ready: true,
-    source: root.source,
-    snapshotBytes: storedBytes(snapshot),
-    warnings,
-    createdAtMs,
-    creationTimeMs,
-  };
+  return { ...request, ready: true, source: root.source, snapshotBytes: storedBytes(snapshot), warnings, createdAtMs, creationTimeMs };
 }
 
 /** What an earlier version has recorded without saying of what: there was only the host. */

@@ -106,12 +106,10 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
 }
 
 export interface Start {
-  /** Give it its disk and its state. */
+  /** Give it its disk and its state, and let it run unless there is `letRun`. */
   readonly steps: readonly VmmStep[];
-  /** Lets it run, and nobody waits for the answer: the guest's processor keeps the monitor from giving it for longer than its agent takes to say something. */
-  readonly letRun: VmmStep;
-  /** Until when one that boots is not there. */
-  readonly untilUp?: readonly VmmStep[];
+  /** Nobody waits for the answer: the guest's processor keeps the monitor from giving it for longer than its agent takes to say something. */
+  readonly letRun?: VmmStep;
   /** What has time until it runs. */
   readonly afterwards: readonly VmmStep[];
   readonly timeoutMs: number;
@@ -126,7 +124,7 @@ export async function activate(
   host: Host,
   vmm: Vmm,
   machineId: string,
-  { disk, steps, letRun, untilUp = [], afterwards, timeoutMs }: Start & { readonly disk: string },
+  { disk, steps, letRun, afterwards, timeoutMs }: Start & { readonly disk: string },
 ): Promise<MicrovmMachine> {
   const machine = new MicrovmMachine(host, vmm, machineId);
   try {
@@ -136,9 +134,7 @@ export async function activate(
       recordMachine(vmm),
       runSteps(vmm, "start a machine", steps, timeoutMs),
     ]);
-    const running = runSteps(vmm, "start a machine", [letRun, ...untilUp], timeoutMs);
-    if (untilUp.length > 0) await running;
-    else running.catch((error: unknown) => endNotRunning(host, machine, error));
+    if (letRun) runSteps(vmm, "start a machine", [letRun], timeoutMs).catch((error: unknown) => endNotRunning(host, machine, error));
     runInBackground(host, vmm, "tidy up after a start", afterwards, timeoutMs);
     return machine;
   } catch (error) {

@@ -40,13 +40,7 @@ async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec)
   using disk = await host.disks.create(null);
   const vmm = await startBooting(host, resources, root);
   const { steps, afterwards } = attachDisk(disk.chain);
-  return await become(host, vmm, machineId, disk, {
-    steps,
-    letRun: execute("cont"),
-    untilUp: [linkOpened],
-    afterwards,
-    timeoutMs: bootTimeoutMs,
-  });
+  return await become(host, vmm, machineId, disk, { steps: [...steps, execute("cont"), linkOpened], afterwards, timeoutMs: bootTimeoutMs });
 }
 
 async function startBooting(host: Host, resources: MachineResources, root: RootSource): Promise<Vmm> {
