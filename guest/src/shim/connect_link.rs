@@ -23,8 +23,8 @@ pub struct LinkConnector {
     request: Vec<u8>,
     until: Instant,
     attempt: Attempt,
-    /// Why the last attempt came to nothing.
-    reason: String,
+    /// Why the last attempt that has ended came to nothing.
+    reason: Option<String>,
 }
 
 enum Attempt {
@@ -45,7 +45,7 @@ impl LinkConnector {
         let now = Instant::now();
         let request = format!("CONNECT {port}\n").into_bytes();
         let until = now + timeout.min(TIMEOUT_MAX);
-        Ok(Self { path, address, request, until, attempt: Attempt::Next(now), reason: "there was no time to try".into() })
+        Ok(Self { path, address, request, until, attempt: Attempt::Next(now), reason: None })
     }
 
     /// What to wait for, beside the time.
@@ -124,14 +124,15 @@ impl LinkConnector {
     }
 
     fn again(&mut self, now: Instant, reason: String) {
-        self.reason = reason;
+        self.reason = Some(reason);
         self.attempt = Attempt::Next(now + PAUSE);
     }
 
     fn failure(&self) -> String {
-        let reason = match &self.attempt {
-            Attempt::Next(_) => self.reason.as_str(),
-            Attempt::Asking { .. } => "there was no answer",
+        let reason = match (&self.reason, &self.attempt) {
+            (Some(reason), _) => reason.as_str(),
+            (None, Attempt::Asking { .. }) => "there was no answer",
+            (None, Attempt::Next(_)) => "there was no time to try",
         };
         format!("connect_link: {}: {reason}; the last lines of machine.log say what became of the guest", self.path.display())
     }
