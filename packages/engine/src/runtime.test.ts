@@ -82,6 +82,35 @@ describe("exec", () => {
     expect(active).toBe(0);
   });
 
+  it.each<[string, guest.ExecOutput["msg"], () => Promise<unknown>]>([
+    [
+      "exec",
+      { case: "exit", value: {} as guest.ProcessExit },
+      async () => {
+        for await (const { kind } of runtime.exec({ argv: ["true"] })) if (kind === "exit") break;
+      },
+    ],
+    [
+      "attach",
+      { case: "exit", value: {} as guest.ProcessExit },
+      async () => {
+        for await (const { kind } of runtime.attach(7, { follow: true })) if (kind === "exit") break;
+      },
+    ],
+    ["start", { case: "started", value: { pid: 7 } as guest.ProcessStarted }, () => runtime.start({ argv: ["true"] })],
+  ])("of which nothing but END is to come is left without RESET: %s", async (_, last, leave) => {
+    let call: FakeCall | undefined;
+    fake.handler = async (opened) => {
+      call = opened;
+      await call.send(event(last));
+    };
+    await leave();
+    await call?.end();
+    await until(() => active === 0);
+    await link.ping(); // and what was to be sent before
+    expect(fake.sent(frameType.reset)).toEqual([]);
+  });
+
   it("keeps the order of input written at once, in frames of at most 60,000 bytes", async () => {
     let call: FakeCall | undefined;
     fake.handler = async (opened) => {

@@ -14,7 +14,7 @@ import type {
   Runtime,
   Tunnel,
 } from "./actions.ts";
-import type { CallOptions, Duplex, LinkClient } from "./link/client.ts";
+import type { CallOptions, Duplex, DuplexOptions, LinkClient } from "./link/client.ts";
 import { printable } from "./link/status.ts";
 import {
   checkContextId,
@@ -69,16 +69,17 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
     }
   }
 
-  const openExec = (first: MessageInitShape<typeof guest.ExecInputSchema>, signal?: AbortSignal) =>
-    begin(signal, (options) => link.duplex(method.exec, first, options));
+  const openExec = (first: MessageInitShape<typeof guest.ExecInputSchema>, options: ExecOptions = {}) =>
+    begin(options.signal, (call) => link.duplex(method.exec, first, { isLast: isExit, ...options, ...call }));
 
   return {
     exec(start, signal) {
-      return attachment(link, openExec({ msg: { case: "start", value: processStart(start, false) } }, signal));
+      return attachment(link, openExec({ msg: { case: "start", value: processStart(start, false) } }, { signal }));
     },
 
     async start(start) {
-      const call = openExec({ msg: { case: "start", value: processStart(start, true) } });
+      // Its answer is one message.
+      const call = openExec({ msg: { case: "start", value: processStart(start, true) } }, { isLast: () => true });
       for await (const event of processEvents(call.messages)) {
         if (event.kind === "started") return { pid: event.pid, startedUnixMs: event.startedUnixMs };
         if (event.kind === "exit") throw new MitosError("exec_failed", { cause: event.error || "the program ended before it was started" });
@@ -92,7 +93,7 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
       checkOffset(stderrFrom, "stderr_from");
       const value = { pid, stdoutFrom: BigInt(stdoutFrom), stderrFrom: BigInt(stderrFrom), follow };
       const first = { msg: { case: "attach" as const, value } };
-      return processEvents(begin(signal, (options) => link.duplex(method.exec, first, { ...options, endAtOnce: true })).messages);
+      return processEvents(openExec(first, { signal, endAtOnce: true }).messages);
     },
 
     async listProcesses() {
@@ -132,7 +133,8 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
     runCode(request, signal) {
       const value = runCodeOpen(request);
       const first = { msg: { case: "open" as const, value } };
-      return begin(signal, (options) => link.duplex(method.runCode, first, { ...options, endAtOnce: true })).messages;
+      const isLast = ({ msg }: pb.RunCodeResponse) => msg.case === "exitCode";
+      return begin(signal, (options) => link.duplex(method.runCode, first, { ...options, endAtOnce: true, isLast })).messages;
     },
 
     async createContext({ language, cwd = "" }) {
@@ -258,6 +260,7 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
 
 // ---------------------------------------------------------------------------------------------------- processes
 
+type ExecOptions = Omit<DuplexOptions<guest.ExecOutput>, "onEnd">;
 type ExecCall = Duplex<MessageInitShape<typeof guest.ExecInputSchema>, MessageShape<typeof guest.ExecOutputSchema>>;
 
 function attachment(link: LinkClient, call: ExecCall): Attachment {
@@ -309,7 +312,9 @@ function processStart(start: ProcessStart, detached: boolean): MessageInitShape<
   };
 }
 
-/** The events of an Exec. Leaving early leaves `messages`, which is RESET. */
+const isExit = ({ msg }: guest.ExecOutput) => msg.case === "exit";
+
+/** The events of an Exec. Leaving leaves `messages`, which before the exit is RESET. */
 function processEvents(
   messages: AsyncIterableIterator<guest.ExecOutput>,
   onStarted?: (pid: number) => void,

@@ -130,6 +130,29 @@ describe("a call over the link", () => {
     expect(agent.events.map(({ name }) => name)).toEqual(["started", "first output"]);
   });
 
+  it("that is left when its program has ended still shows what the agent says of it later", async () => {
+    const fake = new FakeGuest();
+    const link = new LinkClient(fake.transport);
+    await link.hello();
+    const exit = toBinary(guest.ExecOutputSchema, create(guest.ExecOutputSchema, { msg: { case: "exit", value: {} } }));
+    let channel = 0;
+    fake.handler = async (call) => {
+      channel = call.number;
+      await call.send(exit);
+    };
+    const whenLeft = await inRequest(async () => {
+      for await (const _exit of link.duplex(method.exec, {}, { isLast: () => true }).messages) break;
+    });
+    expect(whenLeft).toEqual([]);
+    endWith({ timing: { firstMessageUs: 1n, secondMessageUs: 0n, endUs: 3n } })(fake, channel);
+    await expect.poll(() => link.openChannels).toBe(0);
+    const spans = exporter.getFinishedSpans();
+    expect(spans.map(({ name }) => name)).toEqual(["request", "agent.Exec", "link.Exec"]);
+    expect([parentOf(spans, "agent.Exec"), parentOf(spans, "link.Exec")]).toEqual(["link.Exec", "request"]);
+    expect(fake.sent(frameType.reset)).toEqual([]);
+    link.close();
+  });
+
   it("does not believe an agent that claims more time than has passed", async () => {
     const timing = { firstMessageUs: 2n ** 63n, secondMessageUs: 0n, endUs: 2n ** 64n - 1n };
     const spans = await inRequest(() => call(endWith({ timing, code: "Not a code\n" })).catch(() => {}));

@@ -25,6 +25,8 @@ const assemblyBytesMin = 2 * payloadBytesMax;
 
 /** What a channel needs from its session. */
 export interface ChannelHost {
+  /** How long the peer may take from its last message to its END when nobody waits for that any more. */
+  readonly endTimeoutMs: number;
   /** The channel has something to send that its credit allows. */
   ready(channel: Channel): void;
   /** The channel has credit to give back. */
@@ -76,6 +78,8 @@ export class Channel {
   #credit = initialCreditBytes;
   readonly #out = new Fifo<Outgoing>();
   #unsentBytes = 0;
+  /** A message was given up of which a part has been sent: END may not follow. */
+  #cutMessage = false;
   #endStatus: Uint8Array | undefined;
   #sendEnded: boolean;
 
@@ -89,6 +93,9 @@ export class Channel {
   #assembling = false;
   #receiveEnded: boolean;
   #waiter: Waiter | undefined;
+  #lastTaken = false;
+  /** Runs from when the caller has left after the last message until the channel is gone. */
+  #endWatch: NodeJS.Timeout | undefined;
 
   /** Why nothing more comes, once the waiting messages have been taken. Undefined = ended well. */
   #outcome: MitosError | undefined;
@@ -123,7 +130,7 @@ export class Channel {
 
   /** Resolves when the whole message has been handed to the transport. */
   send(bytes: Uint8Array): Promise<void> {
-    if (this.#gone || this.#sendEnded || this.#endStatus) {
+    if (this.#gone || this.#sendEnded || this.#endStatus || this.#endWatch) {
       return Promise.reject(this.#outcome ?? this.#ended());
     }
     if (bytes.byteLength > limits.messageBytesMax) {
@@ -213,10 +220,16 @@ export class Channel {
       return Promise.resolve(message.bytes);
     }
     if (this.#receiveEnded || this.#gone) return this.#outcome ? Promise.reject(this.#outcome) : Promise.resolve(undefined);
+    if (this.#endWatch) return Promise.reject(callerLeft());
     if (this.#waiter) return Promise.reject(new Error("take() is called again before the last call has resolved"));
     const { promise, resolve, reject } = Promise.withResolvers<Uint8Array | undefined>();
     this.#waiter = { resolve, reject };
     return promise;
+  }
+
+  /** What was taken last is all that the peer says: after it comes END, for which a caller that leaves need not stay. */
+  lastTaken(): void {
+    this.#lastTaken = true;
   }
 
   /** @throws LinkViolation */
@@ -225,6 +238,10 @@ export class Channel {
     const length = payload.byteLength;
     if (length > this.#window) throw new LinkViolation("more DATA than its credit");
     this.#window -= length;
+    if (this.#endWatch) {
+      this.reset(); // more than its last message, and nobody to take it
+      return;
+    }
     if (more || this.#assembling) {
       this.#assemble(payload, more);
       return;
@@ -248,9 +265,8 @@ export class Channel {
     this.#settleWaiter();
     if (this.#endsWithPeer) {
       // The callee has finished: what waits to be sent has no reader.
-      const cutMessage = (this.#out.peek()?.sent ?? 0) > 0;
       this.#rejectUnsent(outcome ?? this.#ended());
-      if (cutMessage) {
+      if (this.#cutMessage) {
         // END may not stand inside a message.
         this.#host.sendReset(this, encodeStatus("canceled"));
         this.#leave(outcome, { dropWaiting: false });
@@ -349,6 +365,7 @@ export class Channel {
   #leave(outcome: MitosError | undefined, { dropWaiting }: { dropWaiting: boolean }): void {
     if (this.#gone) return;
     this.#gone = true;
+    clearTimeout(this.#endWatch);
     if (dropWaiting) {
       this.#outcome = outcome;
       this.#dropIncoming();
@@ -359,10 +376,24 @@ export class Channel {
     for (const listener of this.#onGone.splice(0)) listener();
   }
 
-  /** Lets go of what waits and will not be taken: after END the caller may simply stop. */
+  /**
+   * The caller has left. What waits is let go of, since it will not be taken, and a call that goes on is aborted; one of which only END is missing comes
+   * to that by itself.
+   */
   discard(): void {
-    if (!this.#gone) this.reset();
-    else this.#dropIncoming();
+    if (this.#gone) this.#dropIncoming();
+    else if (this.#lastTaken) this.#awaitEnd();
+    else this.reset();
+  }
+
+  /** To the caller it is as if the channel were gone. */
+  #awaitEnd(): void {
+    if (this.#endWatch) return;
+    this.#endWatch = setTimeout(() => this.reset(), this.#host.endTimeoutMs).unref();
+    this.#dropIncoming();
+    this.#waiter?.reject(callerLeft());
+    this.#waiter = undefined;
+    this.#rejectUnsent(this.#ended());
   }
 
   #dropIncoming(): void {
@@ -387,6 +418,7 @@ export class Channel {
   }
 
   #rejectUnsent(error: MitosError): void {
+    this.#cutMessage ||= (this.#out.peek()?.sent ?? 0) > 0;
     for (const message of this.#out) message.reject(error);
     this.#out.clear();
     this.#unsentBytes = 0;

@@ -37,9 +37,9 @@ it("random frames of the guest end the session or do nothing, never throw elsewh
     const calls: Promise<unknown>[] = [];
     const execs: { abort(): void }[] = [];
     for (let index = 0; index < 4; index += 1) {
-      const exec = link.duplex(guest.Agent.method.exec, {});
+      const exec = link.duplex(guest.Agent.method.exec, {}, { isLast: () => true });
       execs.push(exec);
-      if (next() % 2 === 0) calls.push(drain(exec.messages));
+      if (next() % 2 === 0) calls.push(next() % 2 === 0 ? drain(exec.messages) : leave(exec.messages));
       else calls.push(exec.send({ msg: { case: "stdin", value: new Uint8Array(next() % 400_000) } }));
       calls.push(link.unary(guest.Agent.method.list, { parent: "/" }));
     }
@@ -109,6 +109,11 @@ function randomFrame(next: () => number, types: readonly number[], opened: { las
 
 function status(code: string): Uint8Array {
   return toBinary(guest.StatusSchema, create(guest.StatusSchema, { code, message: "m" }));
+}
+
+/** After the last message. */
+async function leave(messages: AsyncIterable<unknown>): Promise<void> {
+  for await (const _ of messages) break;
 }
 
 async function drain(messages: AsyncIterable<unknown>): Promise<void> {

@@ -34,6 +34,8 @@ const output = (data: Uint8Array, offset = 0n): Uint8Array =>
     create(guest.ExecOutputSchema, { msg: { case: "output", value: { stream: guest.Stream.STDOUT, offset, data } } }),
   );
 
+const exit = toBinary(guest.ExecOutputSchema, create(guest.ExecOutputSchema, { msg: { case: "exit", value: {} } }));
+
 async function collect(messages: AsyncIterable<guest.ExecOutput>): Promise<Uint8Array> {
   const parts: Uint8Array[] = [];
   for await (const message of messages) if (message.msg.case === "output") parts.push(message.msg.value.data);
@@ -368,6 +370,116 @@ describe("cancellation", () => {
     await expect(waiting).rejects.toMatchObject({ code: "unavailable" });
     await expect(pending).rejects.toMatchObject({ code: "unavailable" });
     await expect(link.closed).resolves.toBeInstanceOf(Error);
+  });
+});
+
+describe("a caller that leaves a call after its last message", () => {
+  const isLast = ({ msg }: guest.ExecOutput) => msg.case === "exit";
+
+  /** An exec whose program has ended, as its caller knows. */
+  async function exited(linkOptions: LinkOptions = {}, signal?: AbortSignal) {
+    const { fake, link } = await connected({}, linkOptions);
+    const opened = Promise.withResolvers<FakeCall>();
+    fake.handler = async (call) => {
+      opened.resolve(call);
+      await call.send(output(Buffer.from("x")));
+      await call.send(exit);
+    };
+    let callsEnded = 0;
+    const exec = link.duplex(method.exec, {}, { isLast, signal, onEnd: () => (callsEnded += 1) });
+    for (const last of ["output", "exit"]) expect((await exec.messages.next()).value?.msg.case).toBe(last);
+    return { fake, link, exec, call: await opened.promise, resets: () => fake.sent(frameType.reset).length, ended: () => callsEnded };
+  }
+
+  it.each(["return", "abort", "signal"] as const)("by %s waits for nothing, and lets the call come to its END", async (how) => {
+    const aborter = new AbortController();
+    const { fake, link, exec, call, resets, ended } = await exited({}, aborter.signal);
+    const waiting = exec.messages.next();
+    const left = { return: () => exec.messages.return?.(), abort: () => exec.abort(), signal: () => aborter.abort() }[how]?.();
+    await expect(waiting).rejects.toMatchObject({ code: "canceled" });
+    await left;
+    await expect(exec.messages.next()).rejects.toMatchObject({ code: "canceled" });
+    await expect(exec.send({})).rejects.toMatchObject({ code: "canceled" });
+    aborter.abort();
+    await turns(20);
+    expect([link.openChannels, ended()]).toEqual([1, 0]);
+    await call.end();
+    await until(() => call.receivedEnd);
+    expect([link.openChannels, ended(), resets()]).toEqual([0, 1, 0]);
+    expect(fake.sent(frameType.end)).toHaveLength(1);
+  });
+
+  it("lets go of a call whose END never comes when the link ends", async () => {
+    const { fake, link, exec, ended } = await exited();
+    await exec.messages.return?.();
+    expect(link.openChannels).toBe(1);
+    fake.disconnect();
+    await link.closed;
+    expect([link.openChannels, ended(), link.heldBytes]).toEqual([0, 1, 0]);
+  });
+
+  it("resets a call whose END does not come in time", async () => {
+    const { link, exec, call, resets, ended } = await exited({ endTimeoutMs: 20 });
+    await exec.messages.return?.();
+    expect([link.openChannels, resets()]).toEqual([1, 0]);
+    await expect.poll(resets).toBe(1);
+    expect([link.openChannels, ended()]).toEqual([0, 1]);
+    await call.end();
+    await expect(link.ping()).resolves.toBeGreaterThan(0);
+  });
+
+  it.each([
+    ["more", (call: FakeCall) => call.send(output(Buffer.alloc(50_000)))],
+    [
+      "a part of more",
+      async ({ guest: fake, number }: FakeCall) => fake.raw({ type: frameType.data, flags: 1, channel: number, payload: Buffer.alloc(9) }),
+    ],
+  ])("resets a call that says %s", async (_, say) => {
+    const { link, exec, call, resets } = await exited();
+    await exec.messages.return?.();
+    await say(call);
+    await until(() => resets() === 1);
+    expect([link.openChannels, link.heldBytes]).toEqual([0, 0]);
+  });
+
+  it("holds nothing of what came after the last message and was not taken", async () => {
+    const { link, exec, call, resets } = await exited();
+    await call.send(output(Buffer.alloc(50_000)));
+    call.guest.raw({ type: frameType.data, flags: 1, channel: call.number, payload: Buffer.alloc(9) });
+    expect(link.heldBytes).toBeGreaterThan(50_000);
+    await exec.messages.return?.();
+    expect(link.heldBytes).toBe(0);
+    await call.end();
+    await until(() => call.receivedEnd);
+    expect([link.openChannels, resets()]).toEqual([0, 0]);
+  });
+
+  it("gives up input that the program has not read, and ends no message in its middle", async () => {
+    const { link, exec, call, resets } = await exited();
+    call.autoCredit = false;
+    const writing = exec.send({ msg: { case: "stdin", value: new Uint8Array(1_000_000) } });
+    writing.catch(() => undefined);
+    await until(() => call.credit > 0 && call.guest.sent(frameType.data).length >= 4);
+    await exec.messages.return?.();
+    await expect(writing).rejects.toMatchObject({ code: "canceled" });
+    expect(link.openChannels).toBe(1);
+    await call.end();
+    await until(() => resets() === 1);
+    expect([link.openChannels, call.receivedEnd]).toEqual([0, false]);
+  });
+
+  it("is none that leaves before it: that is RESET at once", async () => {
+    const { fake, link } = await connected();
+    fake.handler = async (call) => {
+      await call.send(output(Buffer.from("x")));
+      await call.send(exit);
+    };
+    const exec = link.duplex(method.exec, {}, { isLast });
+    await until(() => link.heldBytes > 2 * 384); // the exit is here, and nobody knows of it
+    await exec.messages.next();
+    await exec.messages.return?.();
+    expect([link.openChannels, link.heldBytes]).toEqual([0, 0]);
+    await until(() => fake.sent(frameType.reset).length === 1);
   });
 });
 

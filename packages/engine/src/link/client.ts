@@ -27,6 +27,7 @@ const channelNumberMax = 0xffff_fffe;
 /** Over all channels: what waits here for its taker, and messages that are being put together. */
 const heldBytesMaxDefault = 128 * 1024 * 1024;
 const silenceMsDefault = 60_000;
+const endTimeoutMsDefault = 10_000;
 const pingsMax = 16;
 const pingBytesMax = 64;
 const tunnelChunkBytes = 61_440;
@@ -43,6 +44,8 @@ export interface LinkOptions {
    * is lost. Default 60 s: an agent among hundreds of busy programs is slow, one that was stopped is silent.
    */
   readonly silenceMs?: number;
+  /** How long a call whose caller has left after the last message may take to its END before it is reset. Default 10 s: a fork may come between. */
+  readonly endTimeoutMs?: number;
   /**
    * Resolves when whoever owns the machine has had its chance to `close` a lost session with the reason; called when the link is lost. What
    * is under way fails no earlier. Default: at once.
@@ -56,9 +59,14 @@ export interface CallOptions {
   readonly onEnd?: (() => void) | undefined;
 }
 
-export interface DuplexOptions extends CallOptions {
+export interface DuplexOptions<Output> extends CallOptions {
   /** Half-closed from the start: there is no message but the first. */
   readonly endAtOnce?: boolean;
+  /**
+   * Whether the guest says nothing after this message. Who leaves then has not broken the call off: its END, which says how long the agent took, is
+   * waited for with nobody staying for it. Default: only END tells.
+   */
+  readonly isLast?: ((message: Output) => boolean) | undefined;
 }
 
 export interface UnaryOptions extends CallOptions {
@@ -75,7 +83,7 @@ interface Method<Kind extends string, I extends DescMessage, O extends DescMessa
 
 type StreamingKind = "server_streaming" | "client_streaming" | "bidi_streaming";
 
-/** Messages both ways. Leaving the iteration of `messages` before its end, and an abort, send RESET. */
+/** Messages both ways. Leaving the iteration of `messages` before its end or its last message, and an abort, send RESET. */
 export interface Duplex<Input, Output> {
   /** Resolves when the message has been handed to the transport: the sandbox's back-pressure. */
   send(message: Input): Promise<void>;
@@ -83,7 +91,7 @@ export interface Duplex<Input, Output> {
   end(): void;
   /** Can be iterated once. */
   readonly messages: AsyncIterableIterator<Output>;
-  /** RESET. Idempotent. */
+  /** RESET, unless the last message has been taken. Idempotent. */
   abort(): void;
 }
 
@@ -174,6 +182,7 @@ export class LinkClient {
     this.#settleClosed = resolve;
     this.#writer = new FrameWriter(transport, (error) => this.#lose(error));
     this.#channelHost = {
+      endTimeoutMs: options.endTimeoutMs ?? endTimeoutMsDefault,
       ready: (channel) => this.#writer.ready(channel),
       owesCredit: (channel) => this.#writer.owesCredit(channel),
       sendReset: (channel, status) => this.#sendReset(channel.number, status),
@@ -325,13 +334,18 @@ export class LinkClient {
   duplex<I extends DescMessage, O extends DescMessage>(
     method: Method<StreamingKind, I, O>,
     first: MessageInitShape<NoInfer<I>>,
-    { signal, onEnd, endAtOnce = false }: DuplexOptions = {},
+    { signal, onEnd, endAtOnce = false, isLast }: DuplexOptions<MessageShape<O>> = {},
   ): Duplex<MessageInitShape<NoInfer<I>>, MessageShape<O>> {
     const channel = this.#open(method.name, toBinary(method.input, create(method.input, first)), { end: endAtOnce, signal, onEnd });
+    const decode = (bytes: Uint8Array): MessageShape<O> => {
+      const message = this.#decode(method.output, bytes);
+      if (isLast?.(message)) channel.lastTaken();
+      return message;
+    };
     return {
       send: (message) => channel.send(toBinary(method.input, create(method.input, message))),
       end: () => channel.end(),
-      messages: messagesOf(channel, (bytes) => this.#decode(method.output, bytes)),
+      messages: messagesOf(channel, decode),
       abort: () => channel.discard(),
     };
   }
@@ -452,7 +466,7 @@ export class LinkClient {
       if (end) channel.end();
     }
     if (signal) {
-      const abort = (): void => channel.reset(callerLeft());
+      const abort = (): void => channel.discard();
       signal.addEventListener("abort", abort, { once: true });
       channel.onGone(() => signal.removeEventListener("abort", abort));
     }
@@ -706,8 +720,8 @@ function byteStream(channel: Channel): Tunnel {
 }
 
 /**
- * The messages of a channel, once. Asking for the next one after the end is allowed; leaving before the end is RESET, at once, also
- * while a `next` is waiting (which a generator could not do).
+ * The messages of a channel, once. Asking for the next one after the end is allowed; leaving takes effect at once, also while a `next` is
+ * waiting (which a generator could not do).
  */
 function messagesOf<T>(channel: Channel, decode: (bytes: Uint8Array) => T): AsyncIterableIterator<T> {
   const done: IteratorReturnResult<undefined> = { done: true, value: undefined };
