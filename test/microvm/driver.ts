@@ -13,6 +13,8 @@ import { engineOptions } from "../support/engine-under-test.ts";
 
 const log = { debug() {}, info() {}, warn: console.warn, error: console.error };
 
+type Asked = Partial<Pick<MicrovmOptions, "newBaseFromBytes" | "newBaseTimeoutMs" | "log">>;
+
 /** All machines end, and all of it goes, when it is disposed of. */
 export class DriverUnderTest implements AsyncDisposable {
   readonly base: string;
@@ -30,7 +32,7 @@ export class DriverUnderTest implements AsyncDisposable {
   }
 
   /** @param parent - where its folder is made, for example on a small disk */
-  static async open(parent = "/tmp", asked: Pick<MicrovmOptions, "newBaseFromBytes"> = {}): Promise<DriverUnderTest> {
+  static async open(parent = "/tmp", asked: Asked = {}): Promise<DriverUnderTest> {
     const base = mkdtempSync(path.join(parent, "mitos-microvm-"));
     const dataDir = path.join(base, "data");
     mkdirSync(dataDir);
@@ -41,10 +43,14 @@ export class DriverUnderTest implements AsyncDisposable {
     return new DriverUnderTest(base, options, driver);
   }
 
-  /** As a server that is killed and started anew finds it: its machines run on. */
-  async restart(): Promise<void> {
+  /**
+   * As a server that is killed and started anew finds it: its machines run on.
+   *
+   * @param asked - until the next restart, beside what was asked for at first
+   */
+  async restart(asked: Asked = {}): Promise<void> {
     await this.driver.close();
-    this.driver = await createMicrovmDriver(this.#options);
+    this.driver = await createMicrovmDriver({ ...this.#options, ...asked });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

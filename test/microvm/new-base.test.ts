@@ -1,10 +1,12 @@
 import { execFileSync } from "node:child_process";
-import { mkdirSync, readdirSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, readlinkSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import type { Snapshot } from "../../packages/engine/src/driver.ts";
 import { MicrovmMachine } from "../../packages/engine/src/drivers/microvm/machine.ts";
 import { newBaseFromBytes } from "../../packages/engine/src/drivers/microvm/new-base.ts";
+import { runSteps, type Vmm } from "../../packages/engine/src/drivers/microvm/vmm.ts";
+import { execute, fdSets } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
 import { Quiet } from "../../packages/engine/src/quiet.ts";
 import { adopt, boot, end, newSpec, run, type Sandbox, saved, start } from "../gvisor/sandbox.ts";
 import { DriverUnderTest, vmmOf } from "./driver.ts";
@@ -86,6 +88,47 @@ async function holding(): Promise<Sandbox> {
 }
 
 const isIntact = (sandbox: Sandbox) => run(sandbox, isAllAsItWas);
+
+/** What its monitor says of itself that a copy could leave in it. */
+async function leftIn(sandbox: Sandbox) {
+  const questions = ["query-status", "query-migrate", "query-jobs", "query-fdsets", "query-named-block-nodes"].map((command) =>
+    execute(command),
+  );
+  const { results } = await runSteps(vmmOf(sandbox), "ask what is left", questions, 20_000);
+  const [state, copy, jobs, sets, nodes] = results as [
+    { status: string },
+    { status: string; ram: { transferred: number } },
+    unknown[],
+    { "fdset-id": number }[],
+    { "dirty-bitmaps"?: unknown[] }[],
+  ];
+  const copying: readonly number[] = [fdSets.memory, fdSets.deviceState];
+  return {
+    state: state.status,
+    copy: copy.status,
+    copiedBytes: copy.ram.transferred,
+    jobs,
+    sets: sets.map((set) => set["fdset-id"]).filter((id) => copying.includes(id)),
+    bitmaps: nodes.flatMap((node) => node["dirty-bitmaps"] ?? []),
+  };
+}
+
+/** Files of bases that the monitor and its shim have open or mapped. */
+function basesHeldBy({ pid, shimPid }: Vmm): string[] {
+  const held = [pid, shimPid].flatMap((holder) => [
+    ...readdirSync(`/proc/${holder}/fd`).map((fd) => linkOf(`/proc/${holder}/fd/${fd}`)),
+    ...readFileSync(`/proc/${holder}/maps`, "utf8").split("\n"),
+  ]);
+  return [...new Set(held.flatMap((text) => text.match(/[^/]+\.memory(?: \(deleted\))?$/) ?? []))];
+}
+
+function linkOf(link: string): string {
+  try {
+    return readlinkSync(link);
+  } catch {
+    return ""; // closed meanwhile
+  }
+}
 
 /** Room for half of what a machine holds, with the files that are there. */
 function smallDiskOver(dir: string, names: readonly string[]): () => void {
@@ -206,6 +249,45 @@ describe("a fork of a machine that has written much", () => {
     expect(await isIntact(shared)).toBe("True True");
     await end(parent, child, shared);
     for (const snapshot of [state, next]) forget(snapshot);
+  });
+
+  it("gets what it has written by a stream when a copy takes longer than it may, and nothing of that is left", async () => {
+    const warnings: object[] = [];
+    const log = { debug() {}, info() {}, warn: (detail: object) => warnings.push(detail), error: console.error };
+    // In the middle of a copy, which takes some hundred milliseconds.
+    await under.restart({ newBaseTimeoutMs: 50, log });
+    const parent = await holding();
+    await run(parent, "echo kept > /root/kept");
+    const before = baseFiles();
+    const state = await fork(parent);
+    const reason = expect.stringMatching(/was not copied in the time that this may take: .*"status":"(setup|active)"/);
+    expect(warnings).toEqual([{ machine: parent.machine.machineId, error: reason }]);
+    expect(baseFiles()).toEqual(before);
+    expect(basesHeldBy(vmmOf(parent))).toEqual([path.basename(baseOf(parent).path)]);
+    const { copiedBytes, ...left } = await leftIn(parent);
+    expect(left).toEqual({ state: "running", copy: "completed", jobs: [], sets: [], bitmaps: [] });
+    expect(copiedBytes).toBeGreaterThan(heldMiB * mib);
+    expect(readdirSync(path.dirname(state.dir)).filter((name) => name.includes(".partial-"))).toEqual([]);
+    expect(readdirSync(state.dir).sort()).toEqual(Object.keys(state.files ?? {}).sort());
+
+    expect(state.bytes).toBeGreaterThan(heldMiB * mib);
+    expect(await isIntact(parent)).toBe("True True");
+    const child = await restored(state);
+    expect(baseOf(child).id).toBe(baseOf(parent).id);
+    expect(await isIntact(child)).toBe("True True");
+    expect(await run(child, "cat /root/kept")).toBe("kept");
+    await end(child);
+    forget(state);
+
+    // The way is open again.
+    await under.restart();
+    const again = await adopt((await under.driver.reattach(parent.machine.machineId)) as MicrovmMachine);
+    const next = await fork(again);
+    expect(next.bytes).toBeLessThan(mib);
+    const shared = await restored(next);
+    expect(await isIntact(shared)).toBe("True True");
+    await end(again, shared);
+    forget(next);
   });
 
   it("goes on as it was when there is no room for either way", async ({ skip }) => {

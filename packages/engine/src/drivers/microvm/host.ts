@@ -24,5 +24,7 @@ export interface Host extends ShimProgram {
   readonly tscKhz: number;
   /** Machines with this much memory of their own are forked by a new base. */
   readonly newBaseFromBytes: number;
+  /** What takes longer to copy is called off. Undefined: what is saved in the other way may take as long (`saveTimeoutMs`). */
+  readonly newBaseTimeoutMs: number | undefined;
   readonly log: Log;
 }

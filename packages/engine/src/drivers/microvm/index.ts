@@ -35,6 +35,8 @@ export interface MicrovmOptions {
   readonly guest?: string | undefined;
   /** Machines with this much memory of their own are forked by a new base. Default: where that pays. */
   readonly newBaseFromBytes?: number | undefined;
+  /** How long the copying for it may take. Default: a minute for each GiB of the machine's memory, and half a minute. */
+  readonly newBaseTimeoutMs?: number | undefined;
 }
 
 /** @throws MissingPart when set-up has not laid out what virtual machines need */
@@ -60,6 +62,7 @@ export async function createMicrovmDriver(options: MicrovmOptions): Promise<Driv
     cgroups,
     tscKhz,
     newBaseFromBytes: options.newBaseFromBytes ?? newBaseFromBytes,
+    newBaseTimeoutMs: options.newBaseTimeoutMs,
     guestPath: guest.path,
     userNamespace: process.getuid?.() !== 0,
     log,

@@ -75,7 +75,7 @@ export async function makeNewBase(host: Host, { vmm }: MicrovmMachine, { disk, d
   try {
     try {
       await run(beginNewBase(files));
-      await untilLittleIsLeft(run, Date.now() + timeoutMs);
+      await untilLittleIsLeft(run, Date.now() + (host.newBaseTimeoutMs ?? timeoutMs));
       await run([...holdNewBase, ...disk.before]);
       await quiet?.begin();
       await run(finishNewBase(disk.whileStopped));
@@ -114,9 +114,10 @@ async function untilLittleIsLeft(run: Run, untilMs: number): Promise<void> {
   for (;;) {
     const [asked] = await run(newBaseProgress);
     const state = newBaseProgressOf(asked);
+    const detail = () => JSON.stringify(asked).slice(0, 1024);
+    if (state === "failed") throw new Error(`its memory was not copied: ${detail()}`);
+    if (Date.now() > untilMs) throw new Error(`its memory was not copied in the time that this may take: ${detail()}`);
     if (state === "little is left") return;
-    if (state === "failed") throw new Error(`its memory was not copied: ${JSON.stringify(asked).slice(0, 1024)}`);
-    if (Date.now() > untilMs) throw new Error("its memory is not copied in the time that this may take");
     await delay(lookMs);
   }
 }
