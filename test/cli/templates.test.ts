@@ -121,7 +121,7 @@ USER nobody
 
   it("is listed with what it is made of, and counted on the disk", async () => {
     const { out } = await mitos("template", "ls");
-    expect(out).toMatch(/^app +yes +build +127\.0\.0\.1:\d+\/team\/python:1 +[\d.]+ MiB +\d+s$/m);
+    expect(out).toMatch(/^app +yes +build +127\.0\.0\.1:\d+\/team\/python:1 +[\d.]+ MiB +\d+[sm]$/m);
     expect(out).toMatch(/^base +the server's own root$/m);
     const usage = JSON.parse((await mitos("du", "--json")).out);
     expect(usage.templates).toContainEqual(expect.objectContaining({ id: "app", snapshotBytes: expect.any(Number) }));

@@ -12,8 +12,8 @@ import { type Details, stateFile } from "./saved.ts";
 import { discardVmm, ownerOf, runSteps, saysNoAnswer, startVmm, type Vmm } from "./vmm.ts";
 import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
-/** Of an emulated boot on a busy host, many times over. What takes longer hangs. */
-const bootTimeoutMs = 60_000;
+/** Of an emulated boot on a host that is not very busy, many times over. The next attempt has twice as long, since nothing tells a slow boot from one that hangs. */
+const firstBootTimeoutMs = 60_000;
 /** A kernel that hangs while it starts (it was seen to, when it measures its clock under emulation) is started anew. */
 const bootAttempts = 3;
 const restoreTimeoutMs = 30_000;
@@ -28,7 +28,7 @@ const linkOpened: VmmStep = { await: { event: "VSERPORT_CHANGE", field: "open", 
 export async function bootMachine(host: Host, spec: MachineSpec): Promise<MicrovmMachine> {
   for (let attempt = 1; ; attempt += 1) {
     try {
-      return await bootOnce(host, spec);
+      return await bootOnce(host, spec, firstBootTimeoutMs * 2 ** (attempt - 1));
     } catch (error) {
       if (attempt >= bootAttempts || !saysNoAnswer(error)) throw error;
       host.log.warn({ machine: spec.machineId, attempt }, "a machine did not boot in time: it is started anew");
@@ -36,11 +36,11 @@ export async function bootMachine(host: Host, spec: MachineSpec): Promise<Microv
   }
 }
 
-async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec): Promise<MicrovmMachine> {
+async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec, timeoutMs: number): Promise<MicrovmMachine> {
   using disk = await host.disks.create(null);
   const vmm = await startBooting(host, resources, root);
   const { steps, afterwards } = attachDisk(disk.chain);
-  return await become(host, vmm, machineId, disk, { steps: [...steps, execute("cont"), linkOpened], afterwards, timeoutMs: bootTimeoutMs });
+  return await become(host, vmm, machineId, disk, { steps: [...steps, execute("cont"), linkOpened], afterwards, timeoutMs });
 }
 
 async function startBooting(host: Host, resources: MachineResources, root: RootSource): Promise<Vmm> {
