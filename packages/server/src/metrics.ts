@@ -186,6 +186,14 @@ function addCounts(engine: Engine, registers: Registry[]): void {
     ({ pool }) => hitsAndMisses(pool),
     ["result"],
   );
+  new Gauge({
+    name: "mitos_pool_machines",
+    help: "Machines that wait for the next creates",
+    registers,
+    collect() {
+      this.set(engine.counts().pool.waiting);
+    },
+  });
   counter(
     "mitos_pool_starts_total",
     "Machines started, by whether a container made ahead was there (hit) or not (miss)",
