@@ -31,6 +31,7 @@ const microvmSuites = {
     "test/e2e/fork-correctness",
     "test/e2e/escape",
     "test/engine/fork",
+    "test/engine/pool",
     "test/images/sandboxes",
     "test/faults/kill",
     "test/faults/machines",

@@ -204,6 +204,30 @@ fn a_stopped_machine_with_a_full_link_is_still_reached_by_control() {
 }
 
 #[test]
+fn a_signal_for_descendants_too_stops_them_and_lets_them_go_on() {
+    let shim = Shim::start();
+    let mut server = shim.connect();
+    let machine = shim.machine(&mut server, "sleep 1000 & sh -c 'sleep 1000 & exec sleep 1000' & wait");
+    let descendants = || -> Vec<i32> {
+        let mut found = vec![machine];
+        let mut at = 0;
+        while at < found.len() {
+            let list = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", found[at])).unwrap();
+            found.extend(list.split_ascii_whitespace().map(|pid| pid.parse::<i32>().unwrap()));
+            at += 1;
+        }
+        found
+    };
+    let all = wait_for("they run", || Some(descendants()).filter(|found| found.len() == 4));
+    let stopped = || all.iter().filter(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ")).count();
+    assert_eq!(server.request(json!({"op":"signal","signal":"SIGSTOP","descendants":true})), json!({"ok":true}));
+    wait_for("all stand still", || (stopped() == 4).then_some(()));
+    assert_eq!(server.request(json!({"op":"signal","signal":"SIGCONT","descendants":true})), json!({"ok":true}));
+    wait_for("all go on", || (stopped() == 0).then_some(()));
+    server.end();
+}
+
+#[test]
 fn a_machine_that_breaks_the_rules_loses_its_link_but_not_its_life() {
     let bad = [r"\0\0\0\2\202\0\0\0\0\0{}", r"\0\2\0\0\21\0\0\0\0\2", r"\0\0\0\0\21\4\0\0\0\2", r"\0\0\0\0\177\0\0\0\0\2"];
     for script in bad {

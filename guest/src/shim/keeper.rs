@@ -529,7 +529,10 @@ impl Keeper {
                 }
                 self.on_end = commands;
             }
-            Request::Signal { signal } => self.require_machine("signal")?.signal(signal.number()?)?,
+            Request::Signal { signal, descendants } => {
+                let (machine, signal) = (self.require_machine("signal")?, signal.number()?);
+                if descendants { machine.signal_all(signal)? } else { machine.signal(signal)? }
+            }
             Request::Deadline { unix_ms, reason } => self.deadline = unix_ms.map(|unix_ms| Deadline { unix_ms, reason }),
             Request::MemoryLimit { bytes, interval_ms } => {
                 let interval = Duration::from_millis(interval_ms.clamp(*MEMORY_INTERVAL_MS.start(), *MEMORY_INTERVAL_MS.end()));

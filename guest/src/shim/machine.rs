@@ -1,9 +1,11 @@
 //! The one process that *is* the machine.
 
 use super::cgroup::{OomCounter, TaskCounter};
-use super::sys;
 use super::vmm::Target;
+use super::{meter, sys};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::WaitStatus;
+use nix::unistd::Pid;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -55,6 +57,19 @@ impl Machine {
     pub fn signal(&self, signal: i32) -> Result<(), String> {
         sys::pidfd_signal(&self.pidfd, signal)
             .map_err(|error| format!("send signal {signal} to pid {}: {error}; the machine has ended or belongs to another user", self.pid))
+    }
+
+    /// Also to what descends from the machine's process. That one is stopped first, so that it starts none that is missed, and goes on last.
+    pub fn signal_all(&self, signal: i32) -> Result<(), String> {
+        let goes_on = signal == libc::SIGCONT;
+        if !goes_on {
+            self.signal(signal)?;
+        }
+        for pid in meter::tree(&[self.pid], &[]).into_iter().skip(1) {
+            // One that has just ended is no error.
+            let _ = kill(Pid::from_raw(pid), Signal::try_from(signal).ok());
+        }
+        if goes_on { self.signal(signal) } else { Ok(()) }
     }
 
     pub fn target(&self) -> Result<Target, String> {

@@ -27,6 +27,8 @@ pub enum Request {
     },
     Signal {
         signal: Signal,
+        #[serde(default)]
+        descendants: bool,
     },
     Deadline {
         unix_ms: Option<u64>,

@@ -108,6 +108,7 @@ describe("every command", () => {
       "--mirror": "docker.io",
       "--insecure-registry": "registry.example/team",
       "--image-cache": "20GB",
+      "--pool": "257",
       "--engine": "bogus",
       "--accel": "turbo",
       "--log-level": "loud",

@@ -466,7 +466,10 @@ export interface EngineCounts {
   readonly steps: Readonly<Record<"run" | "cached", number>>;
   /** Connections out of sandboxes, and look-ups for them. */
   readonly egressDenials: number;
+  /** Machines that found a container (of a virtual machine: a monitor) made ahead, or did not. */
   readonly readyStarts: ReadyStarts;
+  /** Creates that found a machine waiting, or did not, and how many wait now. Creates with resources of their own are neither. */
+  readonly pool: ReadyStarts & { readonly waiting: number };
 }
 
 export const scopes = ["read", "execute", "lifecycle", "admin"] as const;
@@ -649,6 +652,8 @@ export interface EngineOptions {
   readonly engine: EngineChoice;
   /** What runs the instructions of microVMs; only with `microvm`. Default `kvm`. `tcg` is an emulator: it runs everywhere, and slower. */
   readonly accel?: Accel | undefined;
+  /** How many machines at most wait for the next creates; how many do follows demand. Default 8; 0 = none. */
+  readonly poolMax?: number | undefined;
   readonly log: Log;
 }
 

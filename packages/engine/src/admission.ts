@@ -36,6 +36,8 @@ export interface Reservation extends Disposable {
  * not reserved: most of it is never touched, and its driver ends a machine that goes over it.
  */
 export class Admission {
+  /** Gives up machines that only wait. @returns how much of so many bytes becomes free by that */
+  reclaim: (bytes: number) => number = () => 0;
   readonly #availableBytes: () => number;
   #reservedBytes = 0;
 
@@ -59,7 +61,8 @@ export class Admission {
 
   #reserve(operation: string, bytes: number): Reservation {
     const { roomBytes } = this;
-    if (bytes > roomBytes) {
+    const missing = bytes - roomBytes;
+    if (missing > 0 && this.reclaim(missing) < missing) {
       throw new MitosError("quota_exceeded", {
         cause: `${operation} needs ${toMiB(bytes)} MiB of memory and this machine has ${toMiB(roomBytes)} MiB to give`,
         context: { op: operation, dimension: "memory_mib", limit: toMiB(roomBytes) },

@@ -10,6 +10,7 @@ import type { Driver } from "./driver.ts";
 import type { EgressGate } from "./egress/gate.ts";
 import type { ConnectGuest } from "./guest.ts";
 import type { Semaphore } from "./mutex.ts";
+import type { MachinePool } from "./pool/pool.ts";
 import type { ReadyDemand } from "./ready-demand.ts";
 import type { Sandboxes } from "./sandboxes.ts";
 import type { SnapshotPlaces } from "./snapshots.ts";
@@ -43,6 +44,7 @@ export interface Core {
   readonly starts: Semaphore;
   readonly counters: Counters;
   readonly readyDemand: ReadyDemand;
+  readonly pool: MachinePool;
   /** What forks that sandboxes ask for themselves pass through. */
   selfForkGate: SelfForkGate;
 }

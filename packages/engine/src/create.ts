@@ -4,7 +4,7 @@ import { asMitosError, type Core, newMachineId } from "./core.ts";
 import type { MachineResources } from "./driver.ts";
 import { attach, deadlineAfter, requireTimeout } from "./lifecycle.ts";
 import type { Live } from "./sandboxes.ts";
-import { abandon, startFromSnapshot } from "./start.ts";
+import { abandon, type Delivery, startFromSnapshot, startWaiting } from "./start.ts";
 import { useTemplate } from "./templates.ts";
 
 /**
@@ -18,8 +18,11 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
   if (request.idleTimeoutSeconds !== null) requireTimeout(request.idleTimeoutSeconds, request.id);
 
   using template = await useTemplate(core, request.template);
-  using _memory = core.admission.reserve("create", template.snapshot.bytes + machineOverheadBytes(core.driver));
+  const { snapshot } = template.snapshot;
   const resources: MachineResources = { ...template.request.resources, ...request.resources };
+  using taken = isSame(resources, template.request.resources) ? core.pool.take({ snapshot: template.snapshot, resources }) : undefined;
+  // One that has waited has its memory already.
+  using _memory = taken ? undefined : core.admission.reserve("create", snapshot.bytes + machineOverheadBytes(core.driver));
   const entry = core.sandboxes.insert({
     id: request.id,
     templateId: request.template,
@@ -39,7 +42,7 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
     forkBudget: request.forkBudget ?? 0,
     forksUsed: 0,
     budgetKeyId: request.budgetKeyId ?? null,
-    machineId: newMachineId(),
+    machineId: taken?.waiting.machine.machineId ?? newMachineId(),
     layers: template.layers,
     snapshot: null,
     end: null,
@@ -49,11 +52,9 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
     const startedMs = performance.now();
     let live: Live | undefined;
     try {
-      live = await startFromSnapshot(core, entry, template.snapshot, {
-        env: request.env,
-        secrets: request.secrets,
-        forgetSecrets: true,
-      });
+      const delivery: Delivery = { env: request.env, secrets: request.secrets, forgetSecrets: true };
+      live = taken && (await startWaiting(core, entry, taken.waiting, delivery));
+      live ??= await startFromSnapshot(core, entry, snapshot, delivery);
       entry.activity.touch();
       // Nothing waits between the last look at the state and here: from now on the sandbox is served.
       core.sandboxes.move(entry, "running", { forkTimeMs: performance.now() - startedMs });
@@ -66,4 +67,8 @@ export async function create(core: Core, request: CreateRequest): Promise<Sandbo
     }
   });
   return core.sandboxes.view(entry);
+}
+
+function isSame(a: MachineResources, b: MachineResources): boolean {
+  return a.vcpuCount === b.vcpuCount && a.memSizeMiB === b.memSizeMiB && a.processesMax === b.processesMax;
 }

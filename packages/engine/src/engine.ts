@@ -44,6 +44,7 @@ import { Meters } from "./metering.ts";
 import { Semaphore } from "./mutex.ts";
 import { meaningOf } from "./names.ts";
 import { pause, resume } from "./pause.ts";
+import { MachinePool, poolMaxDefault } from "./pool/pool.ts";
 import { Readiness } from "./readiness.ts";
 import { ReadyDemand } from "./ready-demand.ts";
 import { recover } from "./recovery.ts";
@@ -117,8 +118,10 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
       starts: new Semaphore(startsAtOnce),
       counters: new Counters(),
       readyDemand: new ReadyDemand(),
+      pool: new MachinePool(() => core, driver.name === "mock" ? 0 : (options.poolMax ?? poolMaxDefault)),
       selfForkGate: ungatedSelfForks,
     };
+    core.admission.reclaim = (bytes) => core.pool.reclaim(bytes);
     const ends = new Ends(core.sandboxes);
     await recover(core);
     core.collector.soon();
@@ -310,8 +313,13 @@ class OpenEngine implements Engine {
   }
 
   counts(): EngineCounts {
-    const { counters, driver, egress } = this.#core;
-    return { ...counters, egressDenials: egress.denials, readyStarts: driver.readyStarts ?? { hits: 0, misses: 0 } };
+    const { counters, driver, egress, pool } = this.#core;
+    return {
+      ...counters,
+      egressDenials: egress.denials,
+      readyStarts: driver.readyStarts ?? { hits: 0, misses: 0 },
+      pool: { ...pool.starts, waiting: pool.size },
+    };
   }
 
   async unreadiness() {
@@ -361,6 +369,7 @@ class OpenEngine implements Engine {
     await settledWithin([...this.#underWay, ...builds.map(({ done }) => done)], closeMsMax);
     // One whose creation still waited for its template is there only now.
     if (sandboxes === "end") await this.#endAll();
+    await core.pool.close();
     await core.collector.settled();
     await core.buildLogs.close();
     this.#deadlines.stop();

@@ -28,8 +28,13 @@ export interface Adoption {
 
 /** The agent of one machine, as the engine's actions need it. */
 export interface Guest {
-  /** Opens a link session. With `adoption` the machine gets its identity in the same write; it is not served before this resolves. */
+  /**
+   * Opens a link session, unless `greet` has. With `adoption` the machine gets its identity, in the same write; it is not served before this
+   * resolves.
+   */
   open(adoption: Adoption | null): Promise<void>;
+  /** Opens a link session with a restored machine, which stays as it is until `open` gives it its identity. */
+  greet(): Promise<void>;
   /** Resolves when nothing is in flight; calls made from now on wait until `resume`. When it throws, both ends go on as if it was not asked. */
   quiesce(): Promise<{ resume(): Promise<void> }>;
   /**

@@ -45,6 +45,9 @@ export function connectGuest(machine: Machine, hooks: GuestHooks, waits: GuestWa
       if (adoption) await link.adopt(identityOf(adoption));
       else await link.hello();
     },
+    async greet() {
+      await link.hello({ adoptFollows: true });
+    },
     async setOwners(entries, { copyBytesMax = 0 } = {}) {
       const batches = Array.from({ length: Math.ceil(entries.length / ownersPerMessage) }, (_, index) => ({
         owners: entries.slice(index * ownersPerMessage, (index + 1) * ownersPerMessage).map((entry) => ({ ...entry })),

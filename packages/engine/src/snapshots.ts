@@ -24,6 +24,10 @@ export class SharedSnapshot {
     this.snapshot = snapshot;
   }
 
+  get isDiscarded(): boolean {
+    return this.#discarded;
+  }
+
   /** Keeps the folder until the answer is called. */
   borrow(): () => void {
     this.#readers += 1;

@@ -1,10 +1,11 @@
 import { MitosError, type SandboxId } from "@mitos/protocol";
-import type { Core } from "./core.ts";
+import { type Core, newMachineId } from "./core.ts";
 import { type Machine, programsMax, type Snapshot } from "./driver.ts";
 import { forkSelf } from "./fork.ts";
-import type { Adoption } from "./guest.ts";
+import type { Adoption, GuestHooks } from "./guest.ts";
 import { hostNameOf } from "./host-name.ts";
 import { linkLost } from "./lifecycle.ts";
+import type { WaitingMachine } from "./pool/waiting.ts";
 import type { Entry, Live } from "./sandboxes.ts";
 import { requireAlive } from "./states.ts";
 
@@ -30,24 +31,55 @@ export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snap
   });
   const live = connect(core, entry, machine);
   try {
-    await machine.setDeadline(record.deadlineMs);
-    await live.guest.open({
-      ...delivery,
-      sandboxId: record.id,
-      templateId: record.templateId,
-      parentId: record.parentId,
-      generation: record.generation,
-      deadlineMs: record.deadlineMs,
-      forkBudget: record.forkBudget,
-      forksUsed: record.forksUsed ?? 0,
-      processesMax: programsMax(record.resources),
-    });
-    requireAlive(entry.record);
+    await adopt(entry, live, delivery);
     return live;
   } catch (error) {
     await abandon(live, record.id, error);
     throw error;
   }
+}
+
+/**
+ * The same with a machine that has waited for it.
+ *
+ * @returns undefined when that did not work out; nothing of it is left, and the sandbox has the id for another machine
+ */
+export async function startWaiting(core: Core, entry: Entry, waiting: WaitingMachine, delivery: Delivery): Promise<Live | undefined> {
+  const { machine, guest } = waiting;
+  const live: Live = { machine, guest };
+  try {
+    await waiting.wake(hooksOf(core, entry, machine));
+    await adopt(entry, live, delivery);
+    return live;
+  } catch (error) {
+    await abandon(live, entry.record.id, error);
+    // Of what was asked for another machine is no way around it.
+    if (error instanceof MitosError && error.code === "invalid_input") throw error;
+    requireAlive(entry.record);
+    core.log.warn(
+      { sandbox: entry.record.id, error: String(error) },
+      "a machine that waited could not become a sandbox: another is started",
+    );
+    core.sandboxes.patch(entry, { machineId: newMachineId() });
+    return undefined;
+  }
+}
+
+async function adopt(entry: Entry, { machine, guest }: Live, delivery: Delivery): Promise<void> {
+  const { record } = entry;
+  await machine.setDeadline(record.deadlineMs);
+  await guest.open({
+    ...delivery,
+    sandboxId: record.id,
+    templateId: record.templateId,
+    parentId: record.parentId,
+    generation: record.generation,
+    deadlineMs: record.deadlineMs,
+    forkBudget: record.forkBudget,
+    forksUsed: record.forksUsed ?? 0,
+    processesMax: programsMax(record.resources),
+  });
+  requireAlive(entry.record);
 }
 
 /** Ends a machine that was started and is not to become its sandbox after all. */
@@ -58,11 +90,14 @@ export async function abandon({ guest, machine }: Live, id: SandboxId, reason: u
 
 /** A way to talk to a sandbox's machine. */
 export function connect(core: Core, entry: Entry, machine: Machine): Live {
-  const guest = core.connectGuest(machine, {
+  return { machine, guest: core.connectGuest(machine, hooksOf(core, entry, machine)) };
+}
+
+function hooksOf(core: Core, entry: Entry, machine: Machine): GuestHooks {
+  return {
     onActivity: () => entry.activity.begin(),
     egress: core.egress.open({ id: entry.record.id, network: entry.record.network, usage: entry.egress }),
     onForkSelf: (count, label) => forkSelf(core, entry, count, label),
     onLost: (error) => linkLost(core, entry, machine, error),
-  });
-  return { machine, guest };
+  };
 }

@@ -7,10 +7,11 @@ import { templateGeneration } from "./builds/machine.ts";
 import { checkTemplateRequest } from "./builds/request.ts";
 import { type Fresh, RunningBuild } from "./builds/running.ts";
 import type { Core } from "./core.ts";
-import { type Snapshot, storedBytes } from "./driver.ts";
+import { storedBytes } from "./driver.ts";
 import { isHostName } from "./host-templates.ts";
 import type { Digest } from "./layers/layer.ts";
 import { orAborted } from "./or-aborted.ts";
+import type { SharedSnapshot } from "./snapshots.ts";
 import type { TemplateRecord, TemplateRoot } from "./store/templates.ts";
 
 export interface TemplateEntry {
@@ -21,7 +22,7 @@ export interface TemplateEntry {
 /** A template in use: its snapshot stays until this is disposed of, whatever happens to the template. */
 export interface TemplateUse extends Disposable {
   readonly request: TemplateRequest;
-  readonly snapshot: Snapshot;
+  readonly snapshot: SharedSnapshot;
   readonly generation: number;
   /** Of its root; null = the host's files. */
   readonly layers: readonly Digest[] | null;
@@ -75,9 +76,11 @@ export async function deleteTemplate(core: Core, id: TemplateId): Promise<void> 
   if (entry.built) await discard(core, entry.built);
 }
 
-/** Waits for creates that read it now. */
+/** Waits for creates that read it now, and for machines that wait for creates. */
 async function discard(core: Core, { snapshot, layers }: Built): Promise<void> {
-  await snapshot.discard();
+  const removed = snapshot.discard();
+  await core.pool.drop(snapshot);
+  await removed;
   layers?.[Symbol.dispose]();
   core.collector.soon();
 }
@@ -90,7 +93,7 @@ export async function useTemplate(core: Core, id: TemplateId): Promise<TemplateU
   const { snapshot, record } = await ensureBuilt(core, request);
   const giveBack = snapshot.borrow();
   const layers = record.root.layers?.map((layer) => layer.id) ?? null;
-  return { request, snapshot: snapshot.snapshot, generation: templateGeneration, layers, [Symbol.dispose]: giveBack };
+  return { request, snapshot, generation: templateGeneration, layers, [Symbol.dispose]: giveBack };
 }
 
 /** @throws not_found */

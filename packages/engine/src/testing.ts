@@ -136,14 +136,17 @@ export class Bench implements AsyncDisposable {
   /** Called before an agent is spoken to; a throw is its answer. */
   onOpen: () => void | Promise<void> = () => {};
   cacheBytesMax: number | undefined;
+  /** None wait unless a test is about those that do. */
+  poolMax = 0;
   engine!: Engine;
 
   private constructor(dataDir: string) {
     this.dataDir = dataDir;
   }
 
-  static async open(): Promise<Bench> {
+  static async open({ poolMax = 0 }: { poolMax?: number } = {}): Promise<Bench> {
     const bench = new Bench(await mkdtemp(path.join(tmpdir(), "mitos-engine-")));
+    bench.poolMax = poolMax;
     await bench.reopen();
     await bench.engine.createTemplate(template("python"));
     return bench;
@@ -153,7 +156,7 @@ export class Bench implements AsyncDisposable {
   async reopen(): Promise<Engine> {
     this.layers.forgetUses();
     this.engine = await openEngineWith(
-      { dataDir: this.dataDir, engine: "auto", log: quiet, images: { cacheBytesMax: this.cacheBytesMax } },
+      { dataDir: this.dataDir, engine: "auto", log: quiet, images: { cacheBytesMax: this.cacheBytesMax }, poolMax: this.poolMax },
       {
         pickDriver: async () => this.driver,
         connectGuest: (machine, hooks) => {

@@ -88,6 +88,7 @@ export function traceGuests(connectGuest: ConnectGuest): ConnectGuest {
         traced(adoption ? "engine.adopt" : "engine.open", adoption ? { "mitos.sandbox.id": adoption.sandboxId } : {}, () =>
           guest.open(adoption),
         ),
+      greet: () => traced("engine.greet", {}, () => guest.greet()),
       quiesce: () => traced("engine.quiesce", {}, () => guest.quiesce()),
       setOwners: (entries, options) =>
         traced("engine.setOwners", { "mitos.owners": entries.length }, () => guest.setOwners(entries, options)),

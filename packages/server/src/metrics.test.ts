@@ -56,6 +56,8 @@ it("shows what the engine has counted", async () => {
   expect(await series("mitos_links_lost_total")).toBe(3);
   expect(await series("mitos_egress_denied_total")).toBe(4);
   expect(await series('mitos_pool_starts_total{result="hit"}')).toBe(5);
+  expect(await series('mitos_pool_creates_total{result="hit"}')).toBe(6);
+  expect(await series("mitos_pool_machines")).toBe(3);
   expect(await series('mitos_builds_total{outcome="ok"}')).toBe(7);
   expect(await series('mitos_build_steps_total{result="cached"}')).toBe(8);
   expect(await series('mitos_build_info{version="test",isolation="mock"}')).toBe(1);

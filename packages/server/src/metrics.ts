@@ -176,13 +176,28 @@ function addCounts(engine: Engine, registers: Registry[]): void {
   counter("mitos_egress_denied_total", "Connections out of sandboxes, and look-ups for them, that no rule allows", ({ egressDenials }) => [
     { labels: {}, value: egressDenials },
   ]);
+  const hitsAndMisses = ({ hits, misses }: { readonly hits: number; readonly misses: number }): Row<"result">[] => [
+    { labels: { result: "hit" }, value: hits },
+    { labels: { result: "miss" }, value: misses },
+  ];
+  counter(
+    "mitos_pool_creates_total",
+    "Creates from a template as it is, by whether a machine waited for them (hit) or not (miss)",
+    ({ pool }) => hitsAndMisses(pool),
+    ["result"],
+  );
+  new Gauge({
+    name: "mitos_pool_machines",
+    help: "Machines that wait for the next creates",
+    registers,
+    collect() {
+      this.set(engine.counts().pool.waiting);
+    },
+  });
   counter(
     "mitos_pool_starts_total",
     "Machines started, by whether a container made ahead was there (hit) or not (miss)",
-    ({ readyStarts: { hits, misses } }) => [
-      { labels: { result: "hit" }, value: hits },
-      { labels: { result: "miss" }, value: misses },
-    ],
+    ({ readyStarts }) => hitsAndMisses(readyStarts),
     ["result"],
   );
 }

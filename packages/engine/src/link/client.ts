@@ -212,9 +212,13 @@ export class LinkClient {
 
   // ------------------------------------------------------------------------------------------------ handshake
 
-  /** Opens the session. Once. @throws unavailable, snapshot_incompatible when the agent speaks another protocol */
-  hello(): Promise<guest.HelloAck> {
-    return this.#greet();
+  /**
+   * Opens the session. Once.
+   * @param options.adoptFollows - the machine is a restored one: its programs stand still until `adopt`. Default false: they go on
+   * @throws unavailable, snapshot_incompatible when the agent speaks another protocol
+   */
+  hello({ adoptFollows = false }: { adoptFollows?: boolean } = {}): Promise<guest.HelloAck> {
+    return this.#greet({ adoptFollows });
   }
 
   /**
@@ -237,7 +241,7 @@ export class LinkClient {
         });
       }
       const frame = control(frameType.adopt, payload);
-      if (this.#state === "fresh") await this.#greet(frame);
+      if (this.#state === "fresh") await this.#greet({ adoptFollows: true, adopt: frame });
       else if (this.#state === "open") this.#writer.session(frame);
       else throw this.#closeError ?? new MitosError("conflict", { cause: "the session is being opened already" });
       const adopted = await this.#within(adopting.promise, this.#handshakeTimeoutMs, "ADOPTED");
@@ -251,11 +255,11 @@ export class LinkClient {
     }
   }
 
-  async #greet(adopt?: Frame): Promise<guest.HelloAck> {
+  async #greet({ adoptFollows, adopt }: { adoptFollows: boolean; adopt?: Frame }): Promise<guest.HelloAck> {
     if (this.#state !== "fresh") throw this.#closeError ?? new MitosError("conflict", { cause: "the session has been opened already" });
     this.#state = "greeting";
     this.#hello = pending();
-    const hello = create(guest.HelloSchema, { protocolVersion, session: this.#session, adoptFollows: adopt !== undefined });
+    const hello = create(guest.HelloSchema, { protocolVersion, session: this.#session, adoptFollows });
     this.#writer.session(control(frameType.hello, toBinary(guest.HelloSchema, hello)), ...(adopt ? [adopt] : []));
     try {
       return await this.#within(this.#hello.promise, this.#handshakeTimeoutMs, "HELLO_ACK");

@@ -676,7 +676,15 @@ export class FakeEngine {
     const snapshots = { template: { count: 1, bytes: 1000 }, fork: { count: 0, bytes: 0 }, pause: { count: 0, bytes: 0 } };
     const builds = { ok: 7, failed: 1, canceled: 0 };
     const steps = { run: 6, cached: 8 };
-    return { snapshots, linksLost: 3, egressDenials: 4, readyStarts: { hits: 5, misses: 2 }, builds, steps };
+    return {
+      snapshots,
+      linksLost: 3,
+      egressDenials: 4,
+      readyStarts: { hits: 5, misses: 2 },
+      pool: { hits: 6, misses: 1, waiting: 3 },
+      builds,
+      steps,
+    };
   }
   problem: string | null = null;
   async unreadiness() {

@@ -5,7 +5,6 @@ import { memoryLimitBytes, watchedFolders } from "../host/cgroup.ts";
 import { toMachineExit } from "../host/exit.ts";
 import { nameOf } from "../host/layout.ts";
 import { ShimMachine } from "../host/machine.ts";
-import { descendantsOf, sendSignal } from "../host/processes.ts";
 import { runCommand } from "../host/shim.ts";
 import { type Container, removeTraces } from "./container.ts";
 import type { Host } from "./host.ts";
@@ -40,13 +39,11 @@ export class GvisorMachine extends ShimMachine<Container> implements Machine {
    */
   async freeze(): Promise<void> {
     this.#frozen = true;
-    await this.ask("signal", { signal: "SIGSTOP" });
-    for (const pid of await descendantsOf(this.container.sentryPid)) sendSignal(pid, "SIGSTOP");
+    await this.ask("signal", { signal: "SIGSTOP", descendants: true });
   }
 
   async thaw(): Promise<void> {
-    for (const pid of await descendantsOf(this.container.sentryPid)) sendSignal(pid, "SIGCONT");
-    await this.ask("signal", { signal: "SIGCONT" });
+    await this.ask("signal", { signal: "SIGCONT", descendants: true });
     this.#frozen = false;
   }
 

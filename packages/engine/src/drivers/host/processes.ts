@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { readdir, readFile } from "node:fs/promises";
+import { readFile } from "node:fs/promises";
 
 /** Time for a killed process to vanish. Only a process in uninterruptible sleep needs longer than a moment. */
 const vanishTimeoutMs = 10_000;
@@ -28,20 +28,6 @@ export function isAliveNow(pid: number): boolean {
 function saysAlive(text: string): boolean {
   const state = text.slice(text.lastIndexOf(")") + 2, text.lastIndexOf(")") + 3);
   return text !== "" && state !== "Z" && state !== "X";
-}
-
-/** Children, their children and so on. Those that end meanwhile are left out. */
-export async function descendantsOf(pid: number): Promise<number[]> {
-  const found: number[] = [];
-  const queue = [pid];
-  for (let parent = queue.shift(); parent !== undefined; parent = queue.shift()) {
-    const tasks = await readdir(`/proc/${parent}/task`).catch(() => []);
-    const lists = await Promise.all(tasks.map((task) => readFile(`/proc/${parent}/task/${task}/children`, "latin1").catch(() => "")));
-    const children = lists.join(" ").split(" ").filter(Boolean).map(Number);
-    found.push(...children);
-    queue.push(...children);
-  }
-  return found;
 }
 
 /** A process that is gone is no error. */
