@@ -1,23 +1,23 @@
 import { BenchServer } from "./bench-server.ts";
 import { ByHand } from "./by-hand.ts";
-import type { Scale } from "./scale.ts";
 
-/** What rows are measured with: a server, runsc by hand, and how much of everything. */
+/** What rows are measured with: a server, and runsc by hand. */
 export class Bench implements AsyncDisposable {
-  readonly scale: Scale;
   readonly server: BenchServer;
   readonly hand: ByHand;
+  /** Fires when it is to end. Whatever takes longer than a few seconds looks at it in between. */
+  readonly signal: AbortSignal;
 
-  private constructor(scale: Scale, server: BenchServer, hand: ByHand) {
-    this.scale = scale;
+  private constructor(server: BenchServer, hand: ByHand, signal: AbortSignal) {
     this.server = server;
     this.hand = hand;
+    this.signal = signal;
   }
 
-  static async open(scale: Scale): Promise<Bench> {
+  static async open(signal = new AbortController().signal): Promise<Bench> {
     const server = await BenchServer.start();
     try {
-      return new Bench(scale, server, await ByHand.open(server.dataDir));
+      return new Bench(server, await ByHand.open(server.dataDir), signal);
     } catch (error) {
       await server[Symbol.asyncDispose]();
       throw error;

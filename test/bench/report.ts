@@ -1,5 +1,5 @@
 import { type HostDescription, hostLine } from "./host.ts";
-import type { Bound, Line, Unit } from "./row.ts";
+import type { Bound, Judge, Line, Unit } from "./row.ts";
 import type { Measured, Taken } from "./runner.ts";
 import { median, quantile } from "./statistics.ts";
 
@@ -24,6 +24,7 @@ export interface SideFigures {
 export interface Figure {
   readonly what: string;
   readonly unit: Unit;
+  readonly judge: Judge;
   readonly ours: SideFigures;
   readonly baseline: (SideFigures & { readonly what: string }) | null;
   /** Our median to the baseline's, or our 99th percentile to our median where that is what is promised. */
@@ -62,6 +63,7 @@ export function figureOf(line: Line, taken: Taken): Figure {
   return {
     what: line.what,
     unit: line.unit,
+    judge: line.judge,
     ours,
     baseline,
     ratio,
@@ -91,8 +93,8 @@ export function tableOf({ figures, failures, notes, host, engine, runsc, started
   ].join("\n");
 }
 
-function rowOf({ what, unit, ours, baseline, ratio, reach, aim, isReached, isAimed }: Figure): string {
-  const bounds = [reach, aim].filter((bound) => bound !== null).map((bound) => boundText(bound, ratio === null ? unit : undefined));
+function rowOf(figure: Figure): string {
+  const { what, unit, ours, baseline, ratio, isReached, isAimed } = figure;
   const reached = isAimed ? "yes, and the aim" : isReached === null ? "" : isReached ? "yes" : "**no**";
   const cells = [
     what,
@@ -100,15 +102,17 @@ function rowOf({ what, unit, ours, baseline, ratio, reach, aim, isReached, isAim
     number(ours.p99),
     baseline ? `${number(baseline.median)} (${baseline.what})` : "",
     ratio === null ? "" : ratio.toFixed(2),
-    bounds.join(", "),
+    boundsText(figure),
     reached,
   ];
   return `| ${cells.join(" | ")} |`;
 }
 
-function boundText(bound: Bound, unit: Unit | undefined): string {
-  const text = "atMost" in bound ? `≤ ${bound.atMost}` : `≥ ${bound.atLeast}`;
-  return unit === undefined ? text : `${text} ${unit}`;
+/** With the unit where it is no ratio that is judged. */
+export function boundsText({ judge, unit, reach, aim }: Pick<Figure | Line, "judge" | "unit" | "reach" | "aim">): string {
+  const bounds = [reach, aim].filter((bound) => bound != null);
+  const texts = bounds.map((bound) => ("atMost" in bound ? `≤ ${bound.atMost}` : `≥ ${bound.atLeast}`));
+  return texts.map((text) => (judge === "median" ? `${text} ${unit}` : text)).join(", ");
 }
 
 /** With the digits that mean something. */

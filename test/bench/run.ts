@@ -56,9 +56,9 @@ async function measureRows(chosen: readonly Row[], { rounds, progress, signal }:
   const host = describeHost();
   const startedAt = new Date().toISOString();
   progress.say("starting the server");
-  await using bench = await Bench.open(scale);
+  await using bench = await Bench.open(signal);
   const onRound = ({ name }: Row, round: number, all: number) => progress.say(`${name}: round ${round + 1} of ${all}`);
-  const measured = await measure(chosen, bench, { rounds, onRound, signal });
+  const measured = await measure(chosen, bench, { rounds, onRound });
   progress.say("ending the server");
   const isPartial = signal.aborted ? ["interrupted: not everything was measured"] : [];
   const circumstances = { host, engine: "gvisor", runsc: bench.hand.build, startedAt, rounds, notes: [...notes, ...isPartial] };

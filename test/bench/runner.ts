@@ -14,8 +14,6 @@ export interface MeasureOptions {
   readonly rounds: number;
   /** Told before each round. */
   readonly onRound?: (row: Row, round: number, rounds: number) => void;
-  /** Ends it after the step that is under way. */
-  readonly signal?: AbortSignal;
 }
 
 /** One row after the other: sets it up, takes the steps of every round in turn, and puts it away. A row that fails does not keep the others from being measured. */
@@ -23,7 +21,7 @@ export async function measure(rows: readonly Row[], bench: Bench, options: Measu
   const lines = new Map<Line, Record<Side, number[]>>();
   const failures: { row: string; error: unknown }[] = [];
   for (const row of rows) {
-    if (options.signal?.aborted) break;
+    if (bench.signal.aborted) break;
     for (const line of row.lines) lines.set(line, { ours: [], baseline: [] });
     try {
       await measureRow(row, bench, options, (line, side, value) => {
@@ -32,6 +30,7 @@ export async function measure(rows: readonly Row[], bench: Bench, options: Measu
         taken[side].push(value);
       });
     } catch (error) {
+      if (bench.signal.aborted) break;
       failures.push({ row: row.name, error });
     }
   }
@@ -40,14 +39,14 @@ export async function measure(rows: readonly Row[], bench: Bench, options: Measu
 
 type RecordSample = (line: Line, side: Side, value: number) => void;
 
-async function measureRow(row: Row, bench: Bench, { rounds: all, onRound, signal }: MeasureOptions, record: RecordSample): Promise<void> {
+async function measureRow(row: Row, bench: Bench, { rounds: all, onRound }: MeasureOptions, record: RecordSample): Promise<void> {
   const rounds = Math.max(1, Math.round(all * (row.roundsShare ?? 1)));
   onRound?.(row, 0, rounds);
   await using open = await row.open(bench);
   for (let round = 0; round < rounds; round++) {
     if (round > 0) onRound?.(row, round, rounds);
     for (const step of round % 2 === 0 ? open.steps : open.steps.toReversed()) {
-      if (signal?.aborted) return;
+      if (bench.signal.aborted) return;
       for (const { line, side, value } of await step(round)) record(line, side, value);
     }
   }

@@ -25,10 +25,13 @@ export function growthRow({ sandboxes: sizes, busySandboxes, growthSamples }: Sc
     lines: [...creates, ...forks],
     // Twice, since the second round goes from many to few.
     roundsShare: 2 / 15,
-    async open({ server }) {
+    async open({ server, signal }) {
       const population: Sandbox[] = [await server.create()];
       const resize = async (size: number) => {
-        while (population.length < size) population.push(...(await population[0]!.fork(Math.min(changedAtOnce, size - population.length))));
+        while (population.length < size) {
+          signal.throwIfAborted();
+          population.push(...(await population[0]!.fork(Math.min(changedAtOnce, size - population.length))));
+        }
         while (population.length > size) {
           const leaving = population.splice(Math.max(size, population.length - changedAtOnce));
           await Promise.all(leaving.map((sandbox) => sandbox.terminate()));
@@ -54,6 +57,7 @@ export function growthRow({ sandboxes: sizes, busySandboxes, growthSamples }: Sc
           else samples.push(ours(lines[more.indexOf(size)]!, ms));
         };
         for (let sample = 0; sample < growthSamples; sample++) {
+          signal.throwIfAborted();
           add(creates, await toFirstResult(() => server.create()));
           add(forks, await toFirstResult(async () => (await population[0]!.fork(1))[0]!));
         }

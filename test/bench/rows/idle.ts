@@ -15,10 +15,10 @@ export function idleRow({ idleChildren, idleMs }: Scale): Row {
     name: "idle",
     lines: [memory, processes, cpu],
     roundsShare: 1 / 5,
-    async open({ server }) {
+    async open({ server, signal }) {
       const parent = await server.create();
       const children: Sandbox[] = [];
-      while (children.length < idleChildren) children.push(...(await parent.fork(Math.min(forkedAtOnce, idleChildren - children.length))));
+      while (children.length < idleChildren && !signal.aborted) children.push(...(await parent.fork(Math.min(forkedAtOnce, idleChildren - children.length))));
       await parent.terminate();
       await server.machines.atRest();
       return {

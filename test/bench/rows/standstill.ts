@@ -3,8 +3,8 @@ import { type Line, ours, type Row } from "../row.ts";
 import type { Scale } from "../scale.ts";
 import { holdState } from "./state.ts";
 
-/** What a parent's interpreter and its programs need beside its state. */
-const roomMiB = 512;
+/** What a parent may use: what it saves in a fork counts as its own for as long as it is being saved, and some more is for its programs. */
+const limitOf = (mib: number) => 2 * mib + 512;
 
 /** Between QUIESCE and RESUME, as the fork's answer tells it. */
 export function standstillRow({ stateMiB }: Scale): Row {
@@ -19,7 +19,7 @@ export function standstillRow({ stateMiB }: Scale): Row {
     async open({ server }) {
       const parents: Sandbox[] = [];
       for (const mib of stateMiB) {
-        const parent = await server.create({ resources: { memSizeMiB: mib + roomMiB } });
+        const parent = await server.create({ resources: { memSizeMiB: limitOf(mib) } });
         parents.push(parent);
         await holdState(parent, mib);
       }
