@@ -43,6 +43,12 @@ describe("a line", () => {
   });
 });
 
+it("of a rate the 99th percentile is the slow end", () => {
+  const line: Line = { what: "a line", unit: "MiB/s", judge: "median" };
+  expect(figureOf(line, { ours: [3, 1, 2], baseline: [] }).ours).toMatchObject({ median: 2, p99: 1 });
+  expect(figureOf({ ...line, unit: "ms" }, { ours: [3, 1, 2], baseline: [] }).ours).toMatchObject({ median: 2, p99: 3 });
+});
+
 describe("the runner", () => {
   const line: Line = { what: "a line", unit: "ms", judge: "median" };
   const rowOf = (name: string, steps: readonly Step[], onClosed = () => {}): Row => ({

@@ -16,6 +16,7 @@ export interface Circumstances {
 
 export interface SideFigures {
   readonly median: number;
+  /** What 99 % are not worse than. */
   readonly p99: number;
   readonly samples: readonly number[];
 }
@@ -55,8 +56,8 @@ function isComplete(line: Line, { ours, baseline }: Taken): boolean {
 }
 
 export function figureOf(line: Line, taken: Taken): Figure {
-  const ours = sideOf(taken.ours);
-  const baseline = line.baseline === undefined ? null : { what: line.baseline, ...sideOf(taken.baseline) };
+  const ours = sideOf(taken.ours, line.unit);
+  const baseline = line.baseline === undefined ? null : { what: line.baseline, ...sideOf(taken.baseline, line.unit) };
   const ratio = line.judge === "tail" ? ours.p99 / ours.median : baseline ? ours.median / baseline.median : null;
   const judged = line.judge === "median" ? ours.median : ratio;
   const holds = (bound: Bound | undefined) => (bound === undefined || judged === null ? null : isWithin(judged, bound));
@@ -74,8 +75,13 @@ export function figureOf(line: Line, taken: Taken): Figure {
   };
 }
 
-function sideOf(samples: readonly number[]): SideFigures {
-  return { median: median(samples), p99: quantile(samples, 0.99), samples };
+function sideOf(samples: readonly number[], unit: Unit): SideFigures {
+  return { median: median(samples), p99: quantile(samples, isRate(unit) ? 0.01 : 0.99), samples };
+}
+
+/** Of a rate more is better. */
+function isRate(unit: Unit): boolean {
+  return unit === "MiB/s" || unit === "per s";
 }
 
 function isWithin(value: number, bound: Bound): boolean {

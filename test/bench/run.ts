@@ -31,7 +31,6 @@ async function run({ rounds, only, jsonFile }: MeasureArguments): Promise<void> 
   const signal = interruption(progress);
   const chosen = rows.filter(({ name }) => only.has(name));
   const report = chosen.length > 0 ? await measureRows(chosen, { rounds, progress, signal }) : undefined;
-  if (report) process.stdout.write(`\n${tableOf(report)}\n`);
   let images: ImageFigures | undefined;
   try {
     if (only.has(imagesName) && !signal.aborted) {
@@ -59,10 +58,13 @@ async function measureRows(chosen: readonly Row[], { rounds, progress, signal }:
   await using bench = await Bench.open(signal);
   const onRound = ({ name }: Row, round: number, all: number) => progress.say(`${name}: round ${round + 1} of ${all}`);
   const measured = await measure(chosen, bench, { rounds, onRound });
-  progress.say("ending the server");
   const isPartial = signal.aborted ? ["interrupted: not everything was measured"] : [];
   const circumstances = { host, engine: "gvisor", runsc: bench.hand.build, startedAt, rounds, notes: [...notes, ...isPartial] };
-  return reportOf(circumstances, measured);
+  const report = reportOf(circumstances, measured);
+  // Before the server ends, which fails when it leaves something.
+  process.stdout.write(`\n${tableOf(report)}\n`);
+  progress.say("ending the server");
+  return report;
 }
 
 /** The first Ctrl-C lets the step that is under way end and then puts everything away; the second one is Node's own, which ends at once. */

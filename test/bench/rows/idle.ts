@@ -18,7 +18,8 @@ export function idleRow({ idleChildren, idleMs }: Scale): Row {
     async open({ server, signal }) {
       const parent = await server.create();
       const children: Sandbox[] = [];
-      while (children.length < idleChildren && !signal.aborted) children.push(...(await parent.fork(Math.min(forkedAtOnce, idleChildren - children.length))));
+      while (children.length < idleChildren && !signal.aborted)
+        children.push(...(await parent.fork(Math.min(forkedAtOnce, idleChildren - children.length))));
       await parent.terminate();
       await server.machines.atRest();
       return {
