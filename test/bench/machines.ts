@@ -10,15 +10,14 @@ const ticksPerSecond = 100;
 /** Starts and ends that are under way show within this time. */
 const looksInARow = 5;
 const lookMs = 40;
+/** After a large fork eight machines are made ready, one after the other, on a host that may be busy with a hundred. */
+const atRestMsMax = 120_000;
 
-/** One machine's processes on the host: shim, sentry, gofer, and those in which the sentry runs the guest's code. */
+/** One machine, by its folder. */
 export interface HostMachine {
-  readonly keeperId: string;
+  readonly dir: string;
   /** Whether it is a sandbox's; else it waits to become one, is being made or being removed. */
   readonly isNamed: boolean;
-  /** Stopped: it waits, and costs no time. */
-  readonly isStopped: boolean;
-  readonly pids: readonly number[];
 }
 
 /** The machines of one data directory, seen from outside: by the folders of its runtime directory and by /proc. */
@@ -44,7 +43,7 @@ export class HostMachines {
       named.add(path.basename(target));
     }
     const keepers = await readdir(this.#machinesDir);
-    return Promise.all(keepers.map((keeperId) => this.#look(keeperId, named.has(keeperId))));
+    return keepers.map((keeperId) => ({ dir: path.join(this.#machinesDir, keeperId), isNamed: named.has(keeperId) }));
   }
 
   /** Those of sandboxes. */
@@ -52,29 +51,29 @@ export class HostMachines {
     return (await this.list()).filter(({ isNamed }) => isNamed);
   }
 
-  /** Resolves when nothing is being made or removed: every machine is a sandbox's or waits. */
+  /** Resolves when nothing is being made or removed: every machine is a sandbox's or waits, stopped. */
   async atRest(): Promise<void> {
     let looks = 0;
-    await until(
-      "every machine is a sandbox's or waits",
-      async () => {
-        looks = (await this.list()).every(({ isNamed, isStopped }) => isNamed || isStopped) ? looks + 1 : 0;
-        await new Promise((resolve) => setTimeout(resolve, lookMs));
-        return looks >= looksInARow;
-      },
-      60_000,
-    );
+    const isAtRest = async () => {
+      const others = (await this.list()).filter(({ isNamed }) => !isNamed);
+      looks = (await Promise.all(others.map(isStopped))).every(Boolean) ? looks + 1 : 0;
+      await new Promise((resolve) => setTimeout(resolve, lookMs));
+      return looks >= looksInARow;
+    };
+    await until("every machine is a sandbox's or waits", isAtRest, atRestMsMax);
   }
+}
 
-  async #look(keeperId: string, isNamed: boolean): Promise<HostMachine> {
-    const dir = path.join(this.#machinesDir, keeperId);
-    // What has no shim yet, or none any more, is in the making or ends.
-    const [shim, sentry] = await Promise.all(
-      ["shim.pid", "sentry.pid"].map((file) => readPid(path.join(dir, file)).catch(() => undefined)),
-    );
-    const isStopped = sentry !== undefined && (await stateOf(sentry)) === "T";
-    return { keeperId, isNamed, isStopped, pids: shim === undefined ? [] : [shim, ...(await descendantsOf(shim))] };
-  }
+async function isStopped({ dir }: HostMachine): Promise<boolean> {
+  // What has no sentry yet, or none any more, is in the making or ends.
+  const sentry = await readPid(path.join(dir, "sentry.pid")).catch(() => undefined);
+  return sentry !== undefined && (await statOf(sentry))[0] === "T";
+}
+
+/** Shim, sentry, gofer, and those in which the sentry runs the guest's code. */
+export async function processesOf({ dir }: HostMachine): Promise<readonly number[]> {
+  const shim = await readPid(path.join(dir, "shim.pid"));
+  return [shim, ...(await descendantsOf(shim))];
 }
 
 /**
@@ -84,10 +83,10 @@ export class HostMachines {
  *
  * @throws when a process cannot be looked into, so that no figure is silently too small
  */
-export async function uniqueBytes({ pids }: HostMachine): Promise<number> {
+export async function uniqueBytes(machine: HostMachine): Promise<number> {
   const memoryFiles = new Map<string, number>();
   let bytes = 0;
-  for (const pid of pids) {
+  for (const pid of await processesOf(machine)) {
     const rollup = await readFile(`/proc/${pid}/smaps_rollup`, "latin1");
     bytes += kibOf(rollup, "Pss_Anon") * 1024 + kibOf(rollup, "Pss_File") * 1024;
     for (const name of await readdir(`/proc/${pid}/fd`)) {
@@ -103,7 +102,8 @@ export async function uniqueBytes({ pids }: HostMachine): Promise<number> {
 
 /** Processor time that these machines have used since they were started. Processes that have ended count no more. */
 export async function cpuMs(machines: readonly HostMachine[]): Promise<number> {
-  const ticks = await Promise.all(machines.flatMap(({ pids }) => pids.map(ticksOf)));
+  const processes = (await Promise.all(machines.map(processesOf))).flat();
+  const ticks = await Promise.all(processes.map(ticksOf));
   return (ticks.reduce((sum, each) => sum + each, 0) * 1000) / ticksPerSecond;
 }
 
@@ -125,10 +125,6 @@ function kibOf(rollup: string, field: string): number {
 async function ticksOf(pid: number): Promise<number> {
   const fields = await statOf(pid);
   return Number(fields[11] ?? 0) + Number(fields[12] ?? 0);
-}
-
-async function stateOf(pid: number): Promise<string | undefined> {
-  return (await statOf(pid))[0];
 }
 
 /** What follows the name, which may hold anything: state first, utime and stime as the 12th and 13th. Empty when the process is gone. */

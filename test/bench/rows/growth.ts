@@ -66,7 +66,8 @@ export function growthRow({ sandboxes: sizes, busySandboxes, growthSamples }: Sc
       return {
         steps: sizes.map((size) => () => measureAt(size)),
         async [Symbol.asyncDispose]() {
-          await resize(0);
+          // After Ctrl-C the server ends them all at once, which is sooner done.
+          if (!signal.aborted) await resize(0);
         },
       };
     },

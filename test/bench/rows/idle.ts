@@ -1,5 +1,5 @@
 import type { Sandbox } from "@mitos/sdk";
-import { cpuShare, uniqueBytes } from "../machines.ts";
+import { cpuShare, processesOf, uniqueBytes } from "../machines.ts";
 import { type Line, ours, type Row } from "../row.ts";
 import type { Scale } from "../scale.ts";
 
@@ -28,13 +28,12 @@ export function idleRow({ idleChildren, idleMs }: Scale): Row {
             const machines = await server.machines.named();
             if (machines.length !== idleChildren) throw new Error(`${idleChildren} children have ${machines.length} machines`);
             const share = await cpuShare(machines, idleMs);
-            const bytes: number[] = [];
-            for (const machine of machines) bytes.push(await uniqueBytes(machine));
-            return [
-              ours(cpu, share * 100),
-              ...bytes.map((each) => ours(memory, each / 2 ** 20)),
-              ...machines.map(({ pids }) => ours(processes, pids.length)),
-            ];
+            const samples = [ours(cpu, share * 100)];
+            for (const machine of machines) {
+              samples.push(ours(memory, (await uniqueBytes(machine)) / 2 ** 20));
+              samples.push(ours(processes, (await processesOf(machine)).length));
+            }
+            return samples;
           },
         ],
         async [Symbol.asyncDispose]() {
