@@ -18,7 +18,7 @@ export default defineConfig({
         extends: true,
         test: {
           name: "engine",
-          include: [`test/{cli,conformance,docs,e2e,engine,firecracker,${engineUnderTest},images,mcp,sdk,server}/**/*.test.ts`],
+          include: [`test/{bench,cli,conformance,docs,e2e,engine,firecracker,${engineUnderTest},images,mcp,sdk,server}/**/*.test.ts`],
           ...oneFileAtATime,
         },
       },

@@ -1,5 +1,5 @@
-// `npm run bench [-- ROUNDS]`: set-up, then the figures of this machine. `npm run bench -- --microvm [ROUNDS [CHART.svg]]`: those of virtual
-// machines.
+// `npm run bench`: set-up, then the figures of this machine (`npm run bench -- --help`). `npm run bench -- --microvm [ROUNDS [CHART.svg]]`: those of
+// virtual machines.
 import path from "node:path";
 import { attach, fail, pinnedNode, root } from "./lib/run.mjs";
 import { setup } from "./lib/setup.mjs";

@@ -12,6 +12,7 @@ import { debian, onDebian } from "../support/base-image.ts";
 import { engineOptions } from "../support/engine-under-test.ts";
 import { layerOf } from "../support/oci.ts";
 import { startRegistry } from "../support/registry.ts";
+import { median, Samples } from "./statistics.ts";
 
 /** One step, and what it is compared with in the same run. */
 export interface Figure {
@@ -33,20 +34,31 @@ export interface DiskFigure {
 const unpack = "umoci unpacks the image, from a folder";
 const full = "build of three steps, none stored";
 
+export interface ImageFigures {
+  readonly figures: readonly Figure[];
+  readonly disk: readonly DiskFigure[];
+}
+
+export interface ImageOptions {
+  readonly rounds: number;
+  readonly log: Log;
+  /** Ends it after the round that is under way. */
+  readonly signal?: AbortSignal;
+}
+
 /** What images and builds cost: a real Debian with Python from a registry on this machine, each round on a new data directory. */
-export async function measureImages({ rounds, log }: { rounds: number; log: Log }): Promise<{ figures: Figure[]; disk: DiskFigure[] }> {
-  const samples = new Map<string, { ms: number[]; baseline: string }>();
-  const timed = async (step: string, baseline: string, work: () => unknown) => {
-    const started = performance.now();
-    await work();
-    const { ms } = samples.get(step) ?? { ms: [] };
-    samples.set(step, { ms: [...ms, performance.now() - started], baseline });
+export async function measureImages({ rounds, log, signal }: ImageOptions): Promise<ImageFigures> {
+  const samples = new Samples();
+  const baselines = new Map<string, string>();
+  const timed = (step: string, baseline: string, work: () => unknown) => {
+    baselines.set(step, baseline);
+    return samples.timed(step, work);
   };
   let disk: DiskFigure[] = [];
   await using registry = await startRegistry();
   const image = await registry.push(debian("python"), "debian:python");
   const second = await registry.push(onDebian("python", [layerOf([{ name: "srv/own", content: "another" }])]), "team/second:1");
-  for (let round = 0; round < rounds; round++) {
+  for (let round = 0; round < rounds && !signal?.aborted; round++) {
     await using server = await startBenchServer(log);
     const useOnce = async (template: string) => {
       const sandbox = await create({ template, baseUrl: server.url });
@@ -68,19 +80,18 @@ export async function measureImages({ rounds, log }: { rounds: number; log: Log 
     const { templates } = await new SandboxServer(server.url).diskUsage();
     disk = templates.map(({ id, ...bytes }) => ({ template: nameOf(id), ...bytes }));
   }
-  return { figures: [...samples].map(([step, { ms, baseline }]) => ({ step, ms, baseline })), disk };
+  return { figures: [...samples].map(([step, ms]) => ({ step, ms, baseline: baselines.get(step) ?? step })), disk };
 }
 
 /** As Markdown. */
-export function describeImages({ figures, disk }: { figures: readonly Figure[]; disk: readonly DiskFigure[] }): string {
-  const median = (step: string) => {
-    const ms = figures.find((figure) => figure.step === step)?.ms.toSorted((a, b) => a - b) ?? [];
-    return ms[Math.floor((ms.length - 1) / 2)] ?? Number.NaN;
-  };
+export function describeImages({ figures, disk }: ImageFigures): string {
+  const medianOf = (step: string) => median(figures.find((figure) => figure.step === step)?.ms ?? []);
   const mib = (bytes: number) => (bytes / 2 ** 20).toFixed(1);
   return [
     "| images and builds | median ms | × its baseline |\n| --- | ---: | ---: |",
-    ...figures.map(({ step, baseline }) => `| ${step} | ${median(step).toFixed(0)} | ${(median(step) / median(baseline)).toFixed(2)} |`),
+    ...figures.map(
+      ({ step, baseline }) => `| ${step} | ${medianOf(step).toFixed(0)} | ${(medianOf(step) / medianOf(baseline)).toFixed(2)} |`,
+    ),
     "\nBaselines: what umoci needs for the image's files alone, and a build in full.\n",
     "| disk | files MiB | of its own MiB | saved machine MiB |\n| --- | ---: | ---: | ---: |",
     ...disk.map(

@@ -14,11 +14,13 @@ import { runSteps } from "../../packages/engine/src/drivers/microvm/vmm.ts";
 import { execute } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
 import { LinkClient } from "../../packages/engine/src/link/client.ts";
 import { Quiet } from "../../packages/engine/src/quiet.ts";
+import { orUsage, parseMicrovmArguments } from "./arguments.ts";
 import { type Chart, drawCharts } from "./chart.ts";
+import { describeHost, hostLine } from "./host.ts";
+import { quantile, Samples } from "./statistics.ts";
 
 const accel = process.env.MITOS_TEST_ACCEL === "kvm" ? "kvm" : "tcg";
-const rounds = Number(process.argv[2] ?? 9);
-const chartFile = process.argv[3];
+const { rounds, chartFile } = orUsage(() => parseMicrovmArguments(process.argv.slice(2)));
 const coldBoot = "cold boot → first answer";
 const deltasMiB = [0, 4, 16, 64, 256];
 const childCounts = [1, 2, 4, 8];
@@ -26,8 +28,9 @@ const generations = 6;
 const silent: Log = { debug: nothing, info: nothing, warn: nothing, error: nothing };
 function nothing() {}
 
+const host = describeHost();
 const scratch = mkdtempSync(path.join(os.tmpdir(), "mitos-bench-microvm-"));
-const samples = new Map<string, number[]>();
+const samples = new Samples();
 try {
   await measureByHand();
   await measureFirstAnswers();
@@ -49,10 +52,10 @@ async function measureByHand(): Promise<void> {
         hostName: "bench",
       })) as MicrovmMachine;
       await new LinkClient(machine.transport).hello();
-      record(coldBoot, performance.now() - started);
+      samples.record(coldBoot, performance.now() - started);
       const node = nodeOf(`${machine.vmm.disk}.qcow2`);
-      await timed("savevm", () => runJob(machine, "snapshot-save", node));
-      await timed("loadvm", () => runJob(machine, "snapshot-load", node));
+      await samples.timed("savevm", () => runJob(machine, "snapshot-save", node));
+      await samples.timed("loadvm", () => runJob(machine, "snapshot-load", node));
       await machine.end("measured");
     }
   });
@@ -88,16 +91,16 @@ async function measureFirstAnswers(): Promise<void> {
         const quiet = new Quiet(link);
         const started = performance.now();
         const snapshot = await driver.snapshot(parent, dir, { leaveRunning: true, durable: false, quiet });
-        if (count === 1) record("fork(1) → its state is saved", performance.now() - started);
+        if (count === 1) samples.record("fork(1) → its state is saved", performance.now() - started);
         const answered = async (index: number) => {
           const child = await driver.restore(snapshot, specOf(`child-${round}-${count}-${index}`));
-          if (count === 1) record("fork(1) → the child is about to run", performance.now() - started);
+          if (count === 1) samples.record("fork(1) → the child is about to run", performance.now() - started);
           await new LinkClient(child.transport).hello();
           return child;
         };
         const children = await Promise.all(Array.from({ length: count }, (_, index) => answered(index)));
-        record(`fork(${count}) → first answer of every child's agent`, performance.now() - started);
-        if (count === 1) record("fork(1), driver alone: parent stands still", quiet.pausedMs);
+        samples.record(`fork(${count}) → first answer of every child's agent`, performance.now() - started);
+        if (count === 1) samples.record("fork(1), driver alone: parent stands still", quiet.pausedMs);
         await Promise.all(children.map((child) => child.end("measured")));
         rmSync(dir, { recursive: true });
       }
@@ -115,12 +118,12 @@ async function measureMitos(): Promise<void> {
     await end([await make()]);
     for (let round = 0; round < rounds; round++) {
       await filledUp();
-      const parent = await timed("create from a ready machine", make);
+      const parent = await samples.timed("create from a ready machine", make);
       for (const count of childCounts) {
         const children = await fork(parent, count, `fork(${count})`);
         if (count === 1)
           for (const { id } of children)
-            record("private memory of a child, MiB", (await engine.meter(id as SandboxId)).memoryBytes / 2 ** 20);
+            samples.record("private memory of a child, MiB", (await engine.meter(id as SandboxId)).memoryBytes / 2 ** 20);
         await end(children);
       }
       await end([parent]);
@@ -145,10 +148,10 @@ async function measureMitos(): Promise<void> {
 
 async function fork(parent: Sandbox, count: number, what: string): Promise<readonly Sandbox[]> {
   await filledUp(count);
-  const children = await timed(`${what} → all have answered`, () => parent.fork(count));
-  record(`${what}: parent stands still`, children.pausedMs ?? Number.NaN);
+  const children = await samples.timed(`${what} → all have answered`, () => parent.fork(count));
+  samples.record(`${what}: parent stands still`, children.pausedMs ?? Number.NaN);
   // Next to nothing where a new base was made: its children share all of it.
-  record(`${what}: loaded by each child, MiB`, (children.snapshotBytes ?? Number.NaN) / 2 ** 20);
+  samples.record(`${what}: loaded by each child, MiB`, (children.snapshotBytes ?? Number.NaN) / 2 ** 20);
   return children;
 }
 
@@ -179,35 +182,16 @@ async function withDriver(work: (driver: Driver) => Promise<void>): Promise<void
   }
 }
 
-async function timed<T>(name: string, work: () => Promise<T>): Promise<T> {
-  const started = performance.now();
-  const result = await work();
-  record(name, performance.now() - started);
-  return result;
-}
-
-function record(name: string, value: number): void {
-  samples.set(name, [...(samples.get(name) ?? []), value]);
-}
-
-function medianOf(name: string): number {
-  return quantile(samples.get(name) ?? [Number.NaN], 0.5);
-}
-
-function quantile(values: readonly number[], share: number): number {
-  return values.toSorted((a, b) => a - b)[Math.floor((values.length - 1) * share)] as number;
-}
-
 function print(): void {
-  const boot = medianOf(coldBoot);
-  console.log(`${os.cpus()[0]?.model.trim()}, ${os.cpus().length} cores, Linux ${os.release()}, microvm-${accel}, ${rounds} rounds\n`);
+  const boot = samples.median(coldBoot);
+  console.log(`${hostLine(host)}, microvm-${accel}, ${rounds} rounds\n`);
   console.log("| step | median | 90 % | ÷ cold boot |\n| --- | ---: | ---: | ---: |");
   for (const [name, values] of samples) {
-    const ratio = name.endsWith("MiB") ? "" : (medianOf(name) / boot).toFixed(3);
-    console.log(`| ${name} | ${medianOf(name).toFixed(1)} | ${quantile(values, 0.9).toFixed(1)} | ${ratio} |`);
+    const ratio = name.endsWith("MiB") ? "" : (samples.median(name) / boot).toFixed(3);
+    console.log(`| ${name} | ${samples.median(name).toFixed(1)} | ${quantile(values, 0.9).toFixed(1)} | ${ratio} |`);
   }
-  const answered = (what: string) => medianOf(`${what} → all have answered`);
-  const stood = (what: string) => medianOf(`${what}: parent stands still`);
+  const answered = (what: string) => samples.median(`${what} → all have answered`);
+  const stood = (what: string) => samples.median(`${what}: parent stands still`);
   const curves: readonly Chart[] = [
     {
       title: "fork(1) by changed memory",

@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
 import { engineUnderTest } from "../support/engine-under-test.ts";
 import { onlyOn } from "../support/only-on.ts";
-import { ServedDirectory } from "./server-process.ts";
+import { ServedDirectory } from "./served-directory.ts";
 
 const isRoot = process.getuid?.() === 0;
 const isPossible = isRoot && engineUnderTest === "gvisor";

@@ -5,7 +5,7 @@ import { engineUnderTest } from "../support/engine-under-test.ts";
 import { until } from "../support/until.ts";
 import { Dice, roundsOr } from "./dice.ts";
 import { accountOf } from "./host-account.ts";
-import { ServedDirectory } from "./server-process.ts";
+import { ServedDirectory } from "./served-directory.ts";
 
 /** What must be found again in a sandbox, whatever happened to the server. */
 interface Known {

@@ -2,7 +2,7 @@ import { type AgentRunError, Sandbox, type ServerSandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { until } from "../support/until.ts";
 import { accountOf, processesOf } from "./host-account.ts";
-import { ServedDirectory } from "./server-process.ts";
+import { ServedDirectory } from "./served-directory.ts";
 
 let directory: ServedDirectory;
 beforeAll(async () => {

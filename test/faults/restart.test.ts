@@ -6,7 +6,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { noTraces, Tracker } from "../support/traces.ts";
 import { until } from "../support/until.ts";
 import { accountOf, processesOf } from "./host-account.ts";
-import { ServedDirectory } from "./server-process.ts";
+import { ServedDirectory } from "./served-directory.ts";
 
 let directory: ServedDirectory;
 beforeAll(async () => {

@@ -22,8 +22,9 @@ import { type AgentRunError, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { engineUnderTest } from "../support/engine-under-test.ts";
 import { mountLoopDisk } from "../support/loop-disk.ts";
+import { ServerProcess } from "../support/server-process.ts";
 import { accountOf } from "./host-account.ts";
-import { ServedDirectory, ServerProcess } from "./server-process.ts";
+import { ServedDirectory } from "./served-directory.ts";
 
 const isRoot = process.getuid?.() === 0;
 const anotherBuild = engineUnderTest === "gvisor" ? /another build of runsc/ : /another build of QEMU/;

@@ -7,7 +7,7 @@ import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout
 import { newBaseFromBytes } from "../../packages/engine/src/drivers/microvm/new-base.ts";
 import { fastRootOf } from "../../packages/engine/src/snapshots.ts";
 import { accountOf, processesOf } from "../faults/host-account.ts";
-import { ServedDirectory } from "../faults/server-process.ts";
+import { ServedDirectory } from "../faults/served-directory.ts";
 import { until } from "../support/until.ts";
 
 let directory: ServedDirectory;
