@@ -5,7 +5,22 @@ import { isDeepStrictEqual } from "node:util";
 import { type CreateOptions, create, type Sandbox } from "@mitos/sdk";
 import { ServerProcess } from "../support/server-process.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
+import { until } from "../support/until.ts";
 import { HostMachines } from "./machines.ts";
+
+/** `pooled`: a machine waited and was only adopted; `prepared`: it was restored into a container made ahead; `unprepared`: into a new one. */
+export type Way = "pooled" | "prepared" | "unprepared";
+
+const countOf = {
+  pooled: { name: "mitos_pool_creates_total", result: "hit" },
+  prepared: { name: "mitos_pool_starts_total", result: "hit" },
+  unprepared: { name: "mitos_pool_starts_total", result: "miss" },
+} as const satisfies Record<Way, Metric>;
+
+interface Metric {
+  readonly name: string;
+  readonly result?: "hit" | "miss";
+}
 
 /** `mitos serve` as a user starts it, in a process of its own, on a new data directory, with the default template built. */
 export class BenchServer implements AsyncDisposable {
@@ -37,15 +52,14 @@ export class BenchServer implements AsyncDisposable {
   /**
    * Measures a start of one machine, when nothing else is under way on this server.
    *
-   * @param pool - whether a machine stands ready for it
-   * @throws when that is not how it was started: the figure would be another one
+   * @throws when it was started in another way: the figure would be another one
    */
-  async start<T>(pool: "hit" | "miss", work: () => Promise<T>): Promise<T> {
+  async start<T>(way: Way, work: () => Promise<T>): Promise<T> {
+    if (way === "pooled") await until("a machine waits", async () => (await this.#metric({ name: "mitos_pool_machines" })) > 0);
     await this.machines.atRest();
-    const before = await this.#poolStarts(pool);
+    const before = await this.#metric(countOf[way]);
     const result = await work();
-    const after = await this.#poolStarts(pool);
-    if (after === before) throw new Error(`a machine should have been started with a ${pool} of the pool, and was not`);
+    if ((await this.#metric(countOf[way])) === before) throw new Error(`a machine should have been started ${way}, and was not`);
     return result;
   }
 
@@ -58,10 +72,11 @@ export class BenchServer implements AsyncDisposable {
     if (!isDeepStrictEqual(left, noTraces)) throw new Error(`the server has left something on this host: ${JSON.stringify(left)}`);
   }
 
-  async #poolStarts(result: "hit" | "miss"): Promise<number> {
+  async #metric({ name, result }: Metric): Promise<number> {
     const text = await (await fetch(`${this.#process.url}/metrics`)).text();
-    const value = new RegExp(`^mitos_pool_starts_total\\{[^}]*result="${result}"[^}]*\\} (\\d+)$`, "m").exec(text)?.[1];
-    if (value === undefined) throw new Error("the server does not tell how its machines are started");
+    const labels = result === undefined ? "" : `\\{[^}]*result="${result}"[^}]*\\}`;
+    const value = new RegExp(`^${name}${labels} (\\d+)$`, "m").exec(text)?.[1];
+    if (value === undefined) throw new Error(`the server does not tell ${name}`);
     return Number(value);
   }
 }

@@ -1,14 +1,14 @@
 import { readdir, readFile, readlink, stat } from "node:fs/promises";
 import path from "node:path";
 import { defaultRuntimeDir, hostLayout } from "../../packages/engine/src/drivers/host/layout.ts";
-import { descendantsOf } from "../../packages/engine/src/drivers/host/processes.ts";
 import { readPid } from "../../packages/engine/src/drivers/host/shim.ts";
+import { treeOf } from "../support/process-tree.ts";
 import { until } from "../support/until.ts";
 
 /** `getconf CLK_TCK` of every Linux: what times in /proc are counted in. */
 const ticksPerSecond = 100;
-/** Starts and ends that are under way show within this time. */
-const looksInARow = 5;
+/** Starts and ends that are under way show within this time, and so does what is made ready a while after a start. */
+const looksInARow = 10;
 const lookMs = 40;
 /** After a large fork eight machines are made ready, one after the other, on a host that may be busy with a hundred. */
 const atRestMsMax = 120_000;
@@ -16,7 +16,7 @@ const atRestMsMax = 120_000;
 /** One machine, by its folder. */
 export interface HostMachine {
   readonly dir: string;
-  /** Whether it is a sandbox's; else it waits to become one, is being made or being removed. */
+  /** Whether it is a machine: a sandbox's, or one that waits for a create. Else it is made ahead for one, being made or being removed. */
   readonly isNamed: boolean;
 }
 
@@ -47,8 +47,10 @@ export class HostMachines {
   }
 
   /** Those of sandboxes. */
-  async named(): Promise<readonly HostMachine[]> {
-    return (await this.list()).filter(({ isNamed }) => isNamed);
+  async ofSandboxes(): Promise<readonly HostMachine[]> {
+    const named = (await this.list()).filter(({ isNamed }) => isNamed);
+    const waits = await Promise.all(named.map(isStopped));
+    return named.filter((_, index) => !waits[index]);
   }
 
   /** Resolves when nothing is being made or removed: every machine is a sandbox's or waits, stopped. */
@@ -73,7 +75,7 @@ async function isStopped({ dir }: HostMachine): Promise<boolean> {
 /** Shim, sentry, gofer, and those in which the sentry runs the guest's code. */
 export async function processesOf({ dir }: HostMachine): Promise<readonly number[]> {
   const shim = await readPid(path.join(dir, "shim.pid"));
-  return [shim, ...(await descendantsOf(shim))];
+  return treeOf(shim);
 }
 
 /**

@@ -3,6 +3,7 @@ import type { Sandbox } from "@mitos/sdk";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { accountOf, processesOf } from "../faults/host-account.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
+import { treeOf } from "../support/process-tree.ts";
 import { until } from "../support/until.ts";
 
 let live: LiveServer;
@@ -33,11 +34,6 @@ function ticksOf(pids: readonly number[]): number {
       .split(" ");
     return sum + Number(fields[11]) + Number(fields[12]);
   }, 0);
-}
-
-function treeOf(pid: number): number[] {
-  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "latin1").split(" ").filter(Boolean).map(Number);
-  return [pid, ...children.flatMap(treeOf)];
 }
 
 describe("a machine that waits for a create", () => {

@@ -39,8 +39,7 @@ export class ServerProcess {
 
   /** Resolves at once; the server may still be starting, or about to refuse. */
   static spawn(dataDir: string, { args = [], env = {}, through = [] }: StartOptions = {}): ServerProcess {
-    // No machines but those of sandboxes, so that what is on the host can be accounted for, unless a test asks for them.
-    const serve = ["serve", "--addr", "127.0.0.1:0", "--data-dir", dataDir, "--pool", "0", ...args];
+    const serve = ["serve", "--addr", "127.0.0.1:0", "--data-dir", dataDir, ...args];
     const [command, ...rest] = [...through, process.execPath, bin, ...serve];
     return new ServerProcess(
       spawn(command!, rest, { env: { ...process.env, ...engineEnvironment, ...env }, stdio: ["ignore", "pipe", "pipe"] }),

@@ -1,5 +1,6 @@
 import { resourceDefaults } from "@mitos/protocol";
 import type { CreateOptions } from "@mitos/sdk";
+import type { Way } from "../bench-server.ts";
 import { baseline, type Line, ours, type Row } from "../row.ts";
 import { timedMs } from "../statistics.ts";
 
@@ -26,8 +27,8 @@ export function createRow(): Row {
     name: "create",
     lines: [ready, empty],
     async open({ server, hand }) {
-      const toFirstResult = async (pool: "hit" | "miss", options: Omit<CreateOptions, "baseUrl"> = {}) => {
-        const [sandbox, ms] = await server.start(pool, async () => {
+      const toFirstResult = async (way: Way, options: Omit<CreateOptions, "baseUrl"> = {}) => {
+        const [sandbox, ms] = await server.start(way, async () => {
           const started = performance.now();
           const created = await server.create(options);
           requireEcho((await created.exec("echo ready")).stdout);
@@ -36,13 +37,12 @@ export function createRow(): Row {
         await sandbox.terminate();
         return ms;
       };
-      await toFirstResult("hit"); // from now on the pool holds what a create of the default template takes
       return {
         steps: [
-          async () => [ours(ready, await toFirstResult("hit"))],
+          async () => [ours(ready, await toFirstResult("pooled"))],
           // Nothing can be ready for an amount of memory that nobody has asked for yet.
           async (round) => [
-            ours(empty, await toFirstResult("miss", { resources: { memSizeMiB: resourceDefaults.memSizeMiB + 1 + round } })),
+            ours(empty, await toFirstResult("unprepared", { resources: { memSizeMiB: resourceDefaults.memSizeMiB + 1 + round } })),
           ],
           async () => {
             await server.machines.atRest();

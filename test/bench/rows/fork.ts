@@ -42,7 +42,7 @@ export function forkRow({ stateMiB: [mib], forkCount }: Scale): Row {
       };
       return {
         steps: [
-          async () => [ours(one, await server.start("hit", () => forkMs(1)))],
+          async () => [ours(one, await server.start("prepared", () => forkMs(1)))],
           async () => [ours(many, await forkMs(forkCount))],
           async () => {
             let copy = "";

@@ -1,4 +1,5 @@
 import type { Sandbox } from "@mitos/sdk";
+import type { Way } from "../bench-server.ts";
 import { baseline, type Line, ours, type Row, type Sample } from "../row.ts";
 import type { Scale } from "../scale.ts";
 import { timedMs } from "../statistics.ts";
@@ -38,8 +39,8 @@ export function growthRow({ sandboxes: sizes, busySandboxes, growthSamples }: Sc
         }
         await server.machines.atRest();
       };
-      const toFirstResult = (make: () => Promise<Sandbox>) =>
-        server.start("hit", async () => {
+      const toFirstResult = (way: Way, make: () => Promise<Sandbox>) =>
+        server.start(way, async () => {
           let sandbox: Sandbox | undefined;
           const ms = await timedMs(async () => {
             sandbox = await make();
@@ -58,8 +59,8 @@ export function growthRow({ sandboxes: sizes, busySandboxes, growthSamples }: Sc
         };
         for (let sample = 0; sample < growthSamples; sample++) {
           signal.throwIfAborted();
-          add(creates, await toFirstResult(() => server.create()));
-          add(forks, await toFirstResult(async () => (await population[0]!.fork(1))[0]!));
+          add(creates, await toFirstResult("pooled", () => server.create()));
+          add(forks, await toFirstResult("prepared", async () => (await population[0]!.fork(1))[0]!));
         }
         return samples;
       };

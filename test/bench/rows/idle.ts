@@ -25,7 +25,7 @@ export function idleRow({ idleChildren, idleMs }: Scale): Row {
       return {
         steps: [
           async () => {
-            const machines = await server.machines.named();
+            const machines = await server.machines.ofSandboxes();
             if (machines.length !== idleChildren) throw new Error(`${idleChildren} children have ${machines.length} machines`);
             const share = await cpuShare(machines, idleMs);
             const samples = [ours(cpu, share * 100)];

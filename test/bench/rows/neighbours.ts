@@ -57,8 +57,8 @@ export function neighboursRow({ neighbourSamples }: Scale): Row {
 async function startNeighbour(server: BenchServer, command: string): Promise<Sandbox> {
   const neighbour = await server.create({ resources: { processesMax: 128 } });
   await server.machines.atRest();
-  const before = await cpuMs(await server.machines.named());
+  const before = await cpuMs(await server.machines.ofSandboxes());
   await neighbour.execBackground(["sh", "-c", command]).started;
-  await until("the neighbour is busy", async () => (await cpuMs(await server.machines.named())) - before > begunMs);
+  await until("the neighbour is busy", async () => (await cpuMs(await server.machines.ofSandboxes())) - before > begunMs);
   return neighbour;
 }
