@@ -33,7 +33,7 @@ let directory: ServedDirectory;
 const known = new Map<string, Known>();
 
 beforeAll(async () => {
-  directory = await ServedDirectory.open({ args: ["--pool", "3"] });
+  directory = await ServedDirectory.open({ args: ["--pool-size", "3"] });
   for (const id of ["runner", "sleeper", "forker"]) await create(id);
   await handle("sleeper").pause();
   stateOf("sleeper").states = new Set(["paused"]);

@@ -210,6 +210,16 @@ describe("a server that is told to stop", () => {
     expect(await other.api.listSandboxes()).toEqual([]);
   });
 
+  it("does the same when nobody reads any more what it says", async () => {
+    await using other = await ServedDirectory.open({ args: ["--ephemeral"] });
+    const tracker = new Tracker(other.dataDir);
+    await Sandbox.create({ template: "base", baseUrl: other.server.url });
+    other.server.child.stderr?.destroy();
+    expect(await other.server.stop()).toMatchObject({ code: 0 });
+    expect({ ...tracker.find(), files: [] }).toEqual(noTraces);
+    await other.restart();
+  });
+
   it("takes a fork that is under way to its end first", async () => {
     const fork = at("kept").fork(3, { id: "late" });
     await until("its children are on their way", () => accountOf(directory.dataDir).machineNames.length > 2);

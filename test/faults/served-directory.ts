@@ -8,7 +8,7 @@ import { noTraces, Tracker } from "../support/traces.ts";
 
 /**
  * A data directory whose servers come and go. They have no machines but those of sandboxes, so that what is on the host can be accounted for, unless
- * they are given another `--pool`. Disposing of it ends everything and fails when something is left.
+ * they are given another `--pool-size`. Disposing of it ends everything and fails when something is left.
  */
 export class ServedDirectory implements AsyncDisposable {
   readonly dataDir: string;
@@ -36,7 +36,7 @@ export class ServedDirectory implements AsyncDisposable {
 
   /** The next server on this directory; the earlier one has ended. */
   async restart(options: StartOptions = this.#options): Promise<ServerProcess> {
-    this.server = await ServerProcess.start(this.dataDir, { ...options, args: ["--pool", "0", ...(options.args ?? [])] });
+    this.server = await ServerProcess.start(this.dataDir, { ...options, args: ["--pool-size", "0", ...(options.args ?? [])] });
     return this.server;
   }
 

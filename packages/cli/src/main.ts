@@ -13,6 +13,8 @@ export async function main(args: readonly string[]): Promise<void> {
     hasReader = false;
     if (!interruptAll("by the reader of its output, which has gone")) process.exit(exitCodes.ok);
   });
+  // What is said there has nobody to hear it any more; the work, such as that of a server, goes on and ends in order.
+  process.stderr.on("error", () => undefined);
   const exitCode = await run(args, (failure) => {
     if (hasReader) printFailure(failure);
   });

@@ -108,7 +108,7 @@ describe("every command", () => {
       "--mirror": "docker.io",
       "--insecure-registry": "registry.example/team",
       "--image-cache": "20GB",
-      "--pool": "257",
+      "--pool-size": "257",
       "--engine": "bogus",
       "--accel": "turbo",
       "--log-level": "loud",

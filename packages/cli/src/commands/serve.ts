@@ -25,13 +25,13 @@ interface ServeOptions {
   mirror?: readonly string[] | undefined;
   insecureRegistry?: readonly string[] | undefined;
   imageCache?: number | undefined;
-  pool?: number | undefined;
+  poolSize?: number | undefined;
   logLevel: LogLevel;
   otel?: boolean;
 }
 
 /** Each takes some 40 MiB while it waits. */
-const poolMax = 256;
+const poolSizeMax = 256;
 
 export function serveCommand(): Command {
   const command = new Command("serve")
@@ -68,9 +68,9 @@ export function serveCommand(): Command {
       byteCount("--image-cache"),
     )
     .option(
-      "--pool <n>",
+      "--pool-size <n>",
       "machines that wait for the next creates at most; how many do follows demand (default: 8; 0: none)",
-      wholeNumber("--pool", 0, poolMax),
+      wholeNumber("--pool-size", 0, poolSizeMax),
     )
     .addOption(new Option("--log-level <level>", "what is logged, as JSON lines on standard error").choices(logLevels).default("warn"))
     .option(
@@ -83,13 +83,13 @@ export function serveCommand(): Command {
 }
 
 async function serve(all: ServeOptions, command: Command): Promise<void> {
-  const { addr, dataDir, ephemeral, auth = false, registry, mirror, insecureRegistry, imageCache, pool, ...settings } = all;
+  const { addr, dataDir, ephemeral, auth = false, registry, mirror, insecureRegistry, imageCache, poolSize, ...settings } = all;
   const address = parseAddress(addr, auth);
   const chosen = engineFlags(command);
   const images = await imageOptions({ registry, mirror, insecureRegistry, imageCache });
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
-  const options = { auth, images, poolMax: pool, ...settings, previewSecret: previewSecret() };
+  const options = { auth, images, poolMax: poolSize, ...settings, previewSecret: previewSecret() };
   const server = await withProgress("starting the engine", startLocalServer(address, dir, chosen, options));
   print(
     [
