@@ -87,6 +87,25 @@ describe("an action of the engine", () => {
   });
 });
 
+it("a machine that is made to wait begins a trace of its own, and the create that takes it shows no start", async () => {
+  await using bench = await Bench.open({ poolMax: 1 });
+  const filling = await inRequest(async () => {
+    await bench.engine.create(sandbox("first"));
+    bench.clock.advance(1_000);
+    await expect.poll(() => bench.engine.counts().pool.waiting).toBe(1);
+  });
+  const [fill] = filling.filter(({ name }) => name === "engine.fillPool");
+  expect(fill?.parentSpanContext).toBeUndefined();
+  for (const step of ["admission", "checkSnapshot", "restore", "greet"]) {
+    const below = filling.filter(
+      ({ name, parentSpanContext }) => name === `engine.${step}` && parentSpanContext?.spanId === fill?.spanContext().spanId,
+    );
+    expect(below, step).toHaveLength(1);
+  }
+  const spans = await inRequest(() => bench.engine.create(sandbox("second")));
+  expect(spans.map(({ name }) => name)).toEqual(["engine.checkSnapshot", "engine.adopt", "engine.create"]);
+});
+
 it("a fork that a guest asks for begins a trace of its own", async () => {
   let hooks: GuestHooks | undefined;
   const connect = traceGuests((_machine, given) => {

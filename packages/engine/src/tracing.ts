@@ -37,6 +37,11 @@ export function tracedSync<T>(name: string, attributes: Attributes, work: () => 
   }
 }
 
+/** The same as a trace of its own: of what goes on by itself, whatever request has set it going. */
+export function tracedApart<T>(name: string, attributes: Attributes, work: () => Promise<T>): Promise<T> {
+  return context.with(ROOT_CONTEXT, () => traced(name, attributes, work));
+}
+
 /** The code alone: what an error says may quote its caller. */
 export function fail(span: Span, error: unknown): void {
   const code = error instanceof MitosError ? error.code : "internal";
@@ -80,7 +85,7 @@ export function traceGuests(connectGuest: ConnectGuest): ConnectGuest {
       ...hooks,
       // What arrives on a link would otherwise count to whatever request opened it.
       onForkSelf: (count, label) =>
-        context.with(ROOT_CONTEXT, () => traced("engine.forkSelf", { "mitos.fork.count": count }, () => hooks.onForkSelf(count, label))),
+        tracedApart("engine.forkSelf", { "mitos.fork.count": count }, () => hooks.onForkSelf(count, label)),
     });
     return {
       runtime: guest.runtime,

@@ -2,6 +2,7 @@ import { machineOverheadBytes } from "../admission.ts";
 import { type Core, newMachineId } from "../core.ts";
 import type { MachineResources } from "../driver.ts";
 import type { SharedSnapshot } from "../snapshots.ts";
+import { tracedApart } from "../tracing.ts";
 import { WaitingMachine } from "./waiting.ts";
 
 /** How many machines wait for sandboxes at most, unless the operator says otherwise. */
@@ -137,9 +138,11 @@ export class MachinePool {
 
   /** One at a time: somebody's start may be under way beside it. */
   async #fill(): Promise<void> {
-    for (let shelf = this.#neediest(); shelf && !this.#closed; shelf = this.#neediest()) {
+    while (!this.#closed) {
+      const shelf = this.#neediest();
+      if (!shelf) return;
       try {
-        const waiting = await this.#make(shelf);
+        const waiting = await tracedApart("engine.fillPool", {}, () => this.#make(shelf));
         if (!waiting) return;
         this.#put(shelf, waiting);
       } catch (error) {
