@@ -42,7 +42,8 @@ beforeAll(async () => {
   const write = (fields: object, message: string) => logged.push(`${message} ${JSON.stringify(fields)}`);
   const log: Log = { debug: write, info: write, warn: write, error: (fields, message) => write({ ...fields, isError: true }, message) };
   engine = await openEngineWith(
-    { dataDir, engine: "auto", log },
+    // None wait: what a machine's agent does is chosen for each create.
+    { dataDir, engine: "auto", poolMax: 0, log },
     {
       pickDriver: async () => driver,
       connectGuest: (machine, hooks) => connectGuest(machine, hooks, driver.behaviour === "" ? {} : waits),
