@@ -63,6 +63,20 @@ async function sh(name: string, shellCommand: string): Promise<string> {
 }
 
 describe("a live fork", () => {
+  it("leaves a parent alive that uses most of its memory", async () => {
+    await create("full");
+    const program =
+      'import os, time\nb = bytearray(os.urandom(1 << 20)) * 330\nopen("/tmp/held", "w").write(str(os.getpid()))\ntime.sleep(1e6)';
+    await engine.runtime(idOf("full")).start({ argv: ["python3", "-c", program] });
+    await until("it holds them", async () => (await sh("full", "cat /tmp/held 2> /dev/null || true")) !== "", 60_000);
+    // The second finds what the first has left.
+    for (const name of ["half", "other"]) {
+      await fork("full", [name]);
+      for (const each of ["full", name]) expect(await sh(each, 'kill -0 "$(cat /tmp/held)" && echo alive')).toBe("alive");
+      await engine.terminate(idOf(name));
+    }
+  });
+
   it("gives three children the parent's files and running processes, and keeps all four apart afterwards", async () => {
     await create("parent");
     await sh("parent", "echo common > shared");

@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { MitosError } from "@mitos/protocol";
+import { cgroupRoom } from "./cgroup-room.ts";
 import type { Driver, Isolation } from "./driver.ts";
 import { tracedSync } from "./tracing.ts";
 
@@ -96,22 +97,7 @@ export function meminfoAvailableBytes(meminfo: string): number {
   return Number(kib) * 1024;
 }
 
-/** Infinity without a limit. File pages that can be dropped do not count as used. */
+/** Infinity without a limit. */
 function cgroupAvailableBytes(): number {
-  const version2 = cgroupRoom("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file");
-  return (
-    version2 ?? cgroupRoom("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file") ?? Infinity
-  );
-}
-
-function cgroupRoom(dir: string, limitFile: string, usageFile: string, droppable: string): number | undefined {
-  try {
-    const limit = Number(readFileSync(`${dir}/${limitFile}`, "utf8"));
-    if (!Number.isFinite(limit)) return undefined;
-    const usage = Number(readFileSync(`${dir}/${usageFile}`, "utf8"));
-    const fileBytes = Number(new RegExp(`^${droppable} (\\d+)$`, "m").exec(readFileSync(`${dir}/memory.stat`, "utf8"))?.[1] ?? 0);
-    return Math.max(0, limit - usage + fileBytes);
-  } catch {
-    return undefined;
-  }
+  return cgroupRoom(2, "/sys/fs/cgroup") ?? cgroupRoom(1, "/sys/fs/cgroup/memory") ?? Infinity;
 }

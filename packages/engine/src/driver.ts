@@ -200,6 +200,11 @@ export interface Driver {
    * The machine stands still meanwhile and, with `leaveRunning`, runs on afterwards; otherwise it has ended when this resolves.
    */
   snapshot(machine: Machine, dir: string, options: SnapshotOptions): Promise<Snapshot>;
+  /**
+   * How much of a snapshot on tmpfs the machine may write before it is over its memory limit, in bytes: what its own processes write there counts as
+   * their memory for as long as it lies there. Absent where others write it.
+   */
+  snapshotRoom?(machine: Machine): number;
   /** @throws snapshot_incompatible with what is missing */
   checkSnapshot(snapshot: Snapshot): Promise<void>;
   /** A machine that continues from the snapshot; its agent is quiesced and waits for HELLO and ADOPT. */

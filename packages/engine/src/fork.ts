@@ -157,7 +157,9 @@ async function snapshotRunning(core: Core, parent: Entry, stateBytes: number): P
   const live = requireLive(parent);
   const quiet = new Quiet(live.guest);
   const snapshot = await core.places
-    .save("fork", stateBytes, (dir) => core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: false, quiet }))
+    .save("fork", { expectedBytes: stateBytes, machineRoomBytes: core.driver.snapshotRoom?.(live.machine) }, (dir) =>
+      core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: false, quiet }),
+    )
     .finally(() => quiet.end());
   core.counters.saved("fork", snapshot.bytes);
   return { snapshot: new SharedSnapshot(snapshot), pausedMs: quiet.pausedMs };

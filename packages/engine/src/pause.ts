@@ -33,7 +33,7 @@ export async function pause(core: Core, id: SandboxId): Promise<void> {
       const { memoryBytes } = await live.machine.meter();
       // The machine is ended only after the commit: were it to end with the snapshot, a crash in between would lose the sandbox.
       const save = (dir: string) => core.driver.snapshot(live.machine, dir, { leaveRunning: true, durable: true, quiet: lasting });
-      saved = new SharedSnapshot(await core.places.save("pause", memoryBytes, save));
+      saved = new SharedSnapshot(await core.places.save("pause", { expectedBytes: memoryBytes }, save));
       requireAlive(entry.record);
       core.sandboxes.moveDurably(entry, "paused", { snapshot: saved.snapshot, machineId: null });
       core.counters.saved("pause", saved.snapshot.bytes);

@@ -12,6 +12,8 @@ const sharedMemoryRoot = "/dev/shm";
 const ownerLink = "owner";
 /** Left free on tmpfs for everybody else on this host. */
 const fastReserveBytes = 64 * 1024 * 1024;
+/** Left to a machine whose snapshot counts as its memory: its programs go on, and so does what they take. */
+const machineReserveBytes = 32 * 1024 * 1024;
 
 /** A snapshot that several restores may read at once: it is removed when it is discarded and the last reader is done. */
 export class SharedSnapshot {
@@ -76,12 +78,18 @@ export class SnapshotPlaces {
    * after all. A save that failed has left nothing and its machine runs on.
    *
    * @param expectedBytes - how large it may get; beyond the room on tmpfs it goes to the disk at once
+   * @param machineRoomBytes - how much of it on tmpfs the machine may have (`Driver.snapshotRoom`). Default: any
    * @throws quota_exceeded when the disk is full as well, and what `save` throws
    */
-  async save(kind: SnapshotKind, expectedBytes: number, save: (dir: string) => Promise<Snapshot>): Promise<Snapshot> {
+  async save(
+    kind: SnapshotKind,
+    { expectedBytes, machineRoomBytes = Number.POSITIVE_INFINITY }: { expectedBytes: number; machineRoomBytes?: number | undefined },
+    save: (dir: string) => Promise<Snapshot>,
+  ): Promise<Snapshot> {
     const name = `${kind}-${randomBytes(8).toString("hex")}`;
     // A pause must outlive a restart of the host.
-    if (kind !== "pause" && this.#fastRoot !== null && (await hasRoom(this.#fastRoot, expectedBytes))) {
+    const isFast = kind !== "pause" && expectedBytes + machineReserveBytes <= machineRoomBytes;
+    if (isFast && this.#fastRoot !== null && (await hasRoom(this.#fastRoot, expectedBytes))) {
       try {
         return await save(path.join(this.#fastRoot, name));
       } catch (error) {

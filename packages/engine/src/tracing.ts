@@ -64,6 +64,7 @@ export function traceDriver(driver: Driver): Driver {
         trace.getActiveSpan()?.setAttribute("mitos.snapshot.bytes", snapshot.bytes);
         return snapshot;
       }),
+    ...(driver.snapshotRoom && { snapshotRoom: driver.snapshotRoom.bind(driver) }),
     checkSnapshot: (snapshot) => traced("engine.checkSnapshot", {}, () => driver.checkSnapshot(snapshot)),
     restore: (snapshot, spec) =>
       traced("engine.restore", { "mitos.sandbox.id": spec.hostName, "mitos.snapshot.bytes": snapshot.bytes }, () =>
@@ -84,8 +85,7 @@ export function traceGuests(connectGuest: ConnectGuest): ConnectGuest {
     const guest = connectGuest(machine, {
       ...hooks,
       // What arrives on a link would otherwise count to whatever request opened it.
-      onForkSelf: (count, label) =>
-        tracedApart("engine.forkSelf", { "mitos.fork.count": count }, () => hooks.onForkSelf(count, label)),
+      onForkSelf: (count, label) => tracedApart("engine.forkSelf", { "mitos.fork.count": count }, () => hooks.onForkSelf(count, label)),
     });
     return {
       runtime: guest.runtime,

@@ -226,7 +226,11 @@ async function save(core: Core, { machine, guest }: Session, tell: Tell): Promis
   // The machine ends with its snapshot; that its link ends then is no loss.
   guest.close(new MitosError("canceled", { cause: "the template is being saved" }));
   const take = (dir: string) => core.driver.snapshot(machine, dir, { leaveRunning: false, durable: false });
-  const snapshot = await core.places.save("template", (await machine.meter()).memoryBytes, take);
+  const snapshot = await core.places.save(
+    "template",
+    { expectedBytes: (await machine.meter()).memoryBytes, machineRoomBytes: core.driver.snapshotRoom?.(machine) },
+    take,
+  );
   core.counters.saved("template", snapshot.bytes);
   core.driver.prepare(machine, 1);
   return snapshot;

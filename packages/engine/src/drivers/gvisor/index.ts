@@ -3,7 +3,7 @@ import { MitosError } from "@mitos/protocol";
 import type { Log } from "../../actions.ts";
 import type { Driver, Machine, MachineSpec, RestoreSpec, RootSource, Snapshot, SnapshotOptions } from "../../driver.ts";
 import { protocolVersion } from "../../link/client.ts";
-import { closeCgroups, openCgroups } from "../host/cgroup.ts";
+import { closeCgroups, memoryRoomOf, openCgroups } from "../host/cgroup.ts";
 import { type Facts, readCpu } from "../host/facts.ts";
 import { nameKeeper } from "../host/layout.ts";
 import { findGuest } from "../host/parts.ts";
@@ -116,6 +116,12 @@ class GvisorDriver implements Driver {
     // Only now: until the snapshot is whole, the living machine is all there is.
     if (!options.leaveRunning) await ours.end("saved");
     return snapshot;
+  }
+
+  /** The sentry writes it. */
+  snapshotRoom(machine: Machine): number {
+    const { cgroups } = this.#host;
+    return cgroups ? memoryRoomOf(cgroups, this.#own(machine).container.id) : Number.POSITIVE_INFINITY;
   }
 
   async checkSnapshot(snapshot: Parameters<Driver["checkSnapshot"]>[0]): Promise<void> {

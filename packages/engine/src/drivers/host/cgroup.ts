@@ -1,5 +1,6 @@
 import { access, constants, mkdir, readdir, rmdir } from "node:fs/promises";
 import path from "node:path";
+import { cgroupRoom } from "../../cgroup-room.ts";
 import type { MachineResources } from "../../driver.ts";
 
 const mount = "/sys/fs/cgroup";
@@ -74,6 +75,11 @@ export function ociResources(resources: MachineResources, cgroups: Cgroups): obj
 
 export function memoryLimitBytes(resources: MachineResources): number {
   return (resources.memSizeMiB + memoryOverheadMiB) * 1024 * 1024;
+}
+
+/** How much more a container may take before it is over its limit, in bytes. */
+export function memoryRoomOf({ version, memory, parent }: Cgroups, containerId: string): number {
+  return cgroupRoom(version, path.join(memory, parent, containerId)) ?? Number.POSITIVE_INFINITY;
 }
 
 /** Where the shim reads whether a container was ended by a limit: fields of its `watch`. */
