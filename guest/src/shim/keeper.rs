@@ -20,10 +20,9 @@ use super::sys;
 use super::vmm::Vmm;
 use crate::wire::FrameType;
 use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
@@ -530,7 +529,7 @@ impl Keeper {
                 self.on_end = commands;
             }
             Request::Signal { signal, descendants } => {
-                let (machine, signal) = (self.require_machine("signal")?, signal.number()?);
+                let (machine, signal) = (self.require_machine("signal")?, signal.known()?);
                 if descendants { machine.signal_all(signal)? } else { machine.signal(signal)? }
             }
             Request::Deadline { unix_ms, reason } => self.deadline = unix_ms.map(|unix_ms| Deadline { unix_ms, reason }),
@@ -729,12 +728,9 @@ impl Keeper {
         if let Some(machine) = &self.machine
             && machine.ended.is_none()
         {
-            let _ = machine.signal(libc::SIGKILL);
+            let _ = machine.signal(Signal::SIGKILL);
         }
-        let own = std::process::id() as i32;
-        for pid in meter::tree(&[own], &[]).into_iter().filter(|pid| *pid != own) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+        meter::signal_descendants(std::process::id() as i32, Signal::SIGKILL);
     }
 
     fn clean(&mut self, next: usize) {

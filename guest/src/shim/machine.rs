@@ -3,9 +3,8 @@
 use super::cgroup::{OomCounter, TaskCounter};
 use super::vmm::Target;
 use super::{meter, sys};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
-use nix::unistd::Pid;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -54,22 +53,21 @@ impl Machine {
         text.trim().parse().map_err(|_| format!("read pid file {}: {:?} is not a pid", path.display(), text.trim()))
     }
 
-    pub fn signal(&self, signal: i32) -> Result<(), String> {
+    pub fn signal(&self, signal: Signal) -> Result<(), String> {
+        let signal = signal as i32;
         sys::pidfd_signal(&self.pidfd, signal)
             .map_err(|error| format!("send signal {signal} to pid {}: {error}; the machine has ended or belongs to another user", self.pid))
     }
 
     /// Also to what descends from the machine's process. That one is stopped first, so that it starts none that is missed, and goes on last.
-    pub fn signal_all(&self, signal: i32) -> Result<(), String> {
-        let goes_on = signal == libc::SIGCONT;
-        if !goes_on {
-            self.signal(signal)?;
+    pub fn signal_all(&self, signal: Signal) -> Result<(), String> {
+        if signal == Signal::SIGCONT {
+            meter::signal_descendants(self.pid, signal);
+            return self.signal(signal);
         }
-        for pid in meter::tree(&[self.pid], &[]).into_iter().skip(1) {
-            // One that has just ended is no error.
-            let _ = kill(Pid::from_raw(pid), Signal::try_from(signal).ok());
-        }
-        if goes_on { self.signal(signal) } else { Ok(()) }
+        self.signal(signal)?;
+        meter::signal_descendants(self.pid, signal);
+        Ok(())
     }
 
     pub fn target(&self) -> Result<Target, String> {

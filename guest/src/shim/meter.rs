@@ -6,6 +6,8 @@
 //! A virtual machine's memory is a file. What it has changed of a base is anonymous; of a file that it writes to (a machine that was booted) every page
 //! is its own.
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -32,6 +34,13 @@ pub fn tree(roots: &[i32], except: &[i32]) -> Vec<i32> {
         next.extend(children(pid));
     }
     found
+}
+
+/// To all that descend from it. One that has just ended is no error.
+pub fn signal_descendants(root: i32, signal: Signal) {
+    for pid in tree(&[root], &[]).into_iter().filter(|pid| *pid != root) {
+        let _ = kill(Pid::from_raw(pid), signal);
+    }
 }
 
 pub fn children(pid: i32) -> Vec<i32> {

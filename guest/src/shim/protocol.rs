@@ -80,14 +80,12 @@ pub enum Signal {
 }
 
 impl Signal {
-    pub fn number(&self) -> Result<i32, String> {
+    pub fn known(&self) -> Result<nix::sys::signal::Signal, String> {
         let signal = match self {
             Self::Name(name) => name.parse::<nix::sys::signal::Signal>(),
             Self::Number(number) => nix::sys::signal::Signal::try_from(*number),
         };
-        signal
-            .map(|signal| signal as i32)
-            .map_err(|_| format!("signal {self:?} is unknown; give a number from 1 to 31 or a name like \"SIGSTOP\""))
+        signal.map_err(|_| format!("signal {self:?} is unknown; give a number from 1 to 31 or a name like \"SIGSTOP\""))
     }
 }
 
