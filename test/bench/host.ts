@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import os from "node:os";
 
 /** What absolute figures depend on. */
@@ -23,10 +22,4 @@ export function describeHost(): HostDescription {
 
 export function hostLine({ cpu, cores, memoryMiB, kernel, load }: HostDescription): string {
   return `${cpu}, ${cores} cores, ${(memoryMiB / 1024).toFixed(0)} GiB, Linux ${kernel}, load ${load.toFixed(1)} at the start`;
-}
-
-/** Memory that could be used now without swapping. */
-export function availableBytes(): number {
-  const kib = /^MemAvailable:\s+(\d+) kB/m.exec(readFileSync("/proc/meminfo", "utf8"))?.[1];
-  return kib === undefined ? os.freemem() : Number(kib) * 1024;
 }

@@ -2,10 +2,9 @@ import { readdir, readFile, readlink, stat } from "node:fs/promises";
 import path from "node:path";
 import { defaultRuntimeDir, hostLayout } from "../../packages/engine/src/drivers/host/layout.ts";
 import { readPid } from "../../packages/engine/src/drivers/host/shim.ts";
-import { treeOf } from "../support/process-tree.ts";
+import { stateOf, ticksOf, treeOf } from "../support/host-processes.ts";
 import { until } from "../support/until.ts";
 
-/** `getconf CLK_TCK` of every Linux: what times in /proc are counted in. */
 const ticksPerSecond = 100;
 /** Starts and ends that are under way show within this time, and so does what is made ready a while after a start. */
 const looksInARow = 10;
@@ -69,7 +68,7 @@ export class HostMachines {
 async function isStopped({ dir }: HostMachine): Promise<boolean> {
   // What has no sentry yet, or none any more, is in the making or ends.
   const sentry = await readPid(path.join(dir, "sentry.pid")).catch(() => undefined);
-  return sentry !== undefined && (await statOf(sentry))[0] === "T";
+  return sentry !== undefined && stateOf(sentry) === "T";
 }
 
 /** Shim, sentry, gofer, and those in which the sentry runs the guest's code. */
@@ -105,8 +104,7 @@ export async function uniqueBytes(machine: HostMachine): Promise<number> {
 /** Processor time that these machines have used since they were started. Processes that have ended count no more. */
 export async function cpuMs(machines: readonly HostMachine[]): Promise<number> {
   const processes = (await Promise.all(machines.map(processesOf))).flat();
-  const ticks = await Promise.all(processes.map(ticksOf));
-  return (ticks.reduce((sum, each) => sum + each, 0) * 1000) / ticksPerSecond;
+  return (processes.reduce((sum, pid) => sum + ticksOf(pid), 0) * 1000) / ticksPerSecond;
 }
 
 /** Which part of one processor these machines use, counted over a while in which nobody asks anything of them. */
@@ -122,15 +120,4 @@ function kibOf(rollup: string, field: string): number {
   const kib = new RegExp(`^${field}:\\s+(\\d+) kB`, "m").exec(rollup)?.[1];
   if (kib === undefined) throw new Error(`smaps_rollup of this kernel has no ${field}`);
   return Number(kib);
-}
-
-async function ticksOf(pid: number): Promise<number> {
-  const fields = await statOf(pid);
-  return Number(fields[11] ?? 0) + Number(fields[12] ?? 0);
-}
-
-/** What follows the name, which may hold anything: state first, utime and stime as the 12th and 13th. Empty when the process is gone. */
-async function statOf(pid: number): Promise<readonly string[]> {
-  const text = await readFile(`/proc/${pid}/stat`, "latin1").catch(() => "");
-  return text.slice(text.lastIndexOf(")") + 2).split(" ");
 }

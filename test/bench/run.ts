@@ -1,9 +1,10 @@
 // `npm run bench`: what sandboxes on gVisor cost on this machine, over HTTP, in turn with what runsc costs by hand.
 import { writeFileSync } from "node:fs";
 import type { Log } from "@mitos/engine";
+import { hostAvailableBytes } from "../../packages/engine/src/admission.ts";
 import { imagesName, type MeasureArguments, orUsage, parseArguments, usage } from "./arguments.ts";
 import { Bench } from "./bench.ts";
-import { availableBytes, describeHost } from "./host.ts";
+import { describeHost } from "./host.ts";
 import { describeImages, type ImageFigures, measureImages } from "./images.ts";
 import { type Progress, showProgress } from "./progress.ts";
 import { type Report, reportOf, tableOf } from "./report.ts";
@@ -18,7 +19,7 @@ const imageRoundsShare = 1 / 5;
 const silent: Log = { debug: nothing, info: nothing, warn: nothing, error: nothing };
 function nothing() {}
 
-const { scale, notes } = fitScale(fullScale, availableBytes());
+const { scale, notes } = fitScale(fullScale, hostAvailableBytes());
 const rows = rowsOf(scale);
 const names = [...rows.map(({ name }) => name), imagesName];
 

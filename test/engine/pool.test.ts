@@ -1,9 +1,8 @@
-import { readFileSync } from "node:fs";
 import type { Sandbox } from "@mitos/sdk";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { accountOf, processesOf } from "../faults/host-account.ts";
+import { ticksOf, treeOf } from "../support/host-processes.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
-import { treeOf } from "../support/process-tree.ts";
 import { until } from "../support/until.ts";
 
 let live: LiveServer;
@@ -24,16 +23,6 @@ async function claim(): Promise<Sandbox> {
   const sandbox = await live.create({ env: { OWN: "yes" } });
   expect(pool().hits).toBe(hits + 1);
   return sandbox;
-}
-
-/** Of all processes of a machine on the host, in ticks. */
-function ticksOf(pids: readonly number[]): number {
-  return pids.reduce((sum, pid) => {
-    const fields = readFileSync(`/proc/${pid}/stat`, "latin1")
-      .replace(/^.*\) /, "")
-      .split(" ");
-    return sum + Number(fields[11]) + Number(fields[12]);
-  }, 0);
 }
 
 describe("a machine that waits for a create", () => {
@@ -73,9 +62,10 @@ describe("a machine that waits for a create", () => {
     expect(names).toHaveLength(pool().waiting);
     const { machine } = processesOf(live.dataDir, names[0]!);
     const tree = treeOf(machine);
-    const before = ticksOf(tree);
+    const used = () => tree.reduce((sum, pid) => sum + ticksOf(pid), 0);
+    const before = used();
     await new Promise((resolve) => setTimeout(resolve, 1_000)); // what is measured is a time
-    expect(ticksOf(tree)).toBe(before);
+    expect(used()).toBe(before);
 
     const { waiting } = pool();
     process.kill(machine, "SIGKILL");

@@ -43,7 +43,7 @@ beforeAll(async () => {
   const log: Log = { debug: write, info: write, warn: write, error: (fields, message) => write({ ...fields, isError: true }, message) };
   engine = await openEngineWith(
     // None wait: what a machine's agent does is chosen for each create.
-    { dataDir, engine: "auto", poolMax: 0, log },
+    { dataDir, engine: "auto", poolSize: 0, log },
     {
       pickDriver: async () => driver,
       connectGuest: (machine, hooks) => connectGuest(machine, hooks, driver.behaviour === "" ? {} : waits),

@@ -74,7 +74,7 @@ export interface Address {
 export interface LocalServerOptions extends Omit<ServerOptions, "engine" | "host" | "port" | "log" | "version"> {
   readonly logLevel?: LogLevel | undefined;
   readonly images?: ImageOptions | undefined;
-  readonly poolMax?: number | undefined;
+  readonly poolSize?: number | undefined;
   /** Traces, also without the variables that ask for them. */
   readonly otel?: boolean | undefined;
 }
@@ -84,13 +84,13 @@ export async function startLocalServer(
   address: Address,
   dataDir: string,
   { engine: engineName, accel }: EngineFlags,
-  { logLevel = "warn", images, poolMax, otel = false, ...options }: LocalServerOptions = {},
+  { logLevel = "warn", images, poolSize, otel = false, ...options }: LocalServerOptions = {},
 ): Promise<LocalServer> {
   const { openEngine } = await import("@mitos/engine");
   const { startServer, startTelemetry, wantsTelemetry } = await import("@mitos/server");
   const log = createLog(logLevel);
   const telemetry = otel || wantsTelemetry(process.env) ? await startTelemetry({ version: version() }) : undefined;
-  const engine = await openEngine({ dataDir, images, poolMax, engine: engineName, accel, log });
+  const engine = await openEngine({ dataDir, images, poolSize, engine: engineName, accel, log });
   let firstKey: string | undefined;
   const start = async () => {
     const isNeeded = options.auth && needsFirstKey(engine.keys, dataDir);

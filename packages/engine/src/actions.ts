@@ -653,7 +653,7 @@ export interface EngineOptions {
   /** What runs the instructions of microVMs; only with `microvm`. Default `kvm`. `tcg` is an emulator: it runs everywhere, and slower. */
   readonly accel?: Accel | undefined;
   /** How many machines at most wait for the next creates; how many do follows demand. Default 8; 0 = none. */
-  readonly poolMax?: number | undefined;
+  readonly poolSize?: number | undefined;
   readonly log: Log;
 }
 

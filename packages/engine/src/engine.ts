@@ -44,7 +44,7 @@ import { Meters } from "./metering.ts";
 import { Semaphore } from "./mutex.ts";
 import { meaningOf } from "./names.ts";
 import { pause, resume } from "./pause.ts";
-import { MachinePool, poolMaxDefault } from "./pool/pool.ts";
+import { MachinePool, poolSizeDefault } from "./pool/pool.ts";
 import { Readiness } from "./readiness.ts";
 import { ReadyDemand } from "./ready-demand.ts";
 import { recover } from "./recovery.ts";
@@ -118,7 +118,7 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
       starts: new Semaphore(startsAtOnce),
       counters: new Counters(),
       readyDemand: new ReadyDemand(),
-      pool: new MachinePool(() => core, driver.name === "mock" ? 0 : (options.poolMax ?? poolMaxDefault)),
+      pool: new MachinePool(() => core, driver.name === "mock" ? 0 : (options.poolSize ?? poolSizeDefault)),
       selfForkGate: ungatedSelfForks,
     };
     core.admission.reclaim = (bytes) => core.pool.reclaim(bytes);

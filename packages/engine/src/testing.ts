@@ -137,16 +137,16 @@ export class Bench implements AsyncDisposable {
   onOpen: () => void | Promise<void> = () => {};
   cacheBytesMax: number | undefined;
   /** None wait unless a test is about those that do. */
-  poolMax = 0;
+  poolSize = 0;
   engine!: Engine;
 
   private constructor(dataDir: string) {
     this.dataDir = dataDir;
   }
 
-  static async open({ poolMax = 0 }: { poolMax?: number } = {}): Promise<Bench> {
+  static async open({ poolSize = 0 }: { poolSize?: number } = {}): Promise<Bench> {
     const bench = new Bench(await mkdtemp(path.join(tmpdir(), "mitos-engine-")));
-    bench.poolMax = poolMax;
+    bench.poolSize = poolSize;
     await bench.reopen();
     await bench.engine.createTemplate(template("python"));
     return bench;
@@ -156,7 +156,7 @@ export class Bench implements AsyncDisposable {
   async reopen(): Promise<Engine> {
     this.layers.forgetUses();
     this.engine = await openEngineWith(
-      { dataDir: this.dataDir, engine: "auto", log: quiet, images: { cacheBytesMax: this.cacheBytesMax }, poolMax: this.poolMax },
+      { dataDir: this.dataDir, engine: "auto", log: quiet, images: { cacheBytesMax: this.cacheBytesMax }, poolSize: this.poolSize },
       {
         pickDriver: async () => this.driver,
         connectGuest: (machine, hooks) => {

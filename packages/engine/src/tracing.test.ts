@@ -88,7 +88,7 @@ describe("an action of the engine", () => {
 });
 
 it("a machine that is made to wait begins a trace of its own, and the create that takes it shows no start", async () => {
-  await using bench = await Bench.open({ poolMax: 1 });
+  await using bench = await Bench.open({ poolSize: 1 });
   const filling = await inRequest(async () => {
     await bench.engine.create(sandbox("first"));
     bench.clock.advance(1_000);

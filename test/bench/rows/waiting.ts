@@ -3,7 +3,7 @@ import { cpuShare } from "../machines.ts";
 import { type Line, ours, type Row } from "../row.ts";
 import type { Scale } from "../scale.ts";
 
-/** As many of one kind as a pool keeps at most. */
+/** As many of one kind as are made ready at most. */
 const forkedAtOnce = 8;
 
 /** No sandbox lives: whatever machine there is waits to become one. */
@@ -22,7 +22,7 @@ export function waitingRow({ waiting, idleMs }: Scale): Row {
     async open({ server }) {
       // After a fork as many wait as it had children. Each amount of memory is a kind of its own.
       for (let kind = 1; (await server.machines.list()).length < waiting; kind++) {
-        if (kind > waiting) throw new Error(`the pool keeps only ${(await server.machines.list()).length} machines ready`);
+        if (kind > waiting) throw new Error(`only ${(await server.machines.list()).length} machines are kept ready`);
         const parent = await server.create({ resources: { memSizeMiB: resourceDefaults.memSizeMiB + 64 * kind } });
         const children = await parent.fork(Math.min(forkedAtOnce, waiting));
         await Promise.all([parent, ...children].map((sandbox) => sandbox.terminate()));

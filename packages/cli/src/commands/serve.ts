@@ -83,13 +83,13 @@ export function serveCommand(): Command {
 }
 
 async function serve(all: ServeOptions, command: Command): Promise<void> {
-  const { addr, dataDir, ephemeral, auth = false, registry, mirror, insecureRegistry, imageCache, poolSize, ...settings } = all;
+  const { addr, dataDir, ephemeral, auth = false, registry, mirror, insecureRegistry, imageCache, ...settings } = all;
   const address = parseAddress(addr, auth);
   const chosen = engineFlags(command);
   const images = await imageOptions({ registry, mirror, insecureRegistry, imageCache });
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
-  const options = { auth, images, poolMax: poolSize, ...settings, previewSecret: previewSecret() };
+  const options = { auth, images, ...settings, previewSecret: previewSecret() };
   const server = await withProgress("starting the engine", startLocalServer(address, dir, chosen, options));
   print(
     [

@@ -7,7 +7,7 @@ const minute = 60 * second;
 
 let bench: Bench;
 beforeEach(async () => {
-  bench = await Bench.open({ poolMax: 3 });
+  bench = await Bench.open({ poolSize: 3 });
 });
 afterEach(async () => {
   await bench[Symbol.asyncDispose]();

@@ -6,7 +6,7 @@ import { tracedApart } from "../tracing.ts";
 import { WaitingMachine } from "./waiting.ts";
 
 /** How many machines wait for sandboxes at most, unless the operator says otherwise. */
-export const poolMaxDefault = 8;
+export const poolSizeDefault = 8;
 /** What waits may take so much of the memory that sandboxes could be promised now. */
 const roomShare = 1 / 8;
 /** After a start it is filled up only when the sandbox has had time for its first work. */
@@ -204,7 +204,7 @@ export class MachinePool {
   #lost(waiting: WaitingMachine): void {
     for (const { machines } of this.#shelves.values()) {
       const at = machines.indexOf(waiting);
-      if (at >= 0) this.#endAll([...machines.splice(at, 1)], "it was lost while it waited");
+      if (at >= 0) this.#endAll(machines.splice(at, 1), "it was lost while it waited");
     }
   }
 
