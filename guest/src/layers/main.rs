@@ -11,6 +11,7 @@ mod image;
 mod image_plan;
 mod index;
 mod input;
+mod lower_links;
 mod merge;
 mod names;
 mod pack;

@@ -3,6 +3,7 @@
 use super::failure::{Failure, Result};
 use super::index::{Footer, Header, Kind as LineKind, Line, Meta, VERSION};
 use super::input::digest_text;
+use super::lower_links::{self, LowerLink};
 use super::names::{self, Bytes};
 use super::pack::pack;
 use super::place::{self, Place, os};
@@ -148,7 +149,7 @@ impl Writer {
     /// Another name of a file: of this layer when it has it, else of a lower one, which is looked up when layers are merged.
     pub fn link(&mut self, path: &[Bytes], target: &[Bytes]) -> Result<()> {
         let (name, parents) = self.split(path)?;
-        if path == target {
+        if path == target && self.tree.find(path).is_some() {
             return Ok(());
         }
         self.remove(path)?;
@@ -198,7 +199,7 @@ impl Writer {
 
     /// As `finish`, for a layer that was not unpacked from a tar: it gets the digest of the one that it is packed into.
     pub fn finish_packed(mut self) -> Result<Footer> {
-        let lines = self.lines();
+        let lines = self.lines()?;
         let mut digest = DigestWriter(Sha256::new());
         pack(&lines, &mut self.disk, &mut digest)?;
         self.finish(digest_text(digest.0))
@@ -210,7 +211,7 @@ impl Writer {
         let file: File = openat(&self.dir, "index", flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .map_err(|error| Failure::system("make the index", error))?
             .into();
-        let lines = self.lines();
+        let lines = self.lines()?;
         let bytes = lines.iter().filter_map(|line| line.size).sum();
         let footer = Footer { diff_id, entries: lines.len() as u64, bytes, skipped: self.skipped, held_by: self.held_by };
         let mut out = BufWriter::with_capacity(COPY_BYTES, file);
@@ -229,32 +230,40 @@ impl Writer {
 
     /// Marks, then links to lower layers, then all else in the order of a walk. A folder comes before what it holds. Links to lower layers are first
     /// because this layer may have other files under the names that they mean, and whoever unpacks a tar of it goes by its order.
-    fn lines(&self) -> Vec<Line> {
+    fn lines(&self) -> Result<Vec<Line>> {
         let mark = |(path, kind): (&Vec<u8>, &LineKind)| Line { kind: *kind, ..plain_line(path) };
         let mut lines = Lines { lines: self.marks.iter().map(mark).collect(), folders: HashSet::new(), first_names: HashMap::new() };
-        self.append_lower_links(ROOT, &mut vec![(ROOT, Vec::new())], &mut lines);
+        let mut links = Vec::new();
+        self.find_lower_links(ROOT, &mut Vec::new(), &mut links);
+        for link in lower_links::in_order(links)? {
+            self.append_folders_above(&link.path, &mut lines);
+            lines.lines.push(Line { kind: LineKind::LowerLink, target: Some(Bytes::from(&*link.target)), ..plain_line(&link.path) });
+        }
         self.append_lines(ROOT, &mut Vec::new(), &mut lines);
-        lines.lines
+        Ok(lines.lines)
     }
 
-    /// @param way - the node and those above it, with their paths
-    fn append_lower_links(&self, id: Id, way: &mut Vec<(Id, Vec<u8>)>, lines: &mut Lines) {
-        for (name, child) in &self.tree.node(id).children {
-            let path = below(&way[way.len() - 1].1, name);
+    fn find_lower_links(&self, folder: Id, path: &mut Vec<u8>, links: &mut Vec<LowerLink>) {
+        for (name, child) in &self.tree.node(folder).children {
+            let length = path.len();
+            *path = below(path, name);
             match &self.tree.node(*child).kind {
-                Kind::LowerLink(target) => {
-                    for (folder, path) in way.iter() {
-                        self.append_folder(*folder, path, lines);
-                    }
-                    lines.lines.push(Line { kind: LineKind::LowerLink, target: Some(Bytes::from(&**target)), ..plain_line(&path) });
-                }
-                Kind::Folder => {
-                    way.push((*child, path));
-                    self.append_lower_links(*child, way, lines);
-                    way.pop();
-                }
+                Kind::LowerLink(target) => links.push(LowerLink { path: path.clone(), target: target.clone() }),
+                Kind::Folder => self.find_lower_links(*child, path, links),
                 Kind::File(_) | Kind::Symlink(_) => {}
             }
+            path.truncate(length);
+        }
+    }
+
+    fn append_folders_above(&self, path: &[u8], lines: &mut Lines) {
+        let mut id = ROOT;
+        self.append_folder(id, &[], lines);
+        for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
+            let name = path[..at].rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+            let Some(&folder) = self.tree.node(id).children.get(name) else { return };
+            id = folder;
+            self.append_folder(id, &path[..at], lines);
         }
     }
 

@@ -109,6 +109,18 @@ fn a_hard_link_means_the_file_that_was_there_before_its_layer() {
 }
 
 #[test]
+fn hard_links_that_take_the_names_of_others_targets_mean_the_same_in_a_tar_of_their_layer() {
+    let folder_ = Folder::new();
+    let lower = tar(&[file("a", "of a"), file("b", "of b"), file("x", "of x")]);
+    // `b` becomes another file and `a` a folder after what links to them; in a walk both come before.
+    let upper = tar(&[link("c", "b"), link("b", "x"), link("z", "a"), folder("a"), link("a/y", "x")]);
+    let root = folder_.root_of(&[lower.clone(), upper]);
+    assert_eq!(root, paths(&[("a", "/"), ("a/y", "of x"), ("b", "of x"), ("c", "of b"), ("x", "of x"), ("z", "of a")]));
+    let packed = folder_.run(&["pack", "--layer", "layer-1"], &[]).unwrap();
+    assert_eq!(Folder::new().root_of(&[lower, packed]), root);
+}
+
+#[test]
 fn a_root_shares_the_files_of_its_layers_and_has_folders_of_its_own() {
     let folder = Folder::new();
     folder.unpack("layer", &tar(&[Entry { mode: 0o4711, ..file("d/tool", "x") }])).unwrap();
