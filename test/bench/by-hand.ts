@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises"
 import os from "node:os";
 import path from "node:path";
 import { resourceDefaults } from "@mitos/protocol";
-import { findNodeForMachines, findRunsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
+import { findNodeForMachines, findRunsc, type Runsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
 import { type MachineRoot, openHostRoot } from "../../packages/engine/src/drivers/gvisor/root.ts";
 import { ociSpec } from "../../packages/engine/src/drivers/gvisor/spec.ts";
 import { newKeeperId } from "../../packages/engine/src/drivers/host/layout.ts";
@@ -23,9 +23,10 @@ export class ByHand implements AsyncDisposable {
   readonly #command: readonly string[];
   readonly #root: MachineRoot;
   readonly #namespace: ChildProcess | undefined;
-  readonly #containers = new Set<string>();
+  /** What each container was started with, by its id. */
+  readonly #containers = new Map<string, readonly string[]>();
 
-  private constructor(dir: string, { path: runsc, build }: { path: string; build: string }, root: MachineRoot, namespace?: ChildProcess) {
+  private constructor(dir: string, { path: runsc, build, ownFlags }: Runsc, root: MachineRoot, namespace?: ChildProcess) {
     this.#dir = dir;
     this.build = build;
     this.#root = root;
@@ -33,6 +34,7 @@ export class ByHand implements AsyncDisposable {
     this.#command = [
       ...(namespace ? ["nsenter", `--user=/proc/${namespace.pid}/ns/user`, "--preserve-credentials"] : []),
       runsc,
+      ...ownFlags,
       `--root=${path.join(dir, "state")}`,
       "--network=none",
       // Neither does the engine write to the host's files.
@@ -74,7 +76,8 @@ export class ByHand implements AsyncDisposable {
 
   /** `runsc checkpoint` of a container that runs on, and `runsc restore` of what it saved. @returns the copy's id */
   async fork(id: string): Promise<string> {
-    const { id: copy, bundle } = await this.#bundle(["true"]);
+    // Newer builds restore only what they would start themselves.
+    const { id: copy, bundle } = await this.#bundle(this.#containers.get(id) ?? []);
     const image = path.join(bundle, "image");
     await this.#runsc(["checkpoint", "--leave-running", `--image-path=${image}`, id]);
     await this.#detached(["restore", "--detach", `--bundle=${bundle}`, `--image-path=${image}`, copy], bundle);
@@ -89,7 +92,7 @@ export class ByHand implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    for (const id of this.#containers) await this.remove(id);
+    for (const id of this.#containers.keys()) await this.remove(id);
     this.#namespace?.kill("SIGKILL");
     await rm(this.#dir, { recursive: true, force: true });
   }
@@ -100,7 +103,7 @@ export class ByHand implements AsyncDisposable {
     const { process: agent, ...spec } = ociSpec(id, { root: this.#root, resources: resourceDefaults }, undefined) as { process: object };
     await mkdir(path.join(bundle, "image"), { recursive: true });
     await writeFile(path.join(bundle, "config.json"), JSON.stringify({ ...spec, process: { ...agent, args } }));
-    this.#containers.add(id);
+    this.#containers.set(id, args);
     return { id, bundle };
   }
 

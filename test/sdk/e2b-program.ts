@@ -215,9 +215,9 @@ export async function watching(sandbox: Sandbox) {
 export async function terminals(sandbox: Sandbox) {
   let seen = "";
   let changed = () => {};
-  const until = (text: string) =>
+  const until = (text: RegExp) =>
     new Promise<void>((resolve) => {
-      changed = () => seen.includes(text) && resolve();
+      changed = () => text.test(seen) && resolve();
       changed();
     });
   const decoder = new TextDecoder();
@@ -228,13 +228,14 @@ export async function terminals(sandbox: Sandbox) {
   const terminal = await sandbox.pty.create({ cols: 91, rows: 31, onData, envs: { WHO: "me" }, cwd: "/tmp", timeoutMs: 0 });
   const type = (text: string) => sandbox.pty.sendInput(terminal.pid, new TextEncoder().encode(text));
   await type('stty size; echo "[$WHO $PWD]"\n');
-  await until("[me /tmp]");
+  // With the prompt after it: before it shows one, a shell sets the size that it has read, and would undo a change.
+  await until(/\[me \/tmp\].*[$#] $/s);
   const size = seen.includes("31 91");
   await sandbox.pty.resize(terminal.pid, { cols: 120, rows: 40 });
   await terminal.disconnect();
   const again = await sandbox.pty.connect(terminal.pid, { onData });
   await type("stty size\n");
-  await until("40 120");
+  await until(/40 120/);
   const killed = await sandbox.pty.kill(terminal.pid);
   await again.wait().catch(() => undefined);
   return { size, killed, killedAgain: await sandbox.pty.kill(terminal.pid) };

@@ -14,6 +14,8 @@ export interface Runsc {
   readonly path: string;
   /** What `runsc --version` says, for example `runsc 0.0~20240729.0`. */
   readonly build: string;
+  /** Flags that not every build has, and that go before each command. */
+  readonly ownFlags: readonly string[];
   /** Changes when the file does; for caches. */
   readonly fileId: string;
 }
@@ -21,13 +23,19 @@ export interface Runsc {
 /** @throws MissingPart when there is none, or when it is too old for what this driver asks of it. */
 export async function findRunsc(explicit: string | undefined): Promise<Runsc> {
   const asked = explicit ?? process.env.MITOS_RUNSC;
-  const candidates = asked ? [asked] : [...onPath("runsc"), path.join(repositoryRoot, ".cache/runsc/usr/bin/runsc")];
+  const setUp = ["runsc-built/runsc", "runsc/usr/bin/runsc"].map((file) => path.join(repositoryRoot, ".cache", file));
+  const candidates = asked ? [asked] : [...onPath("runsc"), ...setUp];
   const found = await firstExecutable(candidates);
   if (!found) throw new MissingPart(asked ? `${asked} cannot be run` : "runsc (gVisor) was not found", installRunsc);
   const file = await realpath(found);
-  const build = await runscBuild(file);
-  const { size, mtimeMs, ino } = await stat(file);
-  return { path: file, build, fileId: `${file}:${size}:${mtimeMs}:${ino}` };
+  const [build, ownFlags, { size, mtimeMs, ino }] = await Promise.all([runscBuild(file), ownFlagsOf(file), stat(file)]);
+  return { path: file, build, ownFlags, fileId: `${file}:${size}:${mtimeMs}:${ino}` };
+}
+
+/** Newer builds share one network namespace among gofers, and leave it mounted in the folder of their state, which then cannot be removed. */
+async function ownFlagsOf(file: string): Promise<string[]> {
+  const text = await helpOf(file, ["flags"]).catch(() => "");
+  return hasFlag(text, "gofer-network-namespace") ? ["--gofer-network-namespace=new"] : [];
 }
 
 async function runscBuild(file: string): Promise<string> {
@@ -70,13 +78,22 @@ const requiredFlags: readonly (readonly [args: readonly string[], flags: readonl
 export async function requireFlags(runsc: Runsc): Promise<void> {
   await Promise.all(
     requiredFlags.map(async ([args, flags]) => {
-      const { stdout, stderr } = await run(runsc.path, [...args], { timeout: 10_000 });
+      const text = await helpOf(runsc.path, args);
       for (const flag of flags) {
-        if (new RegExp(`^\\s*--?${flag}\\b`, "m").test(stdout + stderr)) continue;
+        if (hasFlag(text, flag)) continue;
         throw new MissingPart(`${runsc.build} has no --${flag}`, installRunsc);
       }
     }),
   );
+}
+
+async function helpOf(file: string, args: readonly string[]): Promise<string> {
+  const { stdout, stderr } = await run(file, [...args], { timeout: 10_000 });
+  return stdout + stderr;
+}
+
+function hasFlag(help: string, flag: string): boolean {
+  return new RegExp(`^\\s*--?${flag}\\b`, "m").test(help);
 }
 
 const oldestNode = 20;

@@ -16,6 +16,7 @@ export interface RunscCommands {
 export function runscCommands(runsc: Runsc, root: string, { cgroups }: { cgroups: boolean }): RunscCommands {
   const base = [
     runsc.path,
+    ...runsc.ownFlags,
     `--root=${root}`,
     // Loopback only: what leaves a machine leaves through its link.
     "--network=none",
