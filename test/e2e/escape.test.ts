@@ -127,6 +127,8 @@ function hostFacts() {
 const ofX86 = ["call_iopl", "call_ioperm"];
 const refused = { refused: expect.stringMatching(/./) };
 const staysInside = { reached: { sees: [] } };
+/** runsc 20240729 lets root look at its agent, newer builds do not. */
+const staysInsideOrRefused = expect.toBeOneOf([staysInside, refused]);
 const changedHereOnly = { reached: { sees: "changed here" } };
 /** In a virtual machine, which has such a thing; gVisor has not. */
 const isThere = { refused: expect.stringMatching(/^(EACCES|EPERM|EROFS)$/) };
@@ -188,7 +190,7 @@ describe("from inside, root", () => {
     ["read_the_link", refused],
     ["write_the_link", refused],
     ["take_the_link", refused],
-    ["open_the_agents_descriptors", staysInside, refused],
+    ["open_the_agents_descriptors", staysInsideOrRefused, refused],
     ["find_descriptors_that_are_not_ours", staysInside],
     ["reach_the_hosts_loopback", refused],
     ["reach_the_hosts_loopback_by_another_address", refused],
@@ -258,7 +260,7 @@ describe("from inside, root", () => {
 
   it("finds nothing of the host in the agent's environment", () => {
     const read = JSON.stringify(results.read_the_agents_environment);
-    expect(read).toMatch(isVirtualMachine ? /^{"refused"/ : /^{"reached"/);
+    expect(read).toMatch(isVirtualMachine ? /^{"refused"/ : /^{"(reached|refused)"/);
     for (const known of [live.dataDir, os.hostname(), os.homedir() === "/root" ? secretDir : os.homedir()])
       expect(read).not.toContain(known);
   });
