@@ -86,8 +86,10 @@ export async function runCommand(
 
 function lastWords(reply: JsonObject): string {
   if (reply.timed_out === true) return "it took too long";
-  const text = `${String(reply.stdout ?? "")}\n${String(reply.stderr ?? "")}`.trim();
-  const last = text.split("\n").at(-1)?.slice(-1024);
+  const said = `${String(reply.stdout ?? "")}\n${String(reply.stderr ?? "")}`;
+  // Where it stood in its own code then, as newer builds of runsc add it, helps nobody.
+  const [text = ""] = said.split(/^goroutine \d+ \[/m, 1);
+  const last = text.trim().split("\n").at(-1)?.slice(-1024);
   return last || `exit code ${String(reply.exit_code)}, signal ${String(reply.signal)}`;
 }
 
