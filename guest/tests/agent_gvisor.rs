@@ -12,6 +12,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use link_client::proto::guest::v1 as pb;
@@ -77,8 +78,8 @@ impl Machines {
     }
 
     fn runsc(&self) -> Command {
-        let mut command = Command::new(std::env::var("MITOS_RUNSC").unwrap_or_else(|_| "runsc".into()));
-        command.arg("--root").arg(self.dir.join("state"));
+        let mut command = Command::new(runsc_path());
+        command.args(own_flags()).arg("--root").arg(self.dir.join("state"));
         command.args(["--network=none", "--overlay2=all:memory", "--ignore-cgroups"]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap());
@@ -136,6 +137,21 @@ impl Drop for Machines {
         }
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+fn runsc_path() -> String {
+    std::env::var("MITOS_RUNSC").unwrap_or_else(|_| "runsc".into())
+}
+
+/// Newer builds would leave a network namespace mounted in the folder of their state.
+fn own_flags() -> &'static [&'static str] {
+    static FLAGS: OnceLock<&'static [&'static str]> = OnceLock::new();
+    const NEW_NAMESPACES: &[&str] = &["--gofer-network-namespace=new"];
+    FLAGS.get_or_init(|| {
+        let help = Command::new(runsc_path()).arg("flags").output().unwrap();
+        let text = String::from_utf8_lossy(&[help.stdout, help.stderr].concat()).into_owned();
+        if text.contains("gofer-network-namespace") { NEW_NAMESPACES } else { &[] }
+    })
 }
 
 /// Prints each number up to n, so that a lost or repeated byte shows.
