@@ -1,6 +1,6 @@
 //! One channel of the link: credit both ways, reassembly, and the tasks between the session and a handler.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -173,6 +173,12 @@ impl ReceiveWindow {
         window.grant()
     }
 
+    /// Makes the window wider. Returns the credit to send.
+    pub fn widen(&self, _wide: &Wide) -> u32 {
+        self.lock().allowed += WIDE_BYTES;
+        WIDE_BYTES
+    }
+
     /// A message of `length` bytes has been taken by the handler; `credit` of it is due.
     pub fn handed_on(&self, length: usize, credit: u32) -> Option<u32> {
         let mut window = self.lock();
@@ -183,6 +189,28 @@ impl ReceiveWindow {
             window.owed += std::mem::take(&mut window.deferred);
         }
         window.grant()
+    }
+}
+
+/// Credit beside that of every channel for the streams that carry files: what a large one needs so that its sender need not wait for each write.
+/// Bounded over all of them, since it is memory of the sandbox.
+static WIDE: AtomicU32 = AtomicU32::new(WIDE_BYTES_MAX);
+const WIDE_BYTES_MAX: u32 = 8 << 20;
+const WIDE_BYTES: u32 = 1 << 20;
+
+/// A part of `WIDE`, until it is dropped.
+pub struct Wide;
+
+impl Wide {
+    /// None while others have all of it.
+    pub fn take() -> Option<Self> {
+        WIDE.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(WIDE_BYTES)).ok().map(|_| Self)
+    }
+}
+
+impl Drop for Wide {
+    fn drop(&mut self) {
+        WIDE.fetch_add(WIDE_BYTES, Ordering::AcqRel);
     }
 }
 

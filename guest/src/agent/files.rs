@@ -3,28 +3,41 @@
 //! Nothing here blocks the link: each step on a file runs on a helper thread, a bounded number at once. Only regular files are read and
 //! written, so a FIFO or a device cannot hold a thread for ever.
 
-use super::call::{Call, Status};
+use super::call::{Call, Gone, Status};
 use super::paths;
 use crate::proto::guest::v1 as guest;
 use crate::proto::sandbox::v1 as sandbox;
+use crate::wire::PAYLOAD_BYTES_MAX;
 use bytes::Bytes;
 use guest::read_file_output::Msg as ReadOutput;
 use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use sandbox::write_file_request::Msg as WriteInput;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::future::Future;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Semaphore;
 
 /// Of one message of output (a rule of the published service).
 pub(super) const CHUNK_BYTES_MAX: usize = 32 << 10;
-/// Read in one step, to pay for the change of thread once.
-const READ_BYTES: usize = 8 * CHUNK_BYTES_MAX;
+/// Of a file in one message of the link, so that the message is one frame and neither end has to put it together.
+const DATA_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - HEAD_BYTES_MAX;
+/// What stands before the data of a message: a tag and a length.
+const HEAD_BYTES_MAX: usize = 8;
+/// Messages read in one step, to pay for the change of thread and the system call once.
+const READ_MESSAGES: usize = 8;
+/// Written in one step at most, and held for it.
+const APPEND_BYTES_MAX: usize = 1 << 20;
 /// A written file up to this size is collected in memory; see `write_file`.
 const COLLECT_BYTES_MAX: usize = 1 << 20;
 const PATH_BYTES_MAX: usize = 4096;
+/// Pieces that one system call takes.
+const IOV_MAX: usize = 256;
 /// Keeps the reply far below the 64 MiB that a message may have.
 const ENTRIES_MAX: usize = 200_000;
 /// Steps on files that run at the same time; more wait.
@@ -34,34 +47,105 @@ static STEPS: Semaphore = Semaphore::const_new(16);
 pub async fn read_file(first: Bytes, call: Call) -> Result<(), Status> {
     let request: guest::ReadFileRange = decode(first)?;
     let place = Place::named(&request.path)?;
-    let (mut file, info) = step(move || {
+    let (file, info) = step(move || {
         let mut file = open_regular(&place, OpenOptions::new().read(true))?;
         let info = info(&place.shown, &place.check(file.metadata())?);
         place.check(file.seek(SeekFrom::Start(request.offset)))?;
-        Ok((file, info))
+        Ok((Arc::new(file), info))
     })
     .await?;
     call.send(&guest::ReadFileOutput { msg: Some(ReadOutput::Info(info)) }).await?;
+    let blocks = Arc::new(Blocks::default());
     let mut left = if request.length == 0 { u64::MAX } else { request.length };
-    while left > 0 {
-        let want = left.min(READ_BYTES as u64);
-        let block;
-        (file, block) = step(move || {
-            let mut block = Vec::new();
-            io::copy(&mut (&file).take(want), &mut block).map_err(|error| status("read the file", &error))?;
-            Ok((file, Bytes::from(block)))
-        })
-        .await?;
-        left -= block.len() as u64;
-        for start in (0..block.len()).step_by(CHUNK_BYTES_MAX) {
-            let data = block.slice(start..block.len().min(start + CHUNK_BYTES_MAX));
-            call.send(&guest::ReadFileOutput { msg: Some(ReadOutput::Data(data)) }).await?;
+    let mut messages = Vec::new();
+    loop {
+        // While one block is sent the next is read.
+        let read = async {
+            if left == 0 {
+                return Ok(None);
+            }
+            let (file, blocks) = (file.clone(), blocks.clone());
+            step(move || read_block(&file, left, blocks).map_err(|error| status("read the file", &error))).await.map(Some)
+        };
+        let sent = async {
+            for message in messages {
+                call.send_bytes(message).await?;
+            }
+            Ok::<_, Status>(())
+        };
+        let (read, sent) = tokio::join!(read, sent);
+        sent?;
+        let Some((next, length)) = read? else { return Ok(()) };
+        if next.is_empty() {
+            return Ok(());
         }
-        if (block.len() as u64) < want {
-            break;
+        (messages, left) = (next, left - length);
+    }
+}
+
+/// The next part of a file as encoded messages, and its length; none at the end of the file.
+fn read_block(mut file: &File, left: u64, blocks: Arc<Blocks>) -> io::Result<(Vec<Bytes>, u64)> {
+    let mut block = blocks.take();
+    let mut unused = left;
+    let mut rooms: Vec<IoSliceMut> = Vec::with_capacity(READ_MESSAGES);
+    for message in block.bytes.chunks_exact_mut(PAYLOAD_BYTES_MAX) {
+        let room = unused.min(DATA_BYTES_MAX as u64) as usize;
+        unused -= room as u64;
+        if room > 0 {
+            rooms.push(IoSliceMut::new(&mut message[HEAD_BYTES_MAX..HEAD_BYTES_MAX + room]));
         }
     }
-    Ok(())
+    let count = loop {
+        match file.read_vectored(&mut rooms) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            count => break count?,
+        }
+    };
+    let mut ends = Vec::with_capacity(READ_MESSAGES);
+    for (index, start) in (0..count).step_by(DATA_BYTES_MAX).enumerate() {
+        let length = DATA_BYTES_MAX.min(count - start);
+        let mut head = [0; HEAD_BYTES_MAX];
+        let mut rest = &mut head[..];
+        encode_key(DATA_FIELD, WireType::LengthDelimited, &mut rest);
+        encode_varint(length as u64, &mut rest);
+        let head_length = HEAD_BYTES_MAX - rest.len();
+        let data = index * PAYLOAD_BYTES_MAX + HEAD_BYTES_MAX;
+        block.bytes[data - head_length..data].copy_from_slice(&head[..head_length]);
+        ends.push(data - head_length..data + length);
+    }
+    let block = Bytes::from_owner(block);
+    Ok((ends.into_iter().map(|range| block.slice(range)).collect(), count as u64))
+}
+
+/// `data` of `ReadFileOutput`.
+const DATA_FIELD: u32 = 2;
+
+/// Memory for the blocks of one file, used again when all messages of a block have gone: new memory is what costs most of a read.
+#[derive(Default)]
+struct Blocks(Mutex<Vec<Vec<u8>>>);
+
+struct Block {
+    bytes: Vec<u8>,
+    home: Arc<Blocks>,
+}
+
+impl Blocks {
+    fn take(self: Arc<Self>) -> Block {
+        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Block { bytes: used.unwrap_or_else(|| vec![0; READ_MESSAGES * PAYLOAD_BYTES_MAX]), home: self }
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.bytes));
+    }
 }
 
 /// Writes a whole file: missing parents are made, symbolic links followed, an existing file keeps its inode, mode and owner.
@@ -75,49 +159,96 @@ pub async fn write_file(first: Bytes, mut call: Call) -> Result<(), Status> {
     };
     let place = Place::named(&open.path)?;
     let mode = if open.mode == 0 { 0o644 } else { open.mode & 0o7777 };
-    let mut collected = Vec::new();
-    let mut streamed: Option<Incoming> = None;
+    let mut waiting = Vec::new();
+    let mut waiting_bytes = 0;
     let mut bytes_written = 0_i64;
-    while let Some(message) = call.receive().await? {
-        let Some(WriteInput::Data(data)) = decode::<sandbox::WriteFileRequest>(message)?.msg else {
-            return Err(Status::invalid("write a file: every message after the first must be data"));
-        };
-        bytes_written += data.len() as i64;
-        streamed = match streamed {
-            None if collected.len() + data.len() <= COLLECT_BYTES_MAX => {
-                collected.extend_from_slice(&data);
+    let mut incoming = None;
+    let mut is_large = false;
+    let mut appending: Option<Appending> = None;
+    // What comes while a step writes is gathered for the next one.
+    let received = loop {
+        let arrived = tokio::select! {
+            biased;
+            done = async { appending.as_mut().expect("is there").await }, if appending.is_some() => {
+                appending = None;
+                match done {
+                    Ok(appended) => incoming = Some(appended),
+                    Err(error) => break Err(error),
+                }
                 None
             }
-            None => {
-                let (place, collected) = (place.clone(), std::mem::take(&mut collected));
-                Some(
-                    step(move || {
-                        let mut incoming = Incoming::open(place, mode)?;
-                        incoming.append(&collected)?;
-                        incoming.append(&data)?;
-                        Ok(incoming)
-                    })
-                    .await?,
-                )
-            }
-            Some(mut incoming) => Some(
-                step(move || {
-                    incoming.append(&data)?;
-                    Ok(incoming)
-                })
-                .await?,
-            ),
+            message = call.receive(), if waiting_bytes < APPEND_BYTES_MAX || appending.is_none() => match content(message) {
+                Ok(None) => break Ok(()),
+                Ok(data) => data,
+                Err(error) => break Err(error),
+            },
         };
-    }
-    step(move || match streamed {
-        Some(incoming) => incoming.commit(),
-        None => {
-            let file = open_target(&place, mode)?;
-            place.check(file.set_len(0).and_then(|()| file.write_all_at(&collected, 0)))
+        if let Some(data) = arrived {
+            bytes_written += data.len() as i64;
+            waiting_bytes += data.len();
+            waiting.push(data);
         }
+        is_large |= waiting_bytes > COLLECT_BYTES_MAX;
+        if is_large && appending.is_none() && waiting_bytes > 0 {
+            waiting_bytes = 0;
+            appending = Some(append(incoming.take(), &place, mode, std::mem::take(&mut waiting)));
+        }
+    };
+    // A step that has begun ends before the call does.
+    if let Some(appending) = appending {
+        incoming = Some(appending.await?);
+    }
+    received?;
+    step(move || {
+        if is_large {
+            let mut incoming = incoming.map_or_else(|| Incoming::open(place, mode), Ok)?;
+            incoming.append(&waiting)?;
+            return incoming.commit();
+        }
+        let file = open_target(&place, mode)?;
+        place.check(file.set_len(0).and_then(|()| write_all(&file, &waiting)))
     })
     .await?;
     reply(&call, &sandbox::WriteFileResult { bytes_written }).await
+}
+
+type Appending = Pin<Box<dyn Future<Output = Result<Incoming, Status>> + Send>>;
+
+fn append(incoming: Option<Incoming>, place: &Place, mode: u32, parts: Vec<Bytes>) -> Appending {
+    let place = place.clone();
+    Box::pin(step(move || {
+        let mut incoming = incoming.map_or_else(|| Incoming::open(place, mode), Ok)?;
+        incoming.append(&parts)?;
+        Ok(incoming)
+    }))
+}
+
+/// Of a message after the first; none at the end.
+fn content(message: Result<Option<Bytes>, Gone>) -> Result<Option<Bytes>, Status> {
+    let Some(message) = message? else { return Ok(None) };
+    match decode::<sandbox::WriteFileRequest>(message)?.msg {
+        Some(WriteInput::Data(data)) => Ok(Some(data)),
+        _ => Err(Status::invalid("write a file: every message after the first must be data")),
+    }
+}
+
+/// In as few system calls as can be, from where the file stands.
+fn write_all(mut file: &File, parts: &[Bytes]) -> io::Result<()> {
+    for some in parts.chunks(IOV_MAX) {
+        let mut slices: Vec<_> = some.iter().map(|part| IoSlice::new(part)).collect();
+        let mut rest = &mut slices[..];
+        // Empty ones at the front are passed over.
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match file.write_vectored(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => IoSlice::advance_slices(&mut rest, count),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The entries of a directory, unsorted, links not followed. A path that is no directory is answered with its own entry, so that a client
@@ -408,9 +539,9 @@ impl Incoming {
         Ok(Self::InPlace { place, file, complete: false })
     }
 
-    fn append(&mut self, data: &[u8]) -> Result<(), Status> {
+    fn append(&mut self, parts: &[Bytes]) -> Result<(), Status> {
         let (Self::InPlace { place, file, .. } | Self::Aside { place, file, .. }) = self;
-        file.write_all(data).map_err(|error| status(&place.shown, &error))
+        write_all(file, parts).map_err(|error| status(&place.shown, &error))
     }
 
     fn commit(mut self) -> Result<(), Status> {

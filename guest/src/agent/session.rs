@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::call::{Call, Status};
-use super::channel::{Arrived, Channel, ReceiveWindow, SendCredit, Violation};
+use super::channel::{Arrived, CREDIT_INITIAL, Channel, ReceiveWindow, SendCredit, Violation, Wide};
 use super::link::{Outgoing, Received};
 use super::{identity, programs};
 use crate::proto::guest::v1 as pb;
@@ -226,7 +226,7 @@ impl Link {
             let side = Side { link: link.clone(), epoch, number, cancelled };
             link.data(epoch, FrameType::Open, false, number, open.encode_to_vec().into()).await;
             drop(turn);
-            tokio::spawn(pump(side.clone(), arrived, window, first_sender, inbound_sender));
+            tokio::spawn(pump(side.clone(), arrived, window, first_sender, inbound_sender, false));
             send_to_host(side, outbound_receiver, end, credit, abandoned).await;
         });
         HostStream { inbound, outbound, first: Some(first), ended, _abandoned: guard }
@@ -532,7 +532,8 @@ impl Session {
         let (status_sender, status) = oneshot::channel();
         let (first_sender, first) = oneshot::channel();
         let side = Side { link: self.link.clone(), epoch, number, cancelled: cancelled.clone() };
-        tokio::spawn(pump(side.clone(), arrived, window, first_sender, inbound_sender));
+        let is_wide = matches!(open.method.as_str(), "WriteFile" | "Upload");
+        tokio::spawn(pump(side.clone(), arrived, window, first_sender, inbound_sender, is_wide));
         let timing = is_recorded(&open.traceparent).then(Timing::begin);
         tokio::spawn(drain(side, outbound_receiver, status, send_credit, timing));
         let call = Call::new(inbound, outbound, cancelled.clone(), open.traceparent, reset_by_caller);
@@ -620,8 +621,11 @@ async fn pump(
     window: Arc<ReceiveWindow>,
     first: oneshot::Sender<Bytes>,
     inbound: mpsc::Sender<Bytes>,
+    is_wide: bool,
 ) {
     let mut first = Some(first);
+    let mut received = 0;
+    let mut wide = None;
     loop {
         let next = tokio::select! {
             biased;
@@ -642,6 +646,11 @@ async fn pump(
             },
         }
         side.link.credit(side.epoch, side.number, window.handed_on(length, credit)).await;
+        received += length;
+        if is_wide && wide.is_none() && received >= CREDIT_INITIAL as usize {
+            wide = Wide::take();
+            side.link.credit(side.epoch, side.number, wide.as_ref().map(|wide| window.widen(wide))).await;
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! One connected server: frames of the link, and requests with their replies.
 
 use super::frames::{Fill, Inbox, OUTBOX_BYTES_HIGH, Outbox};
+use super::sys;
 use crate::wire::{FrameType, Header, PAYLOAD_BYTES_MAX};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ pub enum Received {
 impl Connection {
     pub fn new(id: u64, carries_link: bool, stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
+        sys::widen(&stream);
         Ok(Self { id, carries_link, stream, inbox: Inbox::new(), outbox: Outbox::default(), parts: BTreeMap::new() })
     }
 

@@ -5,7 +5,7 @@ use crate::wire::{HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MAX};
 use std::io;
 use std::os::fd::BorrowedFd;
 
-const READ_BYTES: usize = 128 << 10;
+const READ_BYTES: usize = 512 << 10;
 const INBOX_BYTES: usize = READ_BYTES + HEADER_BYTES + PAYLOAD_BYTES_MAX;
 
 /// Reads large pieces and hands out the whole frames in them.
@@ -79,7 +79,7 @@ pub struct Outbox {
     sent: usize,
 }
 
-pub const OUTBOX_BYTES_HIGH: usize = 256 << 10;
+pub const OUTBOX_BYTES_HIGH: usize = 512 << 10;
 
 impl Outbox {
     pub fn len(&self) -> usize {

@@ -1,6 +1,7 @@
 //! The socket pair between shim and machine.
 
 use super::frames::{Fill, Inbox, Outbox};
+use super::sys;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -25,6 +26,7 @@ impl Link {
     pub fn new() -> Result<Self, String> {
         let (ours, machines) = UnixStream::pair()
             .and_then(|(ours, machines)| ours.set_nonblocking(true).map(|()| (ours, machines)))
+            .inspect(|(ours, machines)| [ours, machines].into_iter().for_each(sys::widen))
             .map_err(|error| format!("create the socket pair of the link: {error}; raise the limit of open files"))?;
         Ok(Self { ours, machines: machines.into(), inbox: Inbox::new(), to_machine: Outbox::default(), closed: None })
     }

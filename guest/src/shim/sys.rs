@@ -8,7 +8,11 @@ use std::io::{self, IoSliceMut};
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::ptr::NonNull;
+
+/// What may wait in a socket of the link.
+const SOCKET_BYTES: usize = 1 << 20;
 
 /// Closes every descriptor above stderr: what a careless parent left open must not live as long as the machine.
 pub fn close_inherited() {
@@ -29,6 +33,11 @@ pub fn pidfd_signal(pidfd: &OwnedFd, signal: i32) -> io::Result<()> {
     // SAFETY: plain numbers and a null siginfo, which the call allows.
     let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<libc::siginfo_t>(), 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Lets more wait in the socket for its other end, as far as the host allows it: what does not fit costs a change of process.
+pub fn widen(stream: &UnixStream) {
+    let _ = nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::SndBuf, &SOCKET_BYTES);
 }
 
 pub fn read(fd: BorrowedFd, buffer: &mut [u8]) -> io::Result<usize> {

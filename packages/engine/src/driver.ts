@@ -116,7 +116,7 @@ export interface Metering extends MachineMetering {
 
 /** The frames of one machine, whole, in order. Back-pressure: `send` resolves when more may be written. */
 export interface FrameTransport {
-  send(frames: Uint8Array): Promise<void>;
+  send(...pieces: Uint8Array[]): Promise<void>;
   /** Called with each complete frame (header and payload). Set once, before the first frame is read. */
   onFrame(listener: (type: number, flags: number, channel: number, payload: Uint8Array) => void): void;
   /** Called once, when the stream has ended for whatever reason. */

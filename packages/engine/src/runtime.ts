@@ -1,6 +1,6 @@
 /** What can be done inside one running sandbox, over the link to its agent. Input is checked here, before anything is sent. */
 
-import type { MessageInitShape, MessageShape } from "@bufbuild/protobuf";
+import type { DescField, MessageInitShape, MessageShape } from "@bufbuild/protobuf";
 import { isId, limits, MitosError, newContextId } from "@mitos/protocol";
 import { guest, sandbox as pb } from "@mitos/protocol/proto";
 import type {
@@ -15,6 +15,7 @@ import type {
   Tunnel,
 } from "./actions.ts";
 import type { CallOptions, Duplex, DuplexOptions, LinkClient } from "./link/client.ts";
+import { Fifo } from "./link/fifo.ts";
 import { printable } from "./link/status.ts";
 import {
   checkContextId,
@@ -35,6 +36,10 @@ import {
 
 /** A message with this much data fits into one frame. */
 const dataBytesMax = 60_000;
+/** The same where the message says nothing else. */
+const contentBytesMax = 65_520;
+/** Of an upload that its source gives faster than the sandbox takes it. */
+const sendAheadBytesMax = 524_288;
 /** For calls that answer once; a fork that happens meanwhile counts too. */
 const answerTimeoutMs = 120_000;
 const errorTextCharactersMax = 4_096;
@@ -183,7 +188,7 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
       checkMode(mode);
       const first = { msg: { case: "open" as const, value: { path, mode } } };
       const call = begin(signal, (options) => link.duplex(method.writeFile, first, options));
-      const { bytesWritten } = await sendAll(call, data, (part) => ({ msg: { case: "data" as const, value: part } }));
+      const { bytesWritten } = await sendAll(call, data, method.writeFile.input.field.data);
       return safeNumber(bytesWritten, "bytes_written");
     },
 
@@ -247,7 +252,7 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
       checkPath(dest, "dest");
       const first = { msg: { case: "open" as const, value: { dest } } };
       const call = begin(signal, (options) => link.duplex(method.upload, first, options));
-      const { bytesWritten } = await sendAll(call, tar, (part) => ({ msg: { case: "chunk" as const, value: part } }));
+      const { bytesWritten } = await sendAll(call, tar, method.upload.input.field.chunk);
       return safeNumber(bytesWritten, "bytes_written");
     },
 
@@ -415,11 +420,23 @@ function checkFileInfo({ size, modifiedAtUnix }: pb.FileInfo): void {
 async function sendAll<Input, Output>(
   call: Duplex<Input, Output>,
   data: AsyncIterable<Uint8Array>,
-  toMessage: (part: Uint8Array) => NoInfer<Input>,
+  field: DescField,
 ): Promise<Output> {
+  const sending = new Fifo<{ readonly bytes: number; readonly sent: Promise<void> }>();
+  let sendingBytes = 0;
   try {
     for await (const chunk of data) {
-      for (const part of pieces(chunk)) await call.send(toMessage(part));
+      for (const part of pieces(chunk, contentBytesMax)) {
+        const sent = call.sendBytes(field, part);
+        sent.catch(() => undefined); // seen when it is waited for, or by the reply
+        sending.push({ bytes: part.byteLength, sent });
+        sendingBytes += part.byteLength;
+        while (sendingBytes > sendAheadBytesMax) {
+          const oldest = sending.shift();
+          await oldest?.sent;
+          sendingBytes -= oldest?.bytes ?? 0;
+        }
+      }
     }
     call.end();
     const reply = await call.messages.next();
@@ -432,8 +449,8 @@ async function sendAll<Input, Output>(
 }
 
 /** Equal pieces that each fit into one frame; none for no data. */
-function* pieces(data: Uint8Array): Generator<Uint8Array> {
-  const count = Math.ceil(data.byteLength / dataBytesMax);
+function* pieces(data: Uint8Array, bytesMax = dataBytesMax): Generator<Uint8Array> {
+  const count = Math.ceil(data.byteLength / bytesMax);
   const size = Math.ceil(data.byteLength / count);
   for (let index = 0; index < count; index += 1) yield data.subarray(index * size, (index + 1) * size);
 }

@@ -7,7 +7,7 @@
 
 import { limits, MitosError } from "@mitos/protocol";
 import { Fifo } from "./fifo.ts";
-import { type Frame, flagMore, frameType, payloadBytesMax } from "./frame.ts";
+import { type Frame, flagMore, frameType, noPayload, payloadBytesMax } from "./frame.ts";
 import { callerLeft, encodeStatus } from "./status.ts";
 import { LinkViolation } from "./violation.ts";
 
@@ -40,7 +40,9 @@ export interface ChannelHost {
 }
 
 interface Outgoing {
-  readonly bytes: Uint8Array;
+  readonly head: Uint8Array;
+  /** What follows `head` in the same message. */
+  readonly body: Uint8Array;
   sent: number;
   resolve(): void;
   reject(error: MitosError): void;
@@ -128,20 +130,21 @@ export class Channel {
 
   // ------------------------------------------------------------------------------------------------ sending
 
-  /** Resolves when the whole message has been handed to the transport. */
-  send(bytes: Uint8Array): Promise<void> {
+  /** Resolves when the whole message, `head` and then `body`, has been handed to the transport. Neither may change any more. */
+  send(head: Uint8Array, body: Uint8Array = noPayload): Promise<void> {
+    const byteLength = head.byteLength + body.byteLength;
     if (this.#gone || this.#sendEnded || this.#endStatus || this.#endWatch) {
       return Promise.reject(this.#outcome ?? this.#ended());
     }
-    if (bytes.byteLength > limits.messageBytesMax) {
-      return Promise.reject(new MitosError("body_too_large", { cause: `a message of ${bytes.byteLength} bytes` }));
+    if (byteLength > limits.messageBytesMax) {
+      return Promise.reject(new MitosError("body_too_large", { cause: `a message of ${byteLength} bytes` }));
     }
-    if (this.#unsentBytes + bytes.byteLength > unsentBytesMax || this.#out.length >= unsentMessagesMax) {
+    if (this.#unsentBytes + byteLength > unsentBytesMax || this.#out.length >= unsentMessagesMax) {
       return Promise.reject(new MitosError("sandbox_exhausted", { cause: "too much is waiting to be sent to the sandbox" }));
     }
-    this.#unsentBytes += bytes.byteLength;
+    this.#unsentBytes += byteLength;
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    this.#out.push({ bytes, sent: 0, resolve, reject });
+    this.#out.push({ head, body, sent: 0, resolve, reject });
     this.#announce();
     return promise;
   }
@@ -177,11 +180,13 @@ export class Channel {
       this.#leaveIfBothEnded();
       return frame;
     }
-    const left = message.bytes.byteLength - message.sent;
+    const { head, body, sent } = message;
+    const left = head.byteLength + body.byteLength - sent;
     if (left > 0 && this.#credit === 0) return undefined;
     const length = Math.min(left, this.#credit, payloadBytesMax);
     const more = length < left;
-    const payload = message.bytes.subarray(message.sent, message.sent + length);
+    const inHead = Math.min(length, Math.max(head.byteLength - sent, 0));
+    const bodyAt = sent + inHead - head.byteLength;
     this.#credit -= length;
     this.#unsentBytes -= length;
     message.sent += length;
@@ -189,13 +194,19 @@ export class Channel {
       this.#out.shift();
       message.resolve();
     }
-    return { type: frameType.data, flags: more ? flagMore : 0, channel: this.number, payload };
+    return {
+      type: frameType.data,
+      flags: more ? flagMore : 0,
+      channel: this.number,
+      payload: head.subarray(sent, sent + inHead),
+      body: inHead < length ? body.subarray(bodyAt, bodyAt + length - inHead) : undefined,
+    };
   }
 
   get canSend(): boolean {
     const message = this.#out.peek();
     if (!message) return this.#endStatus !== undefined && !this.#sendEnded;
-    return this.#credit > 0 || message.bytes.byteLength === 0;
+    return this.#credit > 0 || message.head.byteLength + message.body.byteLength === 0;
   }
 
   #announce(): void {
@@ -248,11 +259,11 @@ export class Channel {
     }
     if (this.#waiter) {
       this.#owe(length);
-      this.#deliver(compact(payload));
+      this.#deliver(payload);
       return;
     }
     const held = length + messageOverheadBytes;
-    if (this.#host.hold(held)) this.#in.push({ bytes: compact(payload), held, credit: length });
+    if (this.#host.hold(held)) this.#in.push({ bytes: payload, held, credit: length });
     else this.#overflow();
   }
 
@@ -423,9 +434,4 @@ export class Channel {
     this.#out.clear();
     this.#unsentBytes = 0;
   }
-}
-
-/** A small payload is a view that would keep the whole chunk of the socket in memory while it waits. */
-function compact(payload: Uint8Array): Uint8Array {
-  return payload.byteLength * 4 < payload.buffer.byteLength ? payload.slice() : payload;
 }

@@ -6,7 +6,8 @@
  */
 
 import { randomBytes } from "node:crypto";
-import { create, type DescMessage, fromBinary, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import { create, type DescField, type DescMessage, fromBinary, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { MitosError } from "@mitos/protocol";
 import { guest } from "@mitos/protocol/proto";
 import type { Tunnel } from "../actions.ts";
@@ -87,6 +88,8 @@ type StreamingKind = "server_streaming" | "client_streaming" | "bidi_streaming";
 export interface Duplex<Input, Output> {
   /** Resolves when the message has been handed to the transport: the sandbox's back-pressure. */
   send(message: Input): Promise<void>;
+  /** As `send`, of a message in which nothing but this field is set. The bytes are not copied, so they must not change any more. */
+  sendBytes(field: DescField, bytes: Uint8Array): Promise<void>;
   /** Half-close, after what waits to be sent. */
   end(): void;
   /** Can be iterated once. */
@@ -348,6 +351,7 @@ export class LinkClient {
     };
     return {
       send: (message) => channel.send(toBinary(method.input, create(method.input, message))),
+      sendBytes: (field, bytes) => channel.send(bytesFieldHead(field.number, bytes.byteLength), bytes),
       end: () => channel.end(),
       messages: messagesOf(channel, decode),
       abort: () => channel.discard(),
@@ -705,6 +709,11 @@ export class LinkClient {
     for (const channel of [...this.#channels.values()]) channel.lost(error);
     this.#settleClosed(reason);
   }
+}
+
+/** What stands before the content of a field of bytes. */
+function bytesFieldHead(number: number, length: number): Uint8Array {
+  return new BinaryWriter().tag(number, WireType.LengthDelimited).uint32(length).finish();
 }
 
 /** The messages of a channel as bytes, in pieces that each fit into a frame. */

@@ -118,10 +118,10 @@ export class FakeGuest {
     this.#options = options;
     this.#reader = new FrameReader((type, flags, channel, payload) => this.#receive(type, flags, channel, payload));
     this.transport = {
-      send: async (bytes) => {
+      send: async (...pieces) => {
         await nextTurn();
         const before = this.frames.length;
-        this.#reader.push(bytes);
+        for (const piece of pieces) this.#reader.push(piece);
         this.writes.push(this.frames.length - before);
         await this.blocked;
       },

@@ -33,16 +33,31 @@ export interface Frame {
   readonly flags: number;
   readonly channel: number;
   readonly payload: Uint8Array;
+  /** What follows `payload` in the same frame. Apart, so that large contents need not be copied behind a few bytes of their message. */
+  readonly body?: Uint8Array | undefined;
 }
 
 export type FrameListener = (type: number, flags: number, channel: number, payload: Uint8Array) => void;
 
 export const noPayload: Uint8Array = new Uint8Array(0);
 
+/** A payload up to this size is made by the engine, which is cheaper than by the system; zeroes cost nothing then. */
+const smallBytesMax = 1024;
+/** A body from this size is not copied. */
+const bodyBytesMin = 8192;
+
 /** Writes a frame at `offset` and returns the offset after it. The caller has made room and kept the payload within its limit. */
 export function writeFrame(into: Uint8Array, offset: number, frame: Frame): number {
+  const end = writeHead(into, offset, frame);
+  if (!frame.body) return end;
+  into.set(frame.body, end);
+  return end + frame.body.byteLength;
+}
+
+/** The frame without its body. */
+function writeHead(into: Uint8Array, offset: number, frame: Frame): number {
   const { payload, channel } = frame;
-  const length = payload.byteLength;
+  const length = lengthOf(frame);
   into[offset] = length >>> 24;
   into[offset + 1] = length >>> 16;
   into[offset + 2] = length >>> 8;
@@ -54,23 +69,49 @@ export function writeFrame(into: Uint8Array, offset: number, frame: Frame): numb
   into[offset + 8] = channel >>> 8;
   into[offset + 9] = channel;
   into.set(payload, offset + headerBytes);
-  return offset + headerBytes + length;
+  return offset + headerBytes + payload.byteLength;
+}
+
+/** Of the payload. */
+export function lengthOf({ payload, body }: Frame): number {
+  return payload.byteLength + (body?.byteLength ?? 0);
+}
+
+/** All frames for one write: small ones in one piece, large bodies as they are. Those must not change until they are written. */
+export function framePieces(frames: readonly Frame[]): Uint8Array[] {
+  const pieces: Uint8Array[] = [];
+  let small: Frame[] = [];
+  const flush = () => {
+    if (small.length > 0) pieces.push(encodeFrames(small));
+    small = [];
+  };
+  for (const frame of frames) {
+    const { body } = frame;
+    if (body && body.byteLength >= bodyBytesMin) {
+      // The header counts the body, which follows by itself.
+      const head = Buffer.allocUnsafe(headerBytes + frame.payload.byteLength);
+      flush();
+      writeHead(head, 0, frame);
+      pieces.push(head, body);
+    } else {
+      small.push(frame);
+    }
+  }
+  flush();
+  return pieces;
 }
 
 /** All frames in one piece, so that they travel in one write. */
 export function encodeFrames(frames: readonly Frame[]): Uint8Array {
   let total = 0;
-  for (const frame of frames) total += headerBytes + frame.payload.byteLength;
+  for (const frame of frames) total += headerBytes + lengthOf(frame);
   const bytes = Buffer.allocUnsafe(total);
   let offset = 0;
   for (const frame of frames) offset = writeFrame(bytes, offset, frame);
   return bytes;
 }
 
-/**
- * Cuts chunks of bytes into whole frames. A payload that lies in one chunk is handed on as a view of it; only one that is split
- * between chunks is copied. Holds at most one payload.
- */
+/** Cuts chunks of bytes into whole frames. Payloads are copies: the chunk may be used again, and nothing keeps it. Holds at most one payload. */
 export class FrameReader {
   readonly #onFrame: FrameListener;
   readonly #header = new Uint8Array(headerBytes);
@@ -113,12 +154,9 @@ export class FrameReader {
         at += headerBytes;
       }
       const length = this.#parse(header, headerAt);
-      if (chunk.byteLength - at >= length) {
-        const payload = length === 0 ? noPayload : chunk.subarray(at, at + length);
-        at += length;
-        this.#onFrame(this.#type, this.#flags, this.#channel, payload);
-      } else {
-        this.#payload = Buffer.allocUnsafeSlow(length);
+      if (length === 0) this.#onFrame(this.#type, this.#flags, this.#channel, noPayload);
+      else {
+        this.#payload = length > smallBytesMax ? Buffer.allocUnsafeSlow(length) : new Uint8Array(length);
         this.#payloadFilled = 0;
       }
     }

@@ -9,6 +9,8 @@ import { LinkViolation } from "./violation.ts";
 const connectTimeoutMs = 5_000;
 const replyBytesMax = 4 * 1024 * 1024;
 const requestsMax = 256;
+/** What every connection reads into: a read and what is done with its bytes are one step, so no two need it at once. */
+const readBuffer = Buffer.allocUnsafeSlow(512 * 1024);
 
 export type JsonObject = Readonly<Record<string, unknown>>;
 
@@ -29,7 +31,12 @@ export interface ShimConnection {
 
 /** Connects to the `shim.sock` of a machine. A shim serves one connection: an earlier one is replaced. */
 export async function connectShim(path: string): Promise<ShimConnection> {
-  const socket = connect({ path });
+  let received: ((bytes: Uint8Array) => void) | undefined;
+  const take = (length: number, buffer: Uint8Array): boolean => {
+    received?.(buffer.subarray(0, length));
+    return true;
+  };
+  const socket = connect({ path, onread: { buffer: readBuffer, callback: take } });
   socket.setTimeout(connectTimeoutMs);
   await new Promise<void>((resolve, reject) => {
     socket.once("connect", resolve);
@@ -41,12 +48,21 @@ export async function connectShim(path: string): Promise<ShimConnection> {
   });
   socket.setTimeout(0);
   socket.removeAllListeners("timeout");
-  return shimConnection(socket);
+  return shimConnection(socket, (listener) => {
+    received = listener;
+  });
 }
 
-/** The same over a connected socket. */
-export function shimConnection(socket: Socket): ShimConnection {
-  const shim = new Shim(socket);
+/**
+ * The same over a connected socket.
+ *
+ * @param onBytes - calls its listener with all that comes, which is the listener's during the call. Default: the socket's `data`
+ */
+export function shimConnection(
+  socket: Socket,
+  onBytes: (listener: (bytes: Uint8Array) => void) => void = (listener) => socket.on("data", listener),
+): ShimConnection {
+  const shim = new Shim(socket, onBytes);
   return {
     transport: shim.transport,
     request: (op, fields = {}) => shim.request(op, fields),
@@ -80,13 +96,13 @@ class Shim {
   readonly #earlyEvents: JsonObject[] = [];
   #drain: { promise: Promise<void>; resolve(): void } | undefined;
 
-  constructor(socket: Socket) {
+  constructor(socket: Socket, onBytes: (listener: (bytes: Uint8Array) => void) => void) {
     this.#socket = socket;
     const { promise, resolve } = Promise.withResolvers<Error | undefined>();
     this.closed = promise;
     this.#settleClosed = resolve;
     this.transport = {
-      send: (frames) => this.#send(frames),
+      send: (...pieces) => this.#send(...pieces),
       onFrame: (listener) => this.#listen(listener),
       onClose: (listener) => {
         if (this.#ended) listener(this.#endError);
@@ -96,7 +112,7 @@ class Shim {
       resume: () => void socket.resume(),
     };
     const reader = new FrameReader((type, flags, channel, payload) => this.#receive(type, flags, channel, payload));
-    socket.on("data", (chunk: Buffer) => {
+    onBytes((chunk) => {
       try {
         if (!this.#ended) reader.push(chunk);
       } catch (error) {
@@ -146,9 +162,13 @@ class Shim {
     this.#frameListener = listener;
   }
 
-  #send(bytes: Uint8Array): Promise<void> {
+  #send(...pieces: Uint8Array[]): Promise<void> {
     if (this.#ended) return Promise.reject(this.#endError ?? new Error("the shim's connection has ended"));
-    if (this.#socket.write(bytes)) return Promise.resolve();
+    let mayGoOn = true;
+    this.#socket.cork();
+    for (const piece of pieces) mayGoOn = this.#socket.write(piece);
+    this.#socket.uncork();
+    if (mayGoOn) return Promise.resolve();
     this.#drain ??= Promise.withResolvers<void>();
     return this.#drain.promise;
   }

@@ -6,10 +6,10 @@
 import type { FrameTransport } from "../driver.ts";
 import type { Channel } from "./channel.ts";
 import { Fifo } from "./fifo.ts";
-import { encodeFrames, type Frame, frameType, headerBytes, uint32Bytes } from "./frame.ts";
+import { type Frame, framePieces, frameType, headerBytes, lengthOf, uint32Bytes } from "./frame.ts";
 
 /** A write is finished when it has reached this size; the transport's back-pressure counts whole writes. */
-const writeBytesTarget = 131_072;
+const writeBytesTarget = 262_144;
 
 export class FrameWriter {
   readonly #transport: FrameTransport;
@@ -101,7 +101,7 @@ export class FrameWriter {
       for (;;) {
         const frames = this.#collect();
         if (frames.length === 0) return;
-        const sent = this.#transport.send(encodeFrames(frames));
+        const sent = this.#transport.send(...framePieces(frames));
         if (this.#session.length === 0) this.#settleFlushed();
         await sent;
       }
@@ -116,7 +116,7 @@ export class FrameWriter {
     let bytes = 0;
     const add = (frame: Frame): void => {
       frames.push(frame);
-      bytes += headerBytes + frame.payload.byteLength;
+      bytes += headerBytes + lengthOf(frame);
     };
     for (let frame = this.#session.shift(); frame; frame = this.#session.shift()) add(frame);
     if (this.#held) return frames;

@@ -1,8 +1,6 @@
 /** Raw bytes of one file, of any size, streamed both ways with the memory of one chunk; and what `sandbox.v1` has no RPC for. */
 
 import type { ServerResponse } from "node:http";
-import { Readable } from "node:stream";
-import { pipeline } from "node:stream/promises";
 import { MitosError } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
@@ -12,6 +10,7 @@ import { bodyOf } from "../http/body.ts";
 import { check, readJson } from "../http/json.ts";
 import { requestSignal } from "../http/signal.ts";
 import { path, sandboxId } from "../schemas.ts";
+import { sendAll } from "../stream/send-all.ts";
 
 const params = z.object({ id: sandboxId });
 const readQuery = z.object({ path });
@@ -59,15 +58,10 @@ export function fileRoutes(app: FastifyInstance, context: ServerContext): void {
         ...(promised === undefined ? {} : { "content-length": String(promised) }),
         ...(partial ? { "content-range": `bytes ${offset}-${end - 1}/${size}` } : {}),
       });
-      await pipeline(
-        Readable.from(
-          exactly(data, promised, (bytes) => (sent += bytes)),
-          { objectMode: false, highWaterMark: 64 * 1024 },
-        ),
+      await sendAll(
+        exactly(data, promised, (bytes) => (sent += bytes)),
         response,
-        {
-          signal: client.signal,
-        },
+        client.signal,
       );
       ok = true;
     } finally {
