@@ -212,13 +212,16 @@ mod tests {
         bytes
     }
 
-    fn next_frame(received: &mut tokio::sync::mpsc::Receiver<Received>) -> (u32, Vec<u8>) {
+    /// Of the next read that has brought one, which brings no other here.
+    fn next_frame(received: &mut tokio::sync::mpsc::Receiver<Vec<Received>>) -> (u32, Vec<u8>) {
         loop {
-            match received.blocking_recv().unwrap() {
-                Received::Frame(header, payload) => return (header.channel, payload.to_vec()),
-                Received::Lost => {}
-                Received::Answered { .. } => unreachable!("nothing is answered here"),
-                Received::Broken(error) => panic!("{error:?}"),
+            for event in received.blocking_recv().unwrap() {
+                match event {
+                    Received::Frame(header, payload) => return (header.channel, payload.to_vec()),
+                    Received::Lost => {}
+                    Received::Answered { .. } => unreachable!("nothing is answered here"),
+                    Received::Broken(error) => panic!("{error:?}"),
+                }
             }
         }
     }

@@ -33,6 +33,8 @@ const HEAD_BYTES_MAX: usize = 8;
 const READ_MESSAGES: usize = 8;
 /// Written in one step at most, and held for it.
 const APPEND_BYTES_MAX: usize = 1 << 20;
+/// Less is written only when there is no more yet.
+const APPEND_BYTES_MIN: usize = 256 << 10;
 /// A written file up to this size is collected in memory; see `write_file`.
 const COLLECT_BYTES_MAX: usize = 1 << 20;
 const PATH_BYTES_MAX: usize = 4096;
@@ -189,7 +191,8 @@ pub async fn write_file(first: Bytes, mut call: Call) -> Result<(), Status> {
             waiting.push(data);
         }
         is_large |= waiting_bytes > COLLECT_BYTES_MAX;
-        if is_large && appending.is_none() && waiting_bytes > 0 {
+        let is_worth_a_step = waiting_bytes >= APPEND_BYTES_MIN || (waiting_bytes > 0 && call.inbound.is_empty());
+        if is_large && appending.is_none() && is_worth_a_step {
             waiting_bytes = 0;
             appending = Some(append(incoming.take(), &place, mode, std::mem::take(&mut waiting)));
         }
@@ -549,7 +552,8 @@ impl Incoming {
             Self::InPlace { complete, .. } => *complete = true,
             Self::Aside { place, file, mode } => {
                 let mut target = open_target(place, *mode)?;
-                let copied = target.set_len(0).and_then(|()| file.rewind()).and_then(|()| io::copy(file, &mut target));
+                // Over the old content, whose room is used again, and cut afterwards.
+                let copied = file.rewind().and_then(|()| io::copy(file, &mut target)).and_then(|length| target.set_len(length));
                 place.check(copied)?;
             }
         }

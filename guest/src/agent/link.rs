@@ -27,7 +27,8 @@ const READ_BYTES: usize = 512 * 1024;
 const READ_BYTES_MIN: usize = 128 * 1024;
 const WRITE_BATCH_BYTES: usize = 512 * 1024;
 const HELLO_BYTES_MAX: usize = 1024;
-const RECEIVED_FRAMES_MAX: usize = 16;
+/// What one read has brought, together: to wake the session for each frame would cost more than the frame.
+const RECEIVED_READS_MAX: usize = 2;
 /// Small, so that what goes next is decided late: a control frame overtakes everything that is not here yet.
 const OUTGOING_FRAMES_MAX: usize = 8;
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -61,8 +62,8 @@ pub struct Outgoing {
 pub type AtRest = fn(&Header, &Bytes) -> Option<Outgoing>;
 
 /// Starts both threads on the connection's descriptors.
-pub fn start(connection: &Arc<Connection>, at_rest: AtRest) -> io::Result<(mpsc::Receiver<Received>, mpsc::Sender<Outgoing>)> {
-    let (received_sender, received) = mpsc::channel(RECEIVED_FRAMES_MAX);
+pub fn start(connection: &Arc<Connection>, at_rest: AtRest) -> io::Result<(mpsc::Receiver<Vec<Received>>, mpsc::Sender<Outgoing>)> {
+    let (received_sender, received) = mpsc::channel(RECEIVED_READS_MAX);
     let (outgoing, outgoing_receiver) = mpsc::channel(OUTGOING_FRAMES_MAX);
     let written = Arc::new(AtomicU64::new(NO_ROUND));
     let rest = Rest { answer: at_rest, written: written.clone(), asked: None };
@@ -115,7 +116,7 @@ fn append(bytes: &mut Vec<u8>, Outgoing { kind, more, channel, payload }: &Outgo
     bytes.extend_from_slice(payload);
 }
 
-fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc::Sender<Received>) {
+fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc::Sender<Vec<Received>>) {
     set_nonblocking(input.fd());
     let mut frames = FrameReader::default();
     let mut pause = PAUSE_MIN;
@@ -128,7 +129,7 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
         let Some(count) = input.during(read) else {
             (pause, lost) = (PAUSE_MIN, false);
             frames = FrameReader::default();
-            if received.blocking_send(Received::Lost).is_err() {
+            if received.blocking_send(vec![Received::Lost]).is_err() {
                 return;
             }
             continue;
@@ -144,10 +145,8 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
                 write_all(&mut output, &answers, &[answers.len()]);
                 rest.asked = None;
             }
-            for event in events {
-                if received.blocking_send(event).is_err() {
-                    return;
-                }
+            if !events.is_empty() && received.blocking_send(events).is_err() {
+                return;
             }
             continue;
         }
@@ -155,7 +154,7 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
         if !again && !lost {
             lost = true;
             frames = FrameReader::default();
-            if received.blocking_send(Received::Lost).is_err() {
+            if received.blocking_send(vec![Received::Lost]).is_err() {
                 return;
             }
         }

@@ -21,6 +21,8 @@ use crate::wire::{FrameType, Header};
 
 pub const PROTOCOL_VERSION: u32 = 5;
 pub const CHANNELS_MAX: usize = 512;
+/// Messages of a file that its handler may find at once, to write them together.
+const WIDE_MESSAGES_MAX: usize = 8;
 const PING_BYTES_MAX: usize = 64;
 const CONTROL_FRAMES_MAX: usize = 1024;
 const SESSION_TEXT_BYTES_MAX: usize = 256;
@@ -290,7 +292,7 @@ impl OpenChannels {
 }
 
 /// Starts the writer's side and returns the link and the session that reads it.
-pub fn start(received: mpsc::Receiver<Received>, outgoing: mpsc::Sender<Outgoing>, handler: Handler) -> (Link, Session) {
+pub fn start(received: mpsc::Receiver<Vec<Received>>, outgoing: mpsc::Sender<Outgoing>, handler: Handler) -> (Link, Session) {
     let (control, control_receiver) = mpsc::channel(CONTROL_FRAMES_MAX);
     let (data, data_receiver) = mpsc::channel(1);
     let (gate, gate_receiver) = watch::channel(Gate::Shut);
@@ -374,24 +376,26 @@ fn acknowledge(hello: pb::Hello) -> Result<pb::HelloAck, Violation> {
 pub struct Session {
     link: Link,
     phase: Phase,
-    received: mpsc::Receiver<Received>,
+    received: mpsc::Receiver<Vec<Received>>,
     handler: Handler,
 }
 
 impl Session {
     /// Serves the link for ever.
     pub async fn run(mut self) {
-        while let Some(event) = self.received.recv().await {
-            match event {
-                Received::Frame(header, payload) => {
-                    if let Err(violation) = self.receive(header, payload).await {
-                        self.end(violation.0);
+        while let Some(events) = self.received.recv().await {
+            for event in events {
+                match event {
+                    Received::Frame(header, payload) => {
+                        if let Err(violation) = self.receive(header, payload).await {
+                            self.end(violation.0);
+                        }
                     }
+                    Received::Answered { header, payload, answer } => self.answered(&header, &payload, &answer),
+                    Received::Broken(_) => self.end("a frame header broke a rule"),
+                    // The same session may go on when the link comes back; a new one begins with HELLO.
+                    Received::Lost => {}
                 }
-                Received::Answered { header, payload, answer } => self.answered(&header, &payload, &answer),
-                Received::Broken(_) => self.end("a frame header broke a rule"),
-                // The same session may go on when the link comes back; a new one begins with HELLO.
-                Received::Lost => {}
             }
         }
     }
@@ -527,12 +531,12 @@ impl Session {
             self.link.control(epoch, FrameType::Reset, number, status.encode_to_vec().into()).await;
             return Ok(());
         };
-        let (inbound_sender, inbound) = mpsc::channel(1);
+        let is_wide = matches!(open.method.as_str(), "WriteFile" | "Upload");
+        let (inbound_sender, inbound) = mpsc::channel(if is_wide { WIDE_MESSAGES_MAX } else { 1 });
         let (outbound, outbound_receiver) = mpsc::channel(1);
         let (status_sender, status) = oneshot::channel();
         let (first_sender, first) = oneshot::channel();
         let side = Side { link: self.link.clone(), epoch, number, cancelled: cancelled.clone() };
-        let is_wide = matches!(open.method.as_str(), "WriteFile" | "Upload");
         tokio::spawn(pump(side.clone(), arrived, window, first_sender, inbound_sender, is_wide));
         let timing = is_recorded(&open.traceparent).then(Timing::begin);
         tokio::spawn(drain(side, outbound_receiver, status, send_credit, timing));

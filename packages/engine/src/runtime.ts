@@ -167,7 +167,7 @@ export function createRuntime(link: LinkClient, hooks: RuntimeHooks): Runtime {
       checkOffset(offset, "offset");
       checkOffset(length, "length");
       const range = { path, offset: BigInt(offset), length: BigInt(length) };
-      const messages = begin(signal, (options) => link.serverStream(method.readFile, range, options));
+      const messages = begin(signal, (options) => link.serverStream(method.readFile, range, { ...options, isWide: true }));
       const first = await messages.next();
       if (first.done || first.value.msg.case !== "info") {
         await messages.return?.();

@@ -13,6 +13,8 @@ import { LinkViolation } from "./violation.ts";
 
 /** Credit for DATA payloads that each direction of a channel starts with. */
 export const initialCreditBytes = 262_144;
+/** What a wide channel gets beside that, once it has received as much: with less, its sender waits for every turn of the event loop here. */
+export const wideCreditBytes = 1_048_576;
 /** Credit is given back in pieces of this size, so that a stream of small messages does not double the frames. */
 const creditStepBytes = 65_536;
 const creditBytesMax = 0x7fff_ffff;
@@ -35,6 +37,8 @@ export interface ChannelHost {
   sendReset(channel: Channel, status: Uint8Array): void;
   /** Nothing more is sent or accepted on the channel. */
   gone(channel: Channel): void;
+  /** Whether there is room for `wideCreditBytes` more, until the channel is gone. */
+  widen(channel: Channel): boolean;
   /** Counts bytes held for the guest, negative when they are let go. False when the link holds too much: nothing was counted. */
   hold(bytes: number): boolean;
 }
@@ -69,6 +73,8 @@ export interface ChannelOptions {
   /** The opener said already that it sends nothing more. */
   readonly sendEnded?: boolean;
   readonly receiveEnded?: boolean;
+  /** Carries large contents to here. */
+  readonly isWide?: boolean;
 }
 
 export class Channel {
@@ -86,6 +92,8 @@ export class Channel {
   #sendEnded: boolean;
 
   #window = initialCreditBytes;
+  /** Payload that is still to come before the window is made wider; undefined when it stays as it is. */
+  #narrowBytes: number | undefined;
   #owed = 0;
   /** Credit of parts of a message that arrived while whole messages were waiting; it is owed when the last of those is taken. */
   #owedLater = 0;
@@ -111,6 +119,7 @@ export class Channel {
     this.#endsWithPeer = options.endsWithPeer;
     this.#sendEnded = options.sendEnded ?? false;
     this.#receiveEnded = options.receiveEnded ?? false;
+    this.#narrowBytes = options.isWide ? initialCreditBytes : undefined;
   }
 
   get isGone(): boolean {
@@ -249,6 +258,7 @@ export class Channel {
     const length = payload.byteLength;
     if (length > this.#window) throw new LinkViolation("more DATA than its credit");
     this.#window -= length;
+    this.#widenAfter(length);
     if (this.#endWatch) {
       this.reset(); // more than its last message, and nobody to take it
       return;
@@ -316,6 +326,14 @@ export class Channel {
   #owe(bytes: number): void {
     this.#owed += bytes;
     if (this.#owed >= creditStepBytes && !this.#gone && !this.#receiveEnded) this.#host.owesCredit(this);
+  }
+
+  #widenAfter(received: number): void {
+    if (this.#narrowBytes === undefined) return;
+    this.#narrowBytes -= received;
+    if (this.#narrowBytes > 0) return;
+    this.#narrowBytes = undefined;
+    if (this.#host.widen(this)) this.#owe(wideCreditBytes);
   }
 
   /** Puts a message together in one growing buffer: a list of parts would cost more than the parts when they are small. */

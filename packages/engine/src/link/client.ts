@@ -12,7 +12,7 @@ import { MitosError } from "@mitos/protocol";
 import { guest } from "@mitos/protocol/proto";
 import type { Tunnel } from "../actions.ts";
 import type { FrameTransport } from "../driver.ts";
-import { Channel, type ChannelHost, type ChannelOptions } from "./channel.ts";
+import { Channel, type ChannelHost, type ChannelOptions, wideCreditBytes } from "./channel.ts";
 import { Fifo } from "./fifo.ts";
 import { type Frame, flagMore, frameType, noPayload, payloadBytesMax, uint32At } from "./frame.ts";
 import { callerLeft, decodeStatus, encodeStatus, errorOfStatus, linkLost, statusOfError } from "./status.ts";
@@ -25,8 +25,10 @@ export const protocolVersion = 5;
 const channelsMax = 512;
 const openMessageBytesMax = 60_000;
 const channelNumberMax = 0xffff_fffe;
+/** Channels with a wider window at the same time; others keep theirs. */
+const wideChannelsMax = 8;
 /** Over all channels: what waits here for its taker, and messages that are being put together. */
-const heldBytesMaxDefault = 128 * 1024 * 1024;
+const heldBytesMaxDefault = 128 * 1024 * 1024 + wideChannelsMax * wideCreditBytes;
 const silenceMsDefault = 60_000;
 const endTimeoutMsDefault = 10_000;
 const pingsMax = 16;
@@ -58,6 +60,8 @@ export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
   /** Called once, when the call is over for whatever reason. Not called when it could not be begun. */
   readonly onEnd?: (() => void) | undefined;
+  /** The answer may be large: as long as few such calls are under way the agent may be further ahead of whoever takes it. */
+  readonly isWide?: boolean;
 }
 
 export interface DuplexOptions<Output> extends CallOptions {
@@ -159,6 +163,7 @@ export class LinkClient {
   readonly #channels = new Map<number, Channel>();
   readonly #handlers = new Map<string, (channel: Channel, first: Uint8Array | undefined) => void>();
   readonly #traces = new WeakMap<Channel, CallTrace>();
+  readonly #wide = new Set<Channel>();
   readonly #pings = new Fifo<PendingPing>();
   #state: State = "fresh";
   #closeError: MitosError | undefined;
@@ -190,6 +195,11 @@ export class LinkClient {
       owesCredit: (channel) => this.#writer.owesCredit(channel),
       sendReset: (channel, status) => this.#sendReset(channel.number, status),
       gone: (channel) => this.#forget(channel),
+      widen: (channel) => {
+        if (this.#wide.size >= wideChannelsMax) return false;
+        this.#wide.add(channel);
+        return true;
+      },
       hold: (bytes) => this.#hold(bytes),
     };
     transport.onFrame((type, flags, channel, payload) => {
@@ -332,9 +342,10 @@ export class LinkClient {
   serverStream<I extends DescMessage, O extends DescMessage>(
     method: Method<"server_streaming", I, O>,
     request: MessageInitShape<NoInfer<I>>,
-    { signal, onEnd }: CallOptions = {},
+    { signal, onEnd, isWide }: CallOptions = {},
   ): AsyncIterableIterator<MessageShape<O>> {
-    const channel = this.#open(method.name, toBinary(method.input, create(method.input, request)), { end: true, signal, onEnd });
+    const first = toBinary(method.input, create(method.input, request));
+    const channel = this.#open(method.name, first, { end: true, signal, onEnd, isWide: isWide ?? false });
     return messagesOf(channel, (bytes) => this.#decode(method.output, bytes));
   }
 
@@ -447,7 +458,7 @@ export class LinkClient {
   #open(
     method: string,
     first: Uint8Array,
-    { end, signal, onEnd, endsWithPeer = true }: CallOptions & { end: boolean; endsWithPeer?: boolean },
+    { end, signal, onEnd, endsWithPeer = true, isWide = false }: CallOptions & { end: boolean; endsWithPeer?: boolean },
   ): Channel {
     this.#requireOpen();
     if (signal?.aborted) throw callerLeft();
@@ -459,7 +470,7 @@ export class LinkClient {
     }
     this.#lastHostChannel += 2;
     const inOpen = first.byteLength <= openMessageBytesMax;
-    const channel = this.#addChannel({ number: this.#lastHostChannel, method, endsWithPeer, sendEnded: end && inOpen });
+    const channel = this.#addChannel({ number: this.#lastHostChannel, method, endsWithPeer, sendEnded: end && inOpen, isWide });
     const call = CallTrace.begin(method);
     const traceparent = call?.traceparent ?? "";
     const open = create(guest.OpenSchema, { method, message: inOpen ? first : noPayload, end: end && inOpen, traceparent });
@@ -508,6 +519,7 @@ export class LinkClient {
 
   #forget(channel: Channel): void {
     this.#writer.forget(channel);
+    this.#wide.delete(channel);
     if (!this.#channels.delete(channel.number)) return;
     if (isGuestChannel(channel.number)) this.#guestChannels -= 1;
     else this.#hostChannels -= 1;

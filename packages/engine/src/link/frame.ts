@@ -41,8 +41,6 @@ export type FrameListener = (type: number, flags: number, channel: number, paylo
 
 export const noPayload: Uint8Array = new Uint8Array(0);
 
-/** A payload up to this size is made by the engine, which is cheaper than by the system; zeroes cost nothing then. */
-const smallBytesMax = 1024;
 /** A body from this size is not copied. */
 const bodyBytesMin = 8192;
 
@@ -156,7 +154,7 @@ export class FrameReader {
       const length = this.#parse(header, headerAt);
       if (length === 0) this.#onFrame(this.#type, this.#flags, this.#channel, noPayload);
       else {
-        this.#payload = length > smallBytesMax ? Buffer.allocUnsafeSlow(length) : new Uint8Array(length);
+        this.#payload = Buffer.allocUnsafeSlow(length);
         this.#payloadFilled = 0;
       }
     }
