@@ -301,6 +301,20 @@ mod tests {
     }
 
     #[test]
+    fn a_wider_window_is_as_much_wider_as_its_credit_and_there_are_few_of_them() {
+        let (mut channel, _arrived) = channel();
+        let all: Vec<_> = std::iter::from_fn(Wide::take).collect();
+        assert_eq!(all.len() as u32, WIDE_BYTES_MAX / WIDE_BYTES);
+        drop(all);
+        let wide = Wide::take().unwrap();
+        let frames = (CREDIT_INITIAL + channel.window().widen(&wide)) / 65_536;
+        for _ in 0..frames {
+            assert!(channel.data(Bytes::from(vec![7; 65_536]), false).is_ok());
+        }
+        assert!(channel.data(Bytes::from_static(b"x"), false).is_err());
+    }
+
+    #[test]
     fn an_end_within_a_message_and_a_second_end_are_violations() {
         let (mut open, _arrived) = channel();
         assert!(open.data(Bytes::from_static(b"x"), true).is_ok());

@@ -56,9 +56,9 @@ pub async fn read_file(first: Bytes, call: Call) -> Result<(), Status> {
         Ok((Arc::new(file), info))
     })
     .await?;
-    call.send(&guest::ReadFileOutput { msg: Some(ReadOutput::Info(info)) }).await?;
-    let blocks = Arc::new(Blocks::default());
     let mut left = if request.length == 0 { u64::MAX } else { request.length };
+    let blocks = Arc::new(Blocks::new(left.min((info.size as u64).saturating_sub(request.offset))));
+    call.send(&guest::ReadFileOutput { msg: Some(ReadOutput::Info(info)) }).await?;
     let mut messages = Vec::new();
     loop {
         // While one block is sent the next is read.
@@ -77,15 +77,12 @@ pub async fn read_file(first: Bytes, call: Call) -> Result<(), Status> {
         };
         let (read, sent) = tokio::join!(read, sent);
         sent?;
-        let Some((next, length)) = read? else { return Ok(()) };
-        if next.is_empty() {
-            return Ok(());
-        }
-        (messages, left) = (next, left - length);
+        let Some(next) = read? else { return Ok(()) };
+        (messages, left) = next;
     }
 }
 
-/// The next part of a file as encoded messages, and its length; none at the end of the file.
+/// The next part of a file as encoded messages, and how much is left after it.
 fn read_block(mut file: &File, left: u64, blocks: Arc<Blocks>) -> io::Result<(Vec<Bytes>, u64)> {
     let mut block = blocks.take();
     let mut unused = left;
@@ -97,12 +94,20 @@ fn read_block(mut file: &File, left: u64, blocks: Arc<Blocks>) -> io::Result<(Ve
             rooms.push(IoSliceMut::new(&mut message[HEAD_BYTES_MAX..HEAD_BYTES_MAX + room]));
         }
     }
-    let count = loop {
-        match file.read_vectored(&mut rooms) {
+    let mut rest = &mut rooms[..];
+    let mut count = 0;
+    while !rest.is_empty() {
+        match file.read_vectored(rest) {
+            Ok(0) => break,
+            Ok(length) => {
+                count += length;
+                IoSliceMut::advance_slices(&mut rest, length);
+            }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            count => break count?,
+            Err(error) => return Err(error),
         }
-    };
+    }
+    let ended = !rest.is_empty();
     let mut ends = Vec::with_capacity(READ_MESSAGES);
     for (index, start) in (0..count).step_by(DATA_BYTES_MAX).enumerate() {
         let length = DATA_BYTES_MAX.min(count - start);
@@ -116,15 +121,17 @@ fn read_block(mut file: &File, left: u64, blocks: Arc<Blocks>) -> io::Result<(Ve
         ends.push(data - head_length..data + length);
     }
     let block = Bytes::from_owner(block);
-    Ok((ends.into_iter().map(|range| block.slice(range)).collect(), count as u64))
+    Ok((ends.into_iter().map(|range| block.slice(range)).collect(), if ended { 0 } else { left - count as u64 }))
 }
 
 /// `data` of `ReadFileOutput`.
 const DATA_FIELD: u32 = 2;
 
 /// Memory for the blocks of one file, used again when all messages of a block have gone: new memory is what costs most of a read.
-#[derive(Default)]
-struct Blocks(Mutex<Vec<Vec<u8>>>);
+struct Blocks {
+    unused: Mutex<Vec<Vec<u8>>>,
+    bytes: usize,
+}
 
 struct Block {
     bytes: Vec<u8>,
@@ -132,9 +139,15 @@ struct Block {
 }
 
 impl Blocks {
+    /// For a file of which so much is expected; it may turn out to be more.
+    fn new(expected: u64) -> Self {
+        let messages = (expected / DATA_BYTES_MAX as u64 + 1).min(READ_MESSAGES as u64) as usize;
+        Self { unused: Mutex::default(), bytes: messages * PAYLOAD_BYTES_MAX }
+    }
+
     fn take(self: Arc<Self>) -> Block {
-        let used = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Block { bytes: used.unwrap_or_else(|| vec![0; READ_MESSAGES * PAYLOAD_BYTES_MAX]), home: self }
+        let used = self.unused.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        Block { bytes: used.unwrap_or_else(|| vec![0; self.bytes]), home: self }
     }
 }
 
@@ -146,7 +159,7 @@ impl AsRef<[u8]> for Block {
 
 impl Drop for Block {
     fn drop(&mut self) {
-        self.home.0.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.bytes));
+        self.home.unused.lock().unwrap_or_else(PoisonError::into_inner).push(std::mem::take(&mut self.bytes));
     }
 }
 
@@ -665,12 +678,13 @@ pub(super) mod tests {
 
     async fn read(path: &str, offset: u64, length: u64) -> Result<(sandbox::FileInfo, Vec<u8>), Status> {
         let messages = exchange(read_file, vec![guest::ReadFileRange { path: path.into(), offset, length }]).await?;
+        assert!(messages.iter().all(|message| message.len() <= PAYLOAD_BYTES_MAX), "a message that is no single frame");
         let mut outputs = messages.into_iter().map(|message| guest::ReadFileOutput::decode(message).unwrap().msg.unwrap());
         let Some(ReadOutput::Info(info)) = outputs.next() else { panic!("the first message is no info") };
         let mut content = Vec::new();
         for output in outputs {
             let ReadOutput::Data(data) = output else { panic!("a second info") };
-            assert!(!data.is_empty() && data.len() <= CHUNK_BYTES_MAX);
+            assert!(!data.is_empty() && data.len() <= DATA_BYTES_MAX);
             content.extend_from_slice(&data);
         }
         Ok((info, content))
@@ -683,7 +697,17 @@ pub(super) mod tests {
     #[tokio::test]
     async fn what_is_written_is_read_whatever_its_size() {
         let folder = Folder::new();
-        for size in [0, 1, 11, CHUNK_BYTES_MAX, READ_BYTES, COLLECT_BYTES_MAX, COLLECT_BYTES_MAX + 1, 5_000_000] {
+        for size in [
+            0,
+            1,
+            11,
+            DATA_BYTES_MAX,
+            DATA_BYTES_MAX + 1,
+            READ_MESSAGES * DATA_BYTES_MAX,
+            COLLECT_BYTES_MAX,
+            COLLECT_BYTES_MAX + 1,
+            5_000_000,
+        ] {
             let path = folder.path(&format!("new/parents/{size}"));
             for salt in [1, 7] {
                 let content: Vec<u8> = (0..size).map(|index| (index * salt % 251) as u8).collect();
@@ -705,6 +729,37 @@ pub(super) mod tests {
         assert_eq!(read(&folder.path("f"), 8, 100).await.unwrap().1, b"89");
         assert_eq!(read(&folder.path("f"), 100, 0).await.unwrap().1, b"");
         assert_eq!(code(read(&folder.path("f"), u64::MAX, 0).await), "invalid_argument");
+    }
+
+    /// They say that they are empty, and end with no short read.
+    #[tokio::test]
+    async fn files_of_the_kernel_are_read_to_their_end() {
+        let (info, content) = read("/proc/self/status", 0, 0).await.unwrap();
+        assert!(info.size == 0 && content.starts_with(b"Name:") && content.ends_with(b"\n"));
+    }
+
+    #[tokio::test]
+    async fn a_shorter_file_replaces_all_of_a_longer_one() {
+        let folder = Folder::new();
+        let path = folder.path("f");
+        for size in [9, 3, 2] {
+            let content: Vec<u8> = (0..size * COLLECT_BYTES_MAX).map(|index| (index * size % 251) as u8).collect();
+            let mut messages = vec![open(&path, 0)];
+            messages.extend(content.chunks(65_520).map(|part| data(part.to_vec())));
+            exchange(write_file, messages).await.unwrap();
+            assert!(fs::read(&path).unwrap() == content, "{size}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_ends_a_write_at_once_and_what_was_written_is_removed() {
+        let folder = Folder::new();
+        let file = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let place = Place::named(&folder.path("f")).unwrap();
+        fs::write(&place.real, "").unwrap();
+        let incoming = Incoming::InPlace { place: place.clone(), file, complete: false };
+        let failed = append(Some(incoming), &place, 0o644, vec![Bytes::from_static(b"x")]).await;
+        assert_eq!(failed.err().map(|status| status.code), Some("resource_exhausted"));
     }
 
     #[tokio::test]

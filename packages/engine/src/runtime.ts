@@ -417,18 +417,17 @@ function checkFileInfo({ size, modifiedAtUnix }: pb.FileInfo): void {
 }
 
 /** Sends everything in pieces, as fast as the sandbox takes them, and gives the one reply. A source that fails resets the call. */
-async function sendAll<Input, Output>(
-  call: Duplex<Input, Output>,
-  data: AsyncIterable<Uint8Array>,
-  field: DescField,
-): Promise<Output> {
+async function sendAll<Input, Output>(call: Duplex<Input, Output>, data: AsyncIterable<Uint8Array>, field: DescField): Promise<Output> {
   const sending = new Fifo<{ readonly bytes: number; readonly sent: Promise<void> }>();
   let sendingBytes = 0;
+  let failure: { readonly reason: unknown } | undefined;
   try {
     for await (const chunk of data) {
       for (const part of pieces(chunk, contentBytesMax)) {
         const sent = call.sendBytes(field, part);
-        sent.catch(() => undefined); // seen when it is waited for, or by the reply
+        sent.catch((reason: unknown) => {
+          failure ??= { reason };
+        });
         sending.push({ bytes: part.byteLength, sent });
         sendingBytes += part.byteLength;
         while (sendingBytes > sendAheadBytesMax) {
@@ -436,6 +435,7 @@ async function sendAll<Input, Output>(
           await oldest?.sent;
           sendingBytes -= oldest?.bytes ?? 0;
         }
+        if (failure) throw failure.reason;
       }
     }
     call.end();

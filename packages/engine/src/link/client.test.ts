@@ -227,6 +227,33 @@ describe("flow control", () => {
     expect(link.heldBytes).toBe(0);
   });
 
+  it("lets a few large answers get further ahead than others, and holds no more than their window", async () => {
+    const { fake, link } = await connected();
+    const done: number[] = [];
+    const part = create(guest.ReadFileOutputSchema, { msg: { case: "data", value: new Uint8Array(60_000) } });
+    fake.handler = async (call) => {
+      for (let at = 0; at < 3_000_000; at += 60_000) {
+        await call.send(toBinary(guest.ReadFileOutputSchema, part));
+        done.push(call.number);
+      }
+      await call.end();
+    };
+    const reads = Array.from({ length: 9 }, () => link.serverStream(method.readFile, {}, { isWide: true }));
+    for (const read of reads) for (let taken = 0; taken < 5; taken += 1) await read.next();
+    await turns(300);
+    const ahead = [...Map.groupBy(done, (number) => number).values()].map((sent) => sent.length * 60_000);
+    expect(ahead.filter((bytes) => bytes > 1_000_000)).toHaveLength(8);
+    expect(Math.max(...ahead)).toBeLessThan(5 * 60_000 + 262_144 + 1_048_576 + 65_536);
+    // A call that is over leaves its room to another.
+    for (const read of reads) await read.return?.();
+    expect(link.heldBytes).toBe(0);
+    const next = link.serverStream(method.readFile, {}, { isWide: true });
+    for (let taken = 0; taken < 5; taken += 1) await next.next();
+    await turns(300);
+    expect(done.filter((number) => number === Math.max(...done)).length * 60_000).toBeGreaterThan(1_000_000);
+    await next.return?.();
+  });
+
   it("waits when the guest gives no credit, and goes on when it does", async () => {
     const { fake, link } = await connected();
     let call: FakeCall | undefined;

@@ -6,7 +6,15 @@
  */
 
 import { randomBytes } from "node:crypto";
-import { create, type DescField, type DescMessage, fromBinary, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import {
+  create,
+  type DescField,
+  type DescMessage,
+  fromBinary,
+  type MessageInitShape,
+  type MessageShape,
+  toBinary,
+} from "@bufbuild/protobuf";
 import { BinaryWriter, WireType } from "@bufbuild/protobuf/wire";
 import { MitosError } from "@mitos/protocol";
 import { guest } from "@mitos/protocol/proto";

@@ -46,7 +46,11 @@ describe("frames", () => {
 
   it.each([1, 8_192, 65_000])("with a body of %d bytes of its own are the same bytes as in one piece", (length) => {
     const body = Buffer.alloc(length, 5);
-    const apart: Frame[] = [frames[0] as Frame, { type: frameType.data, flags: 0, channel: 4, payload: Buffer.from("head"), body }, frames[3] as Frame];
+    const apart: Frame[] = [
+      frames[0] as Frame,
+      { type: frameType.data, flags: 0, channel: 4, payload: Buffer.from("head"), body },
+      frames[3] as Frame,
+    ];
     const pieces = framePieces(apart);
     expect(Buffer.concat(pieces)).toEqual(Buffer.from(encodeFrames(apart)));
     expect(pieces.includes(body)).toBe(length >= 8_192);
