@@ -2,7 +2,6 @@ import { parseArgs } from "node:util";
 
 export const imagesName = "images";
 const roundsDefault = 15;
-const microvmRoundsDefault = 9;
 
 export interface MeasureArguments {
   readonly kind: "measure";
@@ -41,13 +40,22 @@ export function parseArguments(args: readonly string[], names: readonly string[]
   return { kind: "measure", rounds, only: new Set(only), jsonFile: values.json };
 }
 
-/** @throws UsageError */
-export function parseMicrovmArguments(args: readonly string[]): { readonly rounds: number; readonly chartFile: string | undefined } {
-  const [rounds, chartFile, ...extra] = args;
+/**
+ * What follows `--microvm` and `--profile`.
+ *
+ * @param file - where a picture is written to
+ * @throws UsageError
+ */
+export function parseRoundsAndFile(
+  flag: string,
+  args: readonly string[],
+  roundsDefault: number,
+): { readonly rounds: number; readonly file: string | undefined } {
+  const [rounds, file, ...extra] = args;
   if (args.some((arg) => arg.startsWith("-")) || extra.length > 0) {
-    throw new UsageError(`--microvm ${args.join(" ")}: only a number of rounds and a file for the chart can follow`);
+    throw new UsageError(`${flag} ${args.join(" ")}: only a number of rounds and a file for the picture can follow`);
   }
-  return { rounds: rounds === undefined ? microvmRoundsDefault : parseRounds(rounds), chartFile };
+  return { rounds: rounds === undefined ? roundsDefault : parseRounds(rounds), file };
 }
 
 function parseRounds(text: string): number {
@@ -79,6 +87,7 @@ Progress is on standard error.
   --json FILE    all samples and figures as JSON
   --help         this
 
-npm run bench -- --microvm [ROUNDS [CHART.svg]] measures virtual machines (default: ${microvmRoundsDefault} rounds).
+npm run bench -- --profile [ROUNDS [PICTURE.svg]] tells where the time of the hot paths goes.
+npm run bench -- --microvm [ROUNDS [PICTURE.svg]] measures virtual machines.
 `;
 }

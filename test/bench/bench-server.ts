@@ -36,10 +36,11 @@ export class BenchServer implements AsyncDisposable {
     this.#tracker = new Tracker(dataDir);
   }
 
-  static async start(): Promise<BenchServer> {
+  /** @param options.env - of the server, beside this program's own */
+  static async start({ env = {} }: { env?: Readonly<Record<string, string>> } = {}): Promise<BenchServer> {
     const dataDir = realpathSync(mkdtempSync(path.join(os.tmpdir(), "mitos-bench-")));
     // In a group of its own: Ctrl-C is this program's to answer, by ending the server in order.
-    const server = await ServerProcess.start(dataDir, { args: ["--ephemeral"], through: ["setsid"] });
+    const server = await ServerProcess.start(dataDir, { args: ["--ephemeral"], through: ["setsid"], env });
     const bench = new BenchServer(dataDir, await HostMachines.of(dataDir), server);
     await (await bench.create()).terminate();
     return bench;

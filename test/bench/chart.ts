@@ -1,5 +1,7 @@
 /** Curves as a picture, for the documentation: SVG with nothing in it but lines, marks and words. */
 
+import { round, svg, svgText } from "./svg.ts";
+
 export interface Chart {
   readonly title: string;
   /** What the horizontal axis counts. */
@@ -23,9 +25,8 @@ const labelRoom = 20;
 /** One below the other. @param unit - of the vertical axes */
 export function drawCharts(charts: readonly Chart[], unit: string): string {
   const drawn = charts.map((chart, index) => `<g transform="translate(0 ${index * height})">${draw(chart, unit)}</g>`);
-  const style = "font-family:system-ui,sans-serif;font-size:11px;fill:#374151";
-  const title = `<title>${charts.map((chart) => chart.title).join("; ")}</title>`;
-  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height * charts.length}" style="${style}">${title}<rect width="100%" height="100%" fill="#fff"/>${drawn.join("")}</svg>\n`;
+  const title = charts.map((chart) => chart.title).join("; ");
+  return svg({ width, height: height * charts.length, title, fontSize: 11 }, drawn);
 }
 
 function draw({ title, x, series }: Chart, unit: string): string {
@@ -37,21 +38,21 @@ function draw({ title, x, series }: Chart, unit: string): string {
     height - margin.bottom - (py / most.y) * (height - margin.top - margin.bottom),
   ];
   const parts = [
-    text(margin.left, 18, title, "font-weight:600"),
-    text(width - margin.right, height - 8, x, "text-anchor:end"),
-    text(width - margin.right, 18, unit, "text-anchor:end"),
+    svgText(margin.left, 18, title, "font-weight:600"),
+    svgText(width - margin.right, height - 8, x, "text-anchor:end"),
+    svgText(width - margin.right, 18, unit, "text-anchor:end"),
   ];
   for (let tick = 0; tick <= ticks; tick += 1) {
     const [left, y] = at([0, step * tick]);
     parts.push(`<path d="M${round(left)} ${round(y)}H${width - margin.right}" stroke="#e5e7eb"/>`);
-    parts.push(text(left - 6, y + 4, String(step * tick), "text-anchor:end"));
+    parts.push(svgText(left - 6, y + 4, String(step * tick), "text-anchor:end"));
   }
   let labelled = Number.NEGATIVE_INFINITY;
   for (const value of new Set(points.map((point) => point[0]))) {
     const [px] = at([value, 0]);
     if (px - labelled < labelRoom) continue;
     labelled = px;
-    parts.push(text(px, height - margin.bottom + 14, String(value), "text-anchor:middle"));
+    parts.push(svgText(px, height - margin.bottom + 14, String(value), "text-anchor:middle"));
   }
   series.forEach((each, index) => {
     const colour = colours[index % colours.length] as string;
@@ -60,7 +61,7 @@ function draw({ title, x, series }: Chart, unit: string): string {
       `<polyline fill="none" stroke="${colour}" stroke-width="2" points="${places.map((place) => place.map(round).join(",")).join(" ")}"/>`,
     );
     for (const [px, py] of places) parts.push(`<circle cx="${round(px)}" cy="${round(py)}" r="3" fill="${colour}"/>`);
-    parts.push(text(margin.left + 8, margin.top + 10 + 14 * index, each.name, `fill:${colour}`));
+    parts.push(svgText(margin.left + 8, margin.top + 10 + 14 * index, each.name, `fill:${colour}`));
   });
   return parts.join("");
 }
@@ -69,12 +70,4 @@ function draw({ title, x, series }: Chart, unit: string): string {
 function roundStep(least: number): number {
   const power = 10 ** Math.floor(Math.log10(least));
   return power * ([1, 2, 2.5, 5, 10].find((factor) => factor * power >= least) ?? 10);
-}
-
-function text(x: number, y: number, content: string, style = ""): string {
-  return `<text x="${round(x)}" y="${round(y)}" style="${style}">${content.replaceAll("&", "&amp;").replaceAll("<", "&lt;")}</text>`;
-}
-
-function round(value: number): number {
-  return Math.round(value * 10) / 10;
 }

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { parseArguments, parseMicrovmArguments } from "./arguments.ts";
+import { parseArguments, parseRoundsAndFile } from "./arguments.ts";
 import type { Bench } from "./bench.ts";
 import { figureOf } from "./report.ts";
 import { type Bound, type Judge, type Line, ours, type Row, type Step } from "./row.ts";
@@ -139,7 +139,8 @@ describe("the command line", () => {
       jsonFile: "out.json",
     });
     expect(parseArguments(["--help"], names)).toEqual({ kind: "help" });
-    expect(parseMicrovmArguments(["3", "chart.svg"])).toEqual({ rounds: 3, chartFile: "chart.svg" });
+    expect(parseRoundsAndFile("--microvm", ["3", "picture.svg"], 9)).toEqual({ rounds: 3, file: "picture.svg" });
+    expect(parseRoundsAndFile("--profile", [], 9)).toEqual({ rounds: 9, file: undefined });
   });
 
   it.each([
@@ -154,7 +155,7 @@ describe("the command line", () => {
   });
 
   it("refuses what virtual machines are not measured by", () => {
-    expect(() => parseMicrovmArguments(["--rounds", "3"])).toThrow(/only a number of rounds/);
-    expect(() => parseMicrovmArguments(["many"])).toThrow(/many rounds: a whole number/);
+    expect(() => parseRoundsAndFile("--microvm", ["--rounds", "3"], 9)).toThrow(/only a number of rounds/);
+    expect(() => parseRoundsAndFile("--profile", ["many"], 9)).toThrow(/many rounds: a whole number/);
   });
 });

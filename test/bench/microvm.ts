@@ -1,4 +1,4 @@
-// `npm run bench -- --microvm [ROUNDS [CHART.svg]]`: what starts and forks of virtual machines cost, beside what QEMU does by hand: a cold boot, and
+// `npm run bench -- --microvm [ROUNDS [PICTURE.svg]]`: what starts and forks of virtual machines cost, beside what QEMU does by hand: a cold boot, and
 // `snapshot-save` and `snapshot-load` (savevm and loadvm). Ratios to those of the same run are what can be compared.
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
@@ -14,13 +14,14 @@ import { runSteps } from "../../packages/engine/src/drivers/microvm/vmm.ts";
 import { execute } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
 import { LinkClient } from "../../packages/engine/src/link/client.ts";
 import { Quiet } from "../../packages/engine/src/quiet.ts";
-import { orUsage, parseMicrovmArguments } from "./arguments.ts";
+import { orUsage, parseRoundsAndFile } from "./arguments.ts";
 import { type Chart, drawCharts } from "./chart.ts";
 import { describeHost, hostLine } from "./host.ts";
 import { quantile, Samples } from "./statistics.ts";
 
 const accel = process.env.MITOS_TEST_ACCEL === "kvm" ? "kvm" : "tcg";
-const { rounds, chartFile } = orUsage(() => parseMicrovmArguments(process.argv.slice(2)));
+const roundsDefault = 9;
+const { rounds, file } = orUsage(() => parseRoundsAndFile("--microvm", process.argv.slice(2), roundsDefault));
 const coldBoot = "cold boot → first answer";
 const deltasMiB = [0, 4, 16, 64, 256];
 const childCounts = [1, 2, 4, 8];
@@ -217,5 +218,5 @@ function print(): void {
       series: [{ name: "all have answered", points: childCounts.map((count) => [count, answered(`fork(${count})`)]) }],
     },
   ];
-  if (chartFile) writeFileSync(chartFile, drawCharts(curves, `ms, microvm-${accel}`));
+  if (file) writeFileSync(file, drawCharts(curves, `ms, microvm-${accel}`));
 }
