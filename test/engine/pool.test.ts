@@ -46,6 +46,13 @@ describe("a machine that waits for a create", () => {
     }
   });
 
+  it("has nothing left of what it did while it waited", async () => {
+    const sandbox = await claim();
+    const { stdout } = await sandbox.exec("cat /proc/[0-9]*/comm | grep -c mitos-guest; grep -h ^State: /proc/[0-9]*/status | grep -c Z");
+    expect(stdout.trim().split("\n")).toEqual(["1", "0"]);
+    expect((await sandbox.runCode("1 + 1")).text).toBe("2");
+  });
+
   it("can be forked and paused as any other", async () => {
     const parent = await claim();
     await parent.runCode("kept = 41");

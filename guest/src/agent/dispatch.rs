@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::call::{Call, Status};
-use super::{archive, changes, contexts, files, kernel, process, proctable, tunnel, vitals, watch};
+use super::{archive, changes, contexts, files, kernel, process, proctable, tunnel, vitals, warm, watch};
 
 /// Serves one call to its end. Every handler gets the first message and the rest of the call, and returns the status of the END.
 pub async fn dispatch(method: &str, first: Bytes, call: Call) -> Result<(), Status> {
@@ -31,6 +31,7 @@ pub async fn dispatch(method: &str, first: Bytes, call: Call) -> Result<(), Stat
         "SetMode" => files::set_mode(first, call).await,
         "MakeSymlink" => files::make_symlink(first, call).await,
         "ReadLink" => files::read_link(first, call).await,
+        "Warm" => warm::warm(first, call).await,
         "Watch" => watch::watch(first, call).await,
         "Archive" => archive::archive(first, call).await,
         "Upload" => archive::upload(first, call).await,

@@ -10,8 +10,8 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -299,6 +299,13 @@ enum Stop {
     Caller,
 }
 
+static WARMED: LazyLock<watch::Sender<()>> = LazyLock::new(|| watch::Sender::new(()));
+
+/// Lets every kernel that is idle do once what an ADOPT asks of it.
+pub fn warm_all() {
+    WARMED.send_replace(());
+}
+
 struct Keeper {
     language: &'static Language,
     cwd: Option<Place>,
@@ -308,6 +315,7 @@ struct Keeper {
     /// Came while a cell ran, which it has ended.
     ordered: Option<Order>,
     identity: watch::Receiver<Identity>,
+    warmed: watch::Receiver<()>,
     cells: u64,
     /// Told on stderr by the next cell: the state was lost and no call has heard of it.
     notice: Option<String>,
@@ -315,8 +323,8 @@ struct Keeper {
 
 impl Keeper {
     fn new(language: &'static Language, cwd: Option<Place>, orders: mpsc::Receiver<Order>, running: Arc<AtomicBool>) -> Self {
-        let identity = identity::subscribe();
-        Self { language, cwd, kernel: None, running, orders, ordered: None, identity, cells: 0, notice: None }
+        let (identity, warmed) = (identity::subscribe(), WARMED.subscribe());
+        Self { language, cwd, kernel: None, running, orders, ordered: None, identity, warmed, cells: 0, notice: None }
     }
 
     async fn run(mut self, mut queue: mpsc::Receiver<Work>) {
@@ -345,7 +353,7 @@ impl Keeper {
                     continue;
                 }
                 work = queue.recv() => work,
-                () = Self::idle(&mut self.kernel, &mut self.identity) => {
+                () = Self::idle(&mut self.kernel, &mut self.identity, &mut self.warmed) => {
                     self.notice = Some(self.state_gone("ended between two calls"));
                     self.bury();
                     continue;
@@ -389,7 +397,7 @@ impl Keeper {
     }
 
     /// Between cells: keeps the pipes empty and passes on renewals. Returns when the kernel has ended, never without one.
-    async fn idle(kernel: &mut Option<Kernel>, identity: &mut watch::Receiver<Identity>) {
+    async fn idle(kernel: &mut Option<Kernel>, identity: &mut watch::Receiver<Identity>, warmed: &mut watch::Receiver<()>) {
         let Some(kernel) = kernel else { return std::future::pending().await };
         loop {
             tokio::select! {
@@ -404,6 +412,7 @@ impl Keeper {
                     Ok(()) => kernel.renew(),
                     Err(_) => std::future::pending().await,
                 },
+                Ok(()) = warmed.changed() => kernel.renew_nothing(),
             }
         }
     }
@@ -1073,6 +1082,11 @@ impl Kernel {
         let env = now.iter().filter(changed).map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let unset = before.keys().filter(|key| !now.contains_key(*key)).map(String::as_str).collect();
         self.command(&Renew { op: "renew", generation, env, unset });
+    }
+
+    /// What an ADOPT will make it do, so that the memory for it is in place by then: fresh randomness is never wrong.
+    fn renew_nothing(&mut self) {
+        self.command(&Renew { op: "renew", generation: self.generation, env: BTreeMap::new(), unset: Vec::new() });
     }
 
     fn signal(&self, signal: i32, group: bool) {

@@ -30,6 +30,7 @@ mod tunnel;
 pub mod user;
 mod utf8;
 mod vitals;
+mod warm;
 pub mod watch;
 
 use std::process::ExitCode;

@@ -96,6 +96,11 @@ pub async fn freeze() -> Result<(), String> {
     })
 }
 
+/// Whether programs stand still, and none can be started.
+pub fn are_frozen() -> bool {
+    frozen().is_some()
+}
+
 /// Lets every program run. Does nothing when they do.
 pub fn thaw() {
     let mut frozen = frozen();

@@ -114,8 +114,9 @@ export interface Metering extends MachineMetering {
   readonly egressReceivedBytes: number;
 }
 
-/** The frames of one machine, whole, in order. Back-pressure: `send` resolves when more may be written. */
+/** The frames of one machine, whole, in order. */
 export interface FrameTransport {
+  /** Resolves when more may be written. @param pieces - of whole frames, one after the other, written together; they may not change any more */
   send(...pieces: Uint8Array[]): Promise<void>;
   /** Called with each complete frame (header and payload). Set once, before the first frame is read. */
   onFrame(listener: (type: number, flags: number, channel: number, payload: Uint8Array) => void): void;

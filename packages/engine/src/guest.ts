@@ -35,6 +35,8 @@ export interface Guest {
   open(adoption: Adoption | null): Promise<void>;
   /** Opens a link session with a restored machine, which stays as it is until `open` gives it its identity. */
   greet(): Promise<void>;
+  /** For a machine that was greeted and now waits: lets it do once what the first calls will do, so that they find their memory in place. */
+  warm(): Promise<void>;
   /** Resolves when nothing is in flight; calls made from now on wait until `resume`. When it throws, both ends go on as if it was not asked. */
   quiesce(): Promise<{ resume(): Promise<void> }>;
   /**

@@ -11,6 +11,8 @@ import { createRuntime } from "./runtime.ts";
 const entropyBytes = 32;
 /** An interpreter with heavy start-up files on a busy machine still fits; one that hangs fails the build. */
 const warmKernelMs = 60_000;
+/** An emulated machine that shares its processor with others takes seconds. */
+const warmMs = 30_000;
 /** Together with their paths they fit into a frame or two. */
 const ownersPerMessage = 512;
 /** How long what is under way may wait, after its link was lost, to be told how the machine ended. */
@@ -47,6 +49,9 @@ export function connectGuest(machine: Machine, hooks: GuestHooks, waits: GuestWa
     },
     async greet() {
       await link.hello({ adoptFollows: true });
+    },
+    async warm() {
+      await link.unary(pb.Agent.method.warm, {}, { timeoutMs: warmMs });
     },
     async setOwners(entries, { copyBytesMax = 0 } = {}) {
       const batches = Array.from({ length: Math.ceil(entries.length / ownersPerMessage) }, (_, index) => ({

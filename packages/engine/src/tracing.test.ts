@@ -96,7 +96,7 @@ it("a machine that is made to wait begins a trace of its own, and the create tha
   });
   const [fill] = filling.filter(({ name }) => name === "engine.fillPool");
   expect(fill?.parentSpanContext).toBeUndefined();
-  for (const step of ["admission", "checkSnapshot", "restore", "greet"]) {
+  for (const step of ["admission", "checkSnapshot", "restore", "greet", "warm"]) {
     const below = filling.filter(
       ({ name, parentSpanContext }) => name === `engine.${step}` && parentSpanContext?.spanId === fill?.spanContext().spanId,
     );

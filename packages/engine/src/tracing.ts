@@ -94,6 +94,7 @@ export function traceGuests(connectGuest: ConnectGuest): ConnectGuest {
           guest.open(adoption),
         ),
       greet: () => traced("engine.greet", {}, () => guest.greet()),
+      warm: () => traced("engine.warm", {}, () => guest.warm()),
       quiesce: () => traced("engine.quiesce", {}, () => guest.quiesce()),
       setOwners: (entries, options) =>
         traced("engine.setOwners", { "mitos.owners": entries.length }, () => guest.setOwners(entries, options)),

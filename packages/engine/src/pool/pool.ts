@@ -187,6 +187,7 @@ export class MachinePool {
     try {
       await machine.setDeadline(core.clock.nowMs() + deadlineMs);
       await waiting.guest.greet();
+      await waiting.guest.warm();
       await machine.freeze();
       return waiting;
     } catch (error) {

@@ -16,8 +16,8 @@ export class MockAgent {
   constructor() {
     const reader = new FrameReader((type, _flags, channel, payload) => this.#receive(type, channel, payload));
     this.transport = {
-      send: async (frames) => {
-        if (!this.#closed) reader.push(frames);
+      send: async (...pieces) => {
+        for (const piece of pieces) if (!this.#closed) reader.push(piece);
       },
       onFrame: (listener) => {
         this.#toHost = listener;
@@ -56,6 +56,11 @@ export class MockAgent {
   }
 
   #refuse(channel: number, method: string): void {
+    if (method === guest.Agent.method.warm.name) {
+      this.#answer(frameType.data, channel, toBinary(guest.EmptySchema, create(guest.EmptySchema)));
+      this.#answer(frameType.end, channel, new Uint8Array(0));
+      return;
+    }
     if (method === guest.Agent.method.warmKernel.name) {
       const reply = create(guest.WarmKernelReplySchema, { available: false, detail: "the mock engine runs no code" });
       this.#answer(frameType.data, channel, toBinary(guest.WarmKernelReplySchema, reply));

@@ -1551,6 +1551,16 @@ export declare const StreamSchema: GenEnum<Stream>;
  */
 export declare const Agent: GenService<{
   /**
+   * For a machine that waits for its identity: does once what the first calls will do, so that they find their memory in place. Nothing is left of it.
+   *
+   * @generated from rpc guest.v1.Agent.Warm
+   */
+  warm: {
+    methodKind: "unary";
+    input: typeof EmptySchema;
+    output: typeof EmptySchema;
+  },
+  /**
    * Starts a process and follows it, or attaches to one that runs (or ran lately).
    * RESET by the host kills the process group of a process started on this channel unless `detached`; it only ends an attachment.
    *
