@@ -238,12 +238,14 @@ describe("files", () => {
 
   it("leave nothing behind when their source fails", async () => {
     const before = (await runtime.list(workspace)).entries.length;
+    const half = path.join(workspace, "half");
     async function* failing(): AsyncGenerator<Uint8Array> {
       yield randomBytes(2_000_000);
+      await until(() => existsSync(half));
       throw new Error("gone");
     }
-    await expect(runtime.writeFile(path.join(workspace, "half"), 0o644, failing())).rejects.toThrow("gone");
-    await until(() => !existsSync(path.join(workspace, "half")));
+    await expect(runtime.writeFile(half, 0o644, failing())).rejects.toThrow("gone");
+    await until(() => !existsSync(half));
     expect((await runtime.list(workspace)).entries.length).toBe(before);
   });
 });
