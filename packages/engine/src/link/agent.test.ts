@@ -319,7 +319,7 @@ describe("a quiet moment", () => {
     await link.hello();
     runtime = createRuntime(link, { onActivity: () => () => undefined });
     const following = text(runtime.attach(pid, { follow: true }));
-    await sleep(600);
+    while ((await text(runtime.attach(pid, { follow: false }))) !== "1\n2\n3\n4\n5\n") await sleep(20);
     await runtime.signalProcess(pid, 9, true);
     expect(await following).toBe("1\n2\n3\n4\n5\n");
   });
