@@ -238,12 +238,14 @@ describe("files", () => {
 
   it("leave nothing behind when their source fails", async () => {
     const before = (await runtime.list(workspace)).entries.length;
+    const half = path.join(workspace, "half");
     async function* failing(): AsyncGenerator<Uint8Array> {
       yield randomBytes(2_000_000);
+      await until(() => existsSync(half));
       throw new Error("gone");
     }
-    await expect(runtime.writeFile(path.join(workspace, "half"), 0o644, failing())).rejects.toThrow("gone");
-    await until(() => !existsSync(path.join(workspace, "half")));
+    await expect(runtime.writeFile(half, 0o644, failing())).rejects.toThrow("gone");
+    await until(() => !existsSync(half));
     expect((await runtime.list(workspace)).entries.length).toBe(before);
   });
 });
@@ -317,7 +319,7 @@ describe("a quiet moment", () => {
     await link.hello();
     runtime = createRuntime(link, { onActivity: () => () => undefined });
     const following = text(runtime.attach(pid, { follow: true }));
-    await sleep(600);
+    while ((await text(runtime.attach(pid, { follow: false }))) !== "1\n2\n3\n4\n5\n") await sleep(20);
     await runtime.signalProcess(pid, 9, true);
     expect(await following).toBe("1\n2\n3\n4\n5\n");
   });
