@@ -228,6 +228,29 @@ fn a_signal_for_descendants_too_stops_them_and_lets_them_go_on() {
 }
 
 #[test]
+fn a_machine_is_frozen_only_while_nothing_of_it_runs() {
+    let state = |pid: i32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat[stat.rfind(')').unwrap() + 2..].chars().next().unwrap()
+    };
+    for (script, frozen) in [("sleep 1000 & wait", true), ("while :; do :; done & wait", false)] {
+        let shim = Shim::start();
+        let mut server = shim.connect();
+        let machine = shim.machine(&mut server, script);
+        let child = wait_for("its child runs", || {
+            let list = std::fs::read_to_string(format!("/proc/{machine}/task/{machine}/children")).unwrap();
+            list.split_ascii_whitespace().next().map(|pid| pid.parse::<i32>().unwrap())
+        });
+        let (at_rest, after) = if frozen { (['S', 'S'], ['T', 'T']) } else { (['S', 'R'], ['S', 'R']) };
+        let states = || [state(machine), state(child)];
+        wait_for("they do what they do", || (states() == at_rest).then_some(()));
+        assert_eq!(server.request(json!({"op":"freeze"})), json!({"ok":true,"frozen":frozen}));
+        wait_for("it is as it should be", || (states() == after).then_some(()));
+        server.end();
+    }
+}
+
+#[test]
 fn a_machine_that_breaks_the_rules_loses_its_link_but_not_its_life() {
     let bad = [r"\0\0\0\2\202\0\0\0\0\0{}", r"\0\2\0\0\21\0\0\0\0\2", r"\0\0\0\0\21\4\0\0\0\2", r"\0\0\0\0\177\0\0\0\0\2"];
     for script in bad {

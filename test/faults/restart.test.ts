@@ -150,7 +150,7 @@ describe("a deadline is a time, not a duration", () => {
   });
 
   it("holds over a time in which the host stood still", async () => {
-    await directory.api.fork("python", "suspended", { timeoutSeconds: 3 });
+    await directory.api.fork("python", "suspended", { timeoutSeconds: 8 });
     const { deadlineUnix } = await at("suspended").info();
     const names = accountOf(directory.dataDir).machineNames;
     const { machine, shim } = processesOf(directory.dataDir, names[0]!);

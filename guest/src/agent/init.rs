@@ -29,6 +29,7 @@ pub fn run() {
         mount_file_systems();
         programs::prepare();
         stand_apart();
+        forget_fault_handlers();
     }
     close_inherited_on_exec();
     for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755), ("/run/sandbox", 0o755), ("/workspace", 0o755), ("/etc", 0o755)] {
@@ -44,6 +45,15 @@ fn stand_apart() {
     // SAFETY: changes our own ids alone, before there is another thread.
     if unsafe { libc::setresuid(libc::uid_t::MAX, libc::uid_t::MAX, NOBODY_ELSE) } < 0 {
         eprintln!("init: programs of root can change the agent's limits: {}", std::io::Error::last_os_error());
+    }
+}
+
+/// The standard library's, which tell of a stack that is too small. Two signals at once that programs send would run in them one upon the other, and find
+/// their own small stack too small: then a kernel ends its process 1. With the default action none that a program sends reaches it.
+fn forget_fault_handlers() {
+    for signal in [libc::SIGSEGV, libc::SIGBUS] {
+        // SAFETY: sets the default action of our own.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 

@@ -532,6 +532,14 @@ impl Keeper {
                 let (machine, signal) = (self.require_machine("signal")?, signal.known()?);
                 if descendants { machine.signal_all(signal)? } else { machine.signal(signal)? }
             }
+            Request::Freeze {} => {
+                let machine = self.require_machine("freeze")?;
+                let frozen = machine.is_at_rest();
+                if frozen {
+                    machine.signal_all(Signal::SIGSTOP)?;
+                }
+                return Ok(Some(Reply::Frozen { ok: true, frozen }));
+            }
             Request::Deadline { unix_ms, reason } => self.deadline = unix_ms.map(|unix_ms| Deadline { unix_ms, reason }),
             Request::MemoryLimit { bytes, interval_ms } => {
                 let interval = Duration::from_millis(interval_ms.clamp(*MEMORY_INTERVAL_MS.start(), *MEMORY_INTERVAL_MS.end()));

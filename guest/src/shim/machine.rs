@@ -70,6 +70,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether no thread of it runs, or waits for a processor.
+    pub fn is_at_rest(&self) -> bool {
+        meter::tree(&[self.pid], &[]).into_iter().all(|pid| !meter::runs(pid))
+    }
+
     pub fn target(&self) -> Result<Target, String> {
         let pidfd = self.pidfd.try_clone().map_err(|error| format!("keep pid {}: {error}; raise the limit of open files", self.pid))?;
         Ok(Target { pid: self.pid, pidfd })

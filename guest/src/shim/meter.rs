@@ -36,6 +36,17 @@ pub fn tree(roots: &[i32], except: &[i32]) -> Vec<i32> {
     found
 }
 
+/// Whether a thread of it runs, waits for a processor, or is in the middle of what cannot be interrupted.
+pub fn runs(pid: i32) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let text = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        // The name in parentheses may hold anything.
+        let state = text.rfind(')').and_then(|end| text[end + 1..].trim_start().chars().next());
+        matches!(state, Some('R' | 'D'))
+    })
+}
+
 /// To all that descend from it. One that has just ended is no error.
 pub fn signal_descendants(root: i32, signal: Signal) {
     for pid in tree(&[root], &[]).into_iter().filter(|pid| *pid != root) {

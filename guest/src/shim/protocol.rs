@@ -30,6 +30,8 @@ pub enum Request {
         #[serde(default)]
         descendants: bool,
     },
+    /// SIGSTOP to the machine and all its descendants, if none of their threads runs just now.
+    Freeze {},
     Deadline {
         unix_ms: Option<u64>,
         #[serde(default = "deadline_reason")]
@@ -118,6 +120,11 @@ pub enum Reply {
     Watching {
         ok: bool,
         pid: i32,
+    },
+    Frozen {
+        ok: bool,
+        /// False: something ran, and nothing was stopped.
+        frozen: bool,
     },
     Metered {
         ok: bool,

@@ -134,7 +134,10 @@ export interface Machine {
   readonly exited: Promise<MachineExit>;
   /** Ends the machine whether a server lives or not. Null = no deadline. */
   setDeadline(unixMs: number | null): Promise<void>;
-  /** Stops every process of the machine on the host (0 % CPU) until `thaw`, or until another server takes it up: nobody has written it down. */
+  /**
+   * Stops every process of the machine on the host (0 % CPU) until `thaw`, or until another server takes it up: nobody has written it down.
+   * @throws unavailable when the driver can only do it while nothing runs in the machine, and something does all the time
+   */
   freeze(): Promise<void>;
   thaw(): Promise<void>;
   /** @param shared - also what it shares: that takes its shim some milliseconds, in which its link waits */

@@ -1,4 +1,5 @@
 import { rm } from "node:fs/promises";
+import { setTimeout as sleep } from "node:timers/promises";
 import { MitosError } from "@mitos/protocol";
 import type { Machine } from "../../driver.ts";
 import { memoryLimitBytes, watchedFolders } from "../host/cgroup.ts";
@@ -15,6 +16,9 @@ const startTimeoutMs = 30_000;
 /** Restores read the whole saved memory: this much longer for each GiB. */
 const timeoutPerGiBMs = 30_000;
 const memoryCheckMs = 500;
+/** How long it is waited for a moment in which nothing runs. */
+const restMs = 3_000;
+const restLookMs = 5;
 
 /** A started or restored container. */
 export class GvisorMachine extends ShimMachine<Container> implements Machine {
@@ -35,11 +39,18 @@ export class GvisorMachine extends ShimMachine<Container> implements Machine {
 
   /**
    * The sentry first, so that it starts no further process, then those in which it runs the guest's code: a loop without system calls would go on
-   * in them. Not by the freezer cgroup: what is frozen there (v1) cannot be killed.
+   * in them. Not by the freezer cgroup: what is frozen there (v1) cannot be killed. Only while nothing in it runs: gVisor kills a program that has computed for some time when it was stopped, and that has not come to a system call
+   * when the machine goes on.
+   *
+   * @throws unavailable when something runs all the time
    */
   async freeze(): Promise<void> {
+    const until = performance.now() + restMs;
+    while ((await this.ask("freeze")).frozen !== true) {
+      if (performance.now() > until) throw new MitosError("unavailable", { cause: "a program in this machine does not come to rest" });
+      await sleep(restLookMs);
+    }
     this.#frozen = true;
-    await this.ask("signal", { signal: "SIGSTOP", descendants: true });
   }
 
   async thaw(): Promise<void> {
