@@ -238,7 +238,8 @@ mod tests {
         let connection = Connection::new(ends).unwrap();
         accept_in_background(listener.into(), connection.clone()).unwrap();
         let (mut received, outgoing) = link::start(&connection, |_, _| None).unwrap();
-        let send = |payload: Vec<u8>| {
+        let room = outgoing.clone();
+        let send = move |payload: Vec<u8>| {
             let frame = Outgoing { kind: FrameType::Data, more: false, channel: 1, payload: payload.into() };
             outgoing.blocking_send(frame).unwrap();
         };
@@ -251,7 +252,7 @@ mod tests {
         first.write_all(&whole[..30_000]).unwrap();
         for _ in 0..16 {
             send(vec![9; 60_000]);
-            if outgoing.capacity() == 0 {
+            if room.capacity() == 0 {
                 break;
             }
         }
@@ -261,7 +262,8 @@ mod tests {
         let mut second = UnixStream::connect(&dir).unwrap();
         second.write_all(&frame(6, b"second")).unwrap();
         assert_eq!(next_frame(&mut received), (6, b"second".to_vec()));
-        send(b"last".to_vec());
+        // What waits to be written is more than the socket holds: somebody else waits for its turn.
+        let last = std::thread::spawn(move || send(b"last".to_vec()));
         loop {
             let mut header = [0; HEADER_BYTES];
             second.read_exact(&mut header).unwrap();
@@ -273,6 +275,7 @@ mod tests {
             }
             assert!(header.length == 60_000 && payload.iter().all(|byte| *byte == 9));
         }
+        last.join().unwrap();
         std::fs::remove_file(&dir).unwrap();
     }
 }
