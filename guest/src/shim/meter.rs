@@ -41,9 +41,7 @@ pub fn runs(pid: i32) -> bool {
     let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     tasks.flatten().any(|task| {
         let text = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-        // The name in parentheses may hold anything.
-        let state = text.rfind(')').and_then(|end| text[end + 1..].trim_start().chars().next());
-        matches!(state, Some('R' | 'D'))
+        matches!(stat_fields(&text).and_then(|mut fields| fields.next()), Some("R" | "D"))
     })
 }
 
@@ -186,10 +184,14 @@ struct Stat {
 
 fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything, so fields count from the last parenthesis: 0 is the state.
-    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_ascii_whitespace().collect();
+    let fields: Vec<&str> = stat_fields(&text)?.collect();
     let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
     Some(Stat { parent: fields.get(1)?.parse().ok()?, ticks: number(11)? + number(12)? + number(13)? + number(14)? })
+}
+
+/// The name in parentheses may hold anything, so fields count from the last parenthesis: 0 is the state.
+fn stat_fields(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    Some(stat[stat.rfind(')')? + 1..].split_ascii_whitespace())
 }
 
 #[cfg(test)]
