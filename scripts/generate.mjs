@@ -1,8 +1,9 @@
-// `npm run generate [-- --check]`: writes the protobuf types from the proto files, docs/errors.md from the catalogue and docs/reference from
-// the SDK's docstrings, or says what is out of date.
+// `npm run generate [-- --check]`: writes the protobuf types from the proto files, docs/errors.md from the catalogue, docs/reference from the
+// SDK's docstrings and the addresses in package-lock.json, or says what is out of date.
 import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import os from "node:os";
 import path from "node:path";
+import { addressedLock, lockFile } from "./lib/lock-addresses.mjs";
 import { capture, fail, pinnedNode, root, SetupError } from "./lib/run.mjs";
 
 const check = process.argv.includes("--check");
@@ -56,6 +57,7 @@ function compare() {
     generateReference(freshReference);
     const stale = [...differences(freshTypes, types), ...differences(freshReference, reference)];
     if (!existsSync(errorsPage) || readFileSync(errorsPage, "utf8") !== errorsText()) stale.push("docs/errors.md");
+    if (readFileSync(lockFile, "utf8") !== addressedLock()) stale.push("package-lock.json");
     if (stale.length > 0)
       throw new SetupError(`generated files are out of date: ${stale.join(", ")}`, "Run npm run generate and commit the result.");
   } finally {
@@ -80,6 +82,7 @@ try {
   else {
     generateTypes(types);
     writeFileSync(errorsPage, errorsText());
+    writeFileSync(lockFile, addressedLock());
     replaceReference();
   }
 } catch (error) {
