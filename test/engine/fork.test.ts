@@ -245,9 +245,8 @@ describe("the end of a sandbox", () => {
     const small = toTemplateId("small");
     await engine.createTemplate({ id: small, network, resources: { ...resourceDefaults, memSizeMiB: 128 } });
     await create("greedy", { template: small });
-    const pending = sh("greedy", "head -c 400000000 /dev/zero | tail").catch((error: unknown) => error);
+    await expect(sh("greedy", "head -c 400000000 /dev/zero | tail")).rejects.toThrow();
     await until("the sandbox has failed", () => engine.list()[0]?.state === "failed");
-    await pending;
     expect(() => engine.get(idOf("greedy"))).toThrow(expect.objectContaining({ code: "oom_killed" }));
   });
 });
