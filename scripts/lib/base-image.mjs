@@ -21,11 +21,11 @@ const configuration = [
   ["--config.cmd", "bash"],
 ].flat();
 
-/** @returns a note about where it is. */
-export function ensureBaseImage() {
+/** @returns {Promise<string>} a note about where it is */
+export async function ensureBaseImage() {
   const folder = baseImageFolder();
   if (existsSync(folder)) return path.basename(folder);
-  ensureImageTools();
+  await ensureImageTools();
   mkdirSync(parent, { recursive: true });
   const partial = mkdtempSync(path.join(parent, "partial-"));
   const work = mkdtempSync(path.join(os.tmpdir(), "mitos-base-image-"));
@@ -35,7 +35,7 @@ export function ensureBaseImage() {
     debianRoot(base);
     const layers = [
       { tag: "base", onto: undefined, tar: base },
-      { tag: "python", onto: "base", tar: packagesLayer(python, { work, base }) },
+      { tag: "python", onto: "base", tar: await packagesLayer(python, { work, base }) },
     ];
     umoci("init", "--layout", layout);
     for (const { tag, onto, tar } of layers) {

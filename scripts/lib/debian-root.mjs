@@ -77,9 +77,9 @@ function canMapIds() {
  * @param {readonly string[]} names
  * @param {{ work: string, base: string, finish?: (folder: string) => void }} options - `work`: an empty folder to work in; `base`: the tar of
  *   the root that the layer goes on; `finish` does what the scripts would have done, and adds files
- * @returns its tar, in `work`. Whoever makes it, it is the same
+ * @returns {Promise<string>} its tar, in `work`. Whoever makes it, it is the same
  */
-export function packagesLayer(names, { work, base, finish = () => {} }) {
+export async function packagesLayer(names, { work, base, finish = () => {} }) {
   const folder = path.join(work, "packages");
   const database = path.join(work, "database/var/lib/dpkg");
   mkdirSync(path.join(database, "info"), { recursive: true });
@@ -87,7 +87,7 @@ export function packagesLayer(names, { work, base, finish = () => {} }) {
   writeFileSync(status, capture("tar", ["-xOf", base, "./var/lib/dpkg/status"]));
   const have = path.join(work, "base-status");
   cpSync(status, have);
-  unpackDistributionPackages(names, {
+  await unpackDistributionPackages(names, {
     folder,
     have,
     remedy,

@@ -2,7 +2,7 @@
 // cache of its own, so the machine's configuration stays as it is.
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { answers, cache, capture, removeLeftovers, SetupError } from "./run.mjs";
+import { answers, cache, captureBeside, removeLeftovers, SetupError } from "./run.mjs";
 
 /**
  * Unpacks packages, with those of their dependencies that the machine does not have.
@@ -15,8 +15,9 @@ import { answers, cache, capture, removeLeftovers, SetupError } from "./run.mjs"
  * @param options.remedy - what the user can do when there are no such packages
  * @param options.have - the `status` file of the root for which dependencies are missing. Default: the machine's own
  * @param options.onArchive - told each archive that was unpacked, while it is there
+ * @param options.signal - ends it: rejects, and leaves nothing
  */
-export function unpackDistributionPackages(wanted, { folder, suites, remedy, have, dependencies, onArchive = () => {} }) {
+export async function unpackDistributionPackages(wanted, { folder, suites, remedy, have, dependencies, onArchive = () => {}, signal }) {
   const release = readRelease();
   const names = typeof wanted === "function" ? wanted(release) : wanted;
   const what = names.join(", ");
@@ -30,15 +31,17 @@ export function unpackDistributionPackages(wanted, { folder, suites, remedy, hav
       rmSync(work, { recursive: true, force: true });
       const options = privateApt(work, release, [together].flat(), { what, remedy, have });
       try {
-        capture("apt-get", [...options, "update"]);
-        capture("apt-get", [...options, "download", ...withDependencies(names, options, dependencies)], { cwd: work });
+        await captureBeside("apt-get", [...options, "update"], { signal });
+        const all = await withDependencies(names, options, { dependencies, signal });
+        await captureBeside("apt-get", [...options, "download", ...all], { cwd: work, signal });
       } catch {
+        signal?.throwIfAborted();
         continue; // This archive does not have them; the next one may.
       }
       mkdirSync(partial, { recursive: true });
       const archives = readdirSync(work).filter((file) => file.endsWith(".deb"));
       for (const archive of archives) {
-        capture("dpkg-deb", ["-x", path.join(work, archive), partial]);
+        await captureBeside("dpkg-deb", ["-x", path.join(work, archive), partial], { signal });
         onArchive(path.join(work, archive));
       }
       rmSync(folder, { recursive: true, force: true });
@@ -64,8 +67,8 @@ function requireApt(what, remedy) {
 }
 
 /** What apt would install for them on this machine. */
-function withDependencies(names, options, dependencies = /^/) {
-  const simulation = capture("apt-get", [...options, "install", "--simulate", "--no-install-recommends", ...names]);
+async function withDependencies(names, options, { dependencies = /^/, signal }) {
+  const simulation = await captureBeside("apt-get", [...options, "install", "--simulate", "--no-install-recommends", ...names], { signal });
   const missing = [...simulation.matchAll(/^Inst (\S+)/gm)].map(([, wanted]) => wanted);
   return [...new Set([...names, ...missing.filter((name) => dependencies.test(name))])];
 }

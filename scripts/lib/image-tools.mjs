@@ -20,14 +20,14 @@ const tools = {
 
 /**
  * @param names - of those that are needed
- * @returns a note about where they were found.
+ * @returns {Promise<string>} a note about where they were found
  */
-export function ensureImageTools(names = Object.keys(tools)) {
+export async function ensureImageTools(names = Object.keys(tools)) {
   const missing = names.filter((name) => !findImageTool(name));
   if (missing.length === 0) return "found";
   // With those that are there, since the folder is replaced.
   const unpacked = Object.keys(tools).filter((name) => missing.includes(name) || (!isOnPath(name) && findImageTool(name)));
-  unpackDistributionPackages(unpacked, { folder, suites: ({ codename }) => [codename], remedy });
+  await unpackDistributionPackages(unpacked, { folder, suites: ({ codename }) => [codename], remedy });
   const unusable = unpacked.filter((name) => !findImageTool(name));
   if (unusable.length > 0) throw new Error(`unpacked, but does not start: ${unusable.join(", ")}`);
   return `${unpacked.join(", ")} unpacked into .cache`;

@@ -6,8 +6,10 @@ import path from "node:path";
 import { ensureBaseImage } from "./base-image.mjs";
 import { ensureChromium } from "./chromium.mjs";
 import { ensureImageTools } from "./image-tools.mjs";
+import { lockFile } from "./lock-addresses.mjs";
 import { ensureMicrovm } from "./microvm/index.mjs";
-import { answers, cache, capture, pinnedNode, root, SetupError, step } from "./run.mjs";
+import { npmInstall } from "./npm-install.mjs";
+import { answers, cache, capture, captureBeside, pinnedNode, root, SetupError, step, stepsBeside } from "./run.mjs";
 import { ensureRunsc } from "./runsc.mjs";
 
 /** @param options - `development`: also what the checks and tests need, about 2.5 GB; what runs Mitos is 0.4 GB */
@@ -19,9 +21,11 @@ export async function setup({ development = false } = {}) {
     );
   }
   process.stderr.write("Setting up\n");
-  await step("npm packages", () => installPackages(development));
-  await step("guest agent", buildGuest);
-  await step("runsc (gVisor)", ensureRunsc);
+  await stepsBeside({
+    "npm packages": (options) => installPackages(development, options),
+    "guest agent": buildGuest,
+    "runsc (gVisor)": ensureRunsc,
+  });
   if (!development) return;
   await step("Chromium", ensureChromium);
   await step("registry and image tools", ensureImageTools);
@@ -29,19 +33,13 @@ export async function setup({ development = false } = {}) {
   if (process.arch === "x64") await ensureMicrovm();
 }
 
-function installPackages(development) {
+async function installPackages(development, { signal }) {
   const stamp = path.join(cache, "npm.stamp");
-  const wanted = createHash("sha256")
-    .update(readFileSync(path.join(root, "package-lock.json")))
-    .digest("hex");
+  const wanted = createHash("sha256").update(readFileSync(lockFile)).digest("hex");
   const all = `${wanted} with development`;
   const have = existsSync(stamp) ? readFileSync(stamp, "utf8") : "";
   if ((have === all || (have === wanted && !development)) && existsSync(pinnedNode)) return "up to date";
-  // Not `npm ci`: it refuses a lock file without the other platforms' optional packages, which a registry mirror may not carry.
-  // With --no-save the lock file is obeyed and not written.
-  capture("npm", ["install", "--no-save", "--no-audit", "--no-fund", ...(development ? [] : ["--omit=dev"])], {
-    remedy: "Check that npm reaches its registry, then run the command again.",
-  });
+  await npmInstall(development ? [] : ["--omit=dev"], { signal });
   if (!answers(pinnedNode)) {
     throw new SetupError(
       "npm installed the packages, but the pinned Node does not start",
@@ -53,7 +51,7 @@ function installPackages(development) {
   return undefined;
 }
 
-function buildGuest() {
+async function buildGuest({ signal }) {
   if (!answers("cargo")) {
     throw new SetupError(
       "cargo is missing; the guest agent is written in Rust",
@@ -61,7 +59,8 @@ function buildGuest() {
     );
   }
   const manifest = path.join(root, "guest/Cargo.toml");
-  capture("cargo", ["build", "--release", "--locked", "--quiet", "--manifest-path", manifest, "--target", hostTarget()], {
+  await captureBeside("cargo", ["build", "--release", "--locked", "--quiet", "--manifest-path", manifest, "--target", hostTarget()], {
+    signal,
     cwd: path.join(root, "guest"),
     remedy: "Rust 1.85 or newer and a C linker (gcc) are needed; cargo must reach its registry the first time.",
   });

@@ -56,8 +56,8 @@ export async function measureImages({ rounds, log, signal }: ImageOptions): Prom
   };
   let disk: DiskFigure[] = [];
   await using registry = await startRegistry();
-  const image = await registry.push(debian("python"), "debian:python");
-  const second = await registry.push(onDebian("python", [layerOf([{ name: "srv/own", content: "another" }])]), "team/second:1");
+  const image = await registry.push(await debian("python"), "debian:python");
+  const second = await registry.push(await onDebian("python", [layerOf([{ name: "srv/own", content: "another" }])]), "team/second:1");
   for (let round = 0; round < rounds && !signal?.aborted; round++) {
     await using server = await startBenchServer(log);
     const useOnce = async (template: string) => {

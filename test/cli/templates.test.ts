@@ -22,7 +22,7 @@ const put = (name: string, content: string) => {
 
 beforeAll(async () => {
   registry = await startRegistry();
-  image = await registry.push(debian("python"), "team/python:1");
+  image = await registry.push(await debian("python"), "team/python:1");
   server = await startLiveServer();
 });
 afterAll(async () => {

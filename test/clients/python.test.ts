@@ -24,7 +24,7 @@ let live: LiveServer;
 let configDir: string;
 beforeAll(async () => {
   registry = await startRegistry();
-  await registry.push(debian("python"), "library/python:3.12");
+  await registry.push(await debian("python"), "library/python:3.12");
   live = await startLiveServer("real", undefined, { mirrors: { "docker.io": [registry.host] } });
   // What an emulated processor takes to make the first one is no client's patience.
   await new SandboxServer(live.url).ensureTemplate("python");

@@ -27,7 +27,7 @@ let app: string;
 
 beforeAll(async () => {
   registry = await startRegistry();
-  python = await registry.push(debian("python"), "team/python:1");
+  python = await registry.push(await debian("python"), "team/python:1");
   const files = [
     { name: "etc/passwd", content: "root:x:0:0:root:/root:/bin/sh\napp:x:1200:1300::/home/app:/bin/sh\n" },
     { name: "home/app", type: "dir", uid: 1200, gid: 1300 },
@@ -40,7 +40,7 @@ beforeAll(async () => {
     WorkingDir: "/srv/app",
     Cmd: ["python3", "-m", "http.server", "8080", "--bind", "127.0.0.1"],
   };
-  app = await registry.push(onDebian("python", [layerOf(files)], run), "team/app:1");
+  app = await registry.push(await onDebian("python", [layerOf(files)], run), "team/app:1");
   live = await startLiveEngine();
   engine = live.engine;
 });
@@ -131,7 +131,7 @@ describe("a template of an image", () => {
   it("has what the last of its layers says, one that comes twice included", async () => {
     const one = layerOf(tarOf({ "srv/which": "one" }));
     const two = layerOf(tarOf({ "srv/which": "two", "srv/.wh.gone": "", "srv/there": "" }));
-    await engine.createTemplate(request("twice", { image: await registry.push(onDebian("base", [one, two, one]), "team/twice:1") }));
+    await engine.createTemplate(request("twice", { image: await registry.push(await onDebian("base", [one, two, one]), "team/twice:1") }));
     await start("twice", "a");
     expect(await sh("a", "cat /srv/which; ls /srv")).toBe("onethere\nwhich");
   });
@@ -293,7 +293,7 @@ describe("a program that is ready", () => {
   });
 
   it("is started by nothing where the image starts nothing", async () => {
-    const bare = await registry.push(onDebian("base", []), "team/bare:1");
+    const bare = await registry.push(await onDebian("base", []), "team/bare:1");
     await expect(engine.createTemplate(request("bare", { image: bare, workload: { command: [], env: {} } }))).rejects.toMatchObject({
       code: "invalid_input",
     });

@@ -13,7 +13,7 @@ let base: string;
 beforeAll(async () => {
   registry = await startRegistry();
   server = await ImageServer.start();
-  base = await registry.push(debian("base"), "debian:base");
+  base = await registry.push(await debian("base"), "debian:base");
 });
 
 afterAll(async () => {
@@ -58,7 +58,7 @@ describe("a template that was built on an image", () => {
     expect(
       registry.requests.filter(({ method, path }) => method === "PATCH" || (method === "PUT" && path.includes("uploads"))).length,
     ).toBeLessThan(8);
-    const [baseLayer] = debian("base").layers;
+    const [baseLayer] = (await debian("base")).layers;
     expect(registry.requests.map(({ path }) => path).join("\n")).toContain(`mount=${encodeURIComponent(baseLayer!.digest)}`);
 
     await using other = await ImageServer.start();

@@ -10,7 +10,7 @@ const small = () => imageOf([layerOf([{ name: "note", content: "hello" }])]);
 describe("the registry of these tests", () => {
   it("keeps a real Debian and hands it out again, byte for byte", async () => {
     await using registry = await startRegistry();
-    const image = debian("python");
+    const image = await debian("python");
     expect(await registry.push(image, "library/debian:python")).toBe(`${registry.host}/library/debian:python`);
     const manifest = await get(registry, "/v2/library/debian/manifests/python", { accept: image.manifest.mediaType });
     expect(sha256(await bytesOf(manifest))).toBe(image.manifest.digest);

@@ -56,7 +56,7 @@ let reference: string;
 beforeAll(async () => {
   registry = await startRegistry();
   server = await ImageServer.start();
-  reference = await registry.push(rich(), "team/rich:1");
+  reference = await registry.push(await rich(), "team/rich:1");
 });
 
 afterAll(async () => {

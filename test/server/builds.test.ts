@@ -18,7 +18,7 @@ let image: string;
 
 beforeAll(async () => {
   registry = await startRegistry();
-  image = await registry.push(debian("base"), "debian:base");
+  image = await registry.push(await debian("base"), "debian:base");
   live = await startLiveEngine();
   server = await startServer({ engine: live.engine, host: "127.0.0.1", port: 0, auth: true, log: quiet, version: "test" });
 });

@@ -15,9 +15,9 @@ const remedy =
 
 /** @returns a note about it */
 export function ensureKernel() {
-  return ensurePart("kernel", { recipe, modules }, (work) => {
+  return ensurePart("kernel", { recipe, modules }, async (work) => {
     const unpacked = path.join(work, "unpacked");
-    unpack(unpacked, work);
+    await unpack(unpacked, work);
     const release = readdirSync(path.join(unpacked, "boot"))
       .map((file) => /^vmlinuz-(.+)$/.exec(file)?.[1])
       .find(Boolean);
@@ -36,10 +36,10 @@ export function ensureKernel() {
 }
 
 /** The kernel and its modules, not what would install them on this machine. */
-function unpack(folder, work) {
+async function unpack(folder, work) {
   const nothing = path.join(work, "nothing");
   writeFileSync(nothing, "");
-  unpackDistributionPackages(({ id }) => [id === "ubuntu" ? "linux-image-virtual" : "linux-image-cloud-amd64"], {
+  await unpackDistributionPackages(({ id }) => [id === "ubuntu" ? "linux-image-virtual" : "linux-image-cloud-amd64"], {
     folder,
     remedy,
     have: nothing, // also where this machine runs that kernel itself

@@ -20,12 +20,12 @@ const forgetMachine = `rm -f "$1/etc/hostname" "$1/etc/resolv.conf"`;
 /** @returns a note about it */
 export function ensureRoot() {
   const { codename } = debianArchive();
-  return ensurePart("root", { recipe, codename, packages, node: hashOfFile(pinnedNode) }, (work) => {
-    ensureImageTools(["mmdebstrap", "fakeroot"]);
+  return ensurePart("root", { recipe, codename, packages, node: hashOfFile(pinnedNode) }, async (work) => {
+    await ensureImageTools(["mmdebstrap", "fakeroot"]);
     const base = path.join(work, "base.tar");
     debianRoot(base, { hooks: [forgetMachine], work });
     mkdirSync(path.join(work, "layer"));
-    const added = packagesLayer(packages, { work: path.join(work, "layer"), base, finish });
+    const added = await packagesLayer(packages, { work: path.join(work, "layer"), base, finish });
     const layers = [base, added].map((tar, index) => unpack(tar, path.join(work, `layer-${index}`)));
     const made = path.join(work, "root.erofs");
     capture(layersTool(), ["image", "--out", made, ...layers]);

@@ -19,8 +19,8 @@ const remedy = `Install QEMU ${oldest.join(".")} or newer (the package qemu-syst
 export function ensureVmm() {
   const found = onPath();
   const from = { recipe, program: found ? { path: found, hash: hashOfFile(found) } : "distribution" };
-  return ensurePart("vmm", from, (work) => {
-    const source = found ? { program: found, folder: "/" } : unpack(path.join(work, "unpacked"));
+  return ensurePart("vmm", from, async (work) => {
+    const source = found ? { program: found, folder: "/" } : await unpack(path.join(work, "unpacked"));
     const root = path.join(work, "root");
     const files = gather(source, root);
     const build = buildOf(startedIn(root));
@@ -42,8 +42,8 @@ function isNewEnough(text) {
   return Number(major) > oldest[0] || (Number(major) === oldest[0] && Number(minor) >= oldest[1]);
 }
 
-function unpack(folder) {
-  unpackDistributionPackages(["qemu-system-x86", "qemu-system-data"], {
+async function unpack(folder) {
+  await unpackDistributionPackages(["qemu-system-x86", "qemu-system-data"], {
     folder,
     remedy,
     suites: ({ id, codename }) =>

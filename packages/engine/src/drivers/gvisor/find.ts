@@ -23,7 +23,8 @@ export interface Runsc {
 /** @throws MissingPart when there is none, or when it is too old for what this driver asks of it. */
 export async function findRunsc(explicit: string | undefined): Promise<Runsc> {
   const asked = explicit ?? process.env.MITOS_RUNSC;
-  const candidates = asked ? [asked] : [...onPath("runsc"), path.join(repositoryRoot, ".cache/runsc/usr/bin/runsc")];
+  const setUp = ["runsc-built/runsc", "runsc/usr/bin/runsc"].map((file) => path.join(repositoryRoot, ".cache", file));
+  const candidates = asked ? [asked] : [...onPath("runsc"), ...setUp];
   const found = await firstExecutable(candidates);
   if (!found) throw new MissingPart(asked ? `${asked} cannot be run` : "runsc (gVisor) was not found", installRunsc);
   const file = await realpath(found);

@@ -1,0 +1,56 @@
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { afterEach, beforeEach, expect, it, vi } from "vitest";
+import { putOnPath } from "./command-on-path.ts";
+
+const root = path.resolve(import.meta.dirname, "../..");
+const { unpackDistributionPackages } = await import(path.join(root, "scripts/lib/distribution-package.mjs"));
+
+let folder: string;
+beforeEach(() => {
+  folder = mkdtempSync(path.join(tmpdir(), "distribution-package-"));
+});
+afterEach(() => {
+  vi.unstubAllEnvs();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+/** Returns which suites it was asked for. */
+function aptGetThat(work: string): () => (string | undefined)[] {
+  const asked = putOnPath(folder, "apt-get", { versionFlag: "--version", version: "apt 2.6.1", work });
+  return () => asked().map((line) => /^-o (APT::Default-Release=\S+)/.exec(line)?.[1]);
+}
+
+function unpack(signal?: AbortSignal): Promise<void> {
+  return unpackDistributionPackages(["one"], {
+    folder: path.join(folder, "unpacked"),
+    suites: () => ["newer", "older"],
+    remedy: "Install it.",
+    signal,
+  });
+}
+
+function expectNothingLeft() {
+  expect(existsSync(path.join(folder, "unpacked"))).toBe(false);
+  expect(readdirSync(path.join(root, ".cache"))).not.toContain(`apt-${process.pid}`);
+}
+
+it("packages that an archive does not have are looked for in the next, and then said to be in none", async () => {
+  const asked = aptGetThat("exit 100");
+  await expect(unpack()).rejects.toThrow(/no package of one was found/);
+  expect(asked()).toEqual(["APT::Default-Release=newer", "APT::Default-Release=older"]);
+  expectNothingLeft();
+});
+
+it("a search for packages that is told to end does not go on to the next archive", async () => {
+  const asked = aptGetThat("exec sleep 1000");
+  const interruption = new AbortController();
+  const unpacking = unpack(interruption.signal);
+  const failure = expect(unpacking).rejects.toThrow("told to end");
+  await vi.waitFor(() => expect(asked()).toEqual(["APT::Default-Release=newer"]), { timeout: 60_000, interval: 20 });
+  interruption.abort(new Error("told to end"));
+  await failure;
+  expect(asked()).toEqual(["APT::Default-Release=newer"]);
+  expectNothingLeft();
+});
