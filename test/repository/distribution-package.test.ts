@@ -1,30 +1,22 @@
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, readdirSync } from "node:fs";
 import path from "node:path";
-import { afterEach, beforeEach, expect, it, vi } from "vitest";
-import { putOnPath } from "./command-on-path.ts";
+import { expect, it, vi } from "vitest";
+import { CommandFolder } from "./command-folder.ts";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const { unpackDistributionPackages } = await import(path.join(root, "scripts/lib/distribution-package.mjs"));
 
-let folder: string;
-beforeEach(() => {
-  folder = mkdtempSync(path.join(tmpdir(), "distribution-package-"));
-});
-afterEach(() => {
-  vi.unstubAllEnvs();
-  rmSync(folder, { recursive: true, force: true });
-});
+const folder = new CommandFolder("distribution-package-");
 
 /** Returns which suites it was asked for. */
 function aptGetThat(work: string): () => (string | undefined)[] {
-  const asked = putOnPath(folder, "apt-get", { versionFlag: "--version", version: "apt 2.6.1", work });
+  const asked = folder.put("apt-get", { versionFlag: "--version", version: "apt 2.6.1", work });
   return () => asked().map((line) => /^-o (APT::Default-Release=\S+)/.exec(line)?.[1]);
 }
 
 function unpack(signal?: AbortSignal): Promise<void> {
   return unpackDistributionPackages(["one"], {
-    folder: path.join(folder, "unpacked"),
+    folder: folder.file("unpacked"),
     suites: () => ["newer", "older"],
     remedy: "Install it.",
     signal,
@@ -32,7 +24,7 @@ function unpack(signal?: AbortSignal): Promise<void> {
 }
 
 function expectNothingLeft() {
-  expect(existsSync(path.join(folder, "unpacked"))).toBe(false);
+  expect(existsSync(folder.file("unpacked"))).toBe(false);
   expect(readdirSync(path.join(root, ".cache"))).not.toContain(`apt-${process.pid}`);
 }
 

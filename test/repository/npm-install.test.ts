@@ -1,20 +1,10 @@
-import { mkdtempSync, rmSync } from "node:fs";
-import { tmpdir } from "node:os";
-import path from "node:path";
-import { afterEach, beforeEach, expect, it, vi } from "vitest";
+import { expect, it, vi } from "vitest";
 import { npmInstall } from "../../scripts/lib/npm-install.mjs";
-import { putOnPath } from "./command-on-path.ts";
+import { CommandFolder } from "./command-folder.ts";
 
-let folder: string;
-beforeEach(() => {
-  folder = mkdtempSync(path.join(tmpdir(), "npm-install-"));
-});
-afterEach(() => {
-  vi.unstubAllEnvs();
-  rmSync(folder, { recursive: true, force: true });
-});
+const folder = new CommandFolder("npm-install-");
 
-const npm = (work: string) => putOnPath(folder, "npm", { versionFlag: "--version", version: "11.0.0", work });
+const npm = (work: string) => folder.put("npm", { versionFlag: "--version", version: "11.0.0", work });
 const install = (signal = new AbortController().signal) => npmInstall(["--omit=dev"], { signal });
 const onlyAsked = "install --no-save --no-audit --no-fund --omit=dev";
 

@@ -1,26 +1,18 @@
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import path from "node:path";
-import { afterEach, beforeEach, expect, it, vi } from "vitest";
-import { putOnPath } from "./command-on-path.ts";
+import { expect, it } from "vitest";
+import { CommandFolder } from "./command-folder.ts";
 
 const root = path.resolve(import.meta.dirname, "../..");
 const { buildRunsc } = await import(path.join(root, "scripts/lib/runsc-build.mjs"));
 
-let folder: string;
-beforeEach(() => {
-  folder = mkdtempSync(path.join(tmpdir(), "runsc-build-"));
-});
-afterEach(() => {
-  vi.unstubAllEnvs();
-  rmSync(folder, { recursive: true, force: true });
-});
+const folder = new CommandFolder("runsc-build-");
 
-const goThat = (work: string) => putOnPath(folder, "go", { versionFlag: "version", version: "go version go1.26.8 linux/amd64", work });
+const goThat = (work: string) => folder.put("go", { versionFlag: "version", version: "go version go1.26.8 linux/amd64", work });
 
 /** Returns why there is none. */
 function build(longestMs: number): Promise<string> {
-  return buildRunsc(path.join(folder, "built/runsc"), { longestMs });
+  return buildRunsc(folder.file("built/runsc"), { longestMs });
 }
 
 it("a build of runsc that takes too long is ended, and not tried again", async () => {
@@ -33,7 +25,7 @@ it("a build of runsc that takes too long is ended, and not tried again", async (
 it("another release is tried in spite of that", async () => {
   const asked = goThat("exec sleep 1000");
   await build(1_000);
-  writeFileSync(path.join(folder, "built/runsc.given-up"), "an earlier one");
+  writeFileSync(folder.file("built/runsc.given-up"), "an earlier one");
   expect(await build(1_000)).toMatch(/was not done in/);
   expect(asked()).toHaveLength(2);
 });
@@ -43,7 +35,7 @@ it("a build of runsc that fails says why, is tried again, and leaves nothing", a
   expect(await build(60_000)).toMatch(/failed \(.*no such host\)/);
   expect(await build(60_000)).toMatch(/failed/);
   expect(asked()).toHaveLength(2);
-  expect(existsSync(path.join(folder, "built"))).toBe(false);
-  expect(existsSync(readFileSync(path.join(folder, "go.temporary"), "utf8").trim())).toBe(false);
+  expect(existsSync(folder.file("built"))).toBe(false);
+  expect(existsSync(readFileSync(folder.file("go.temporary"), "utf8").trim())).toBe(false);
   expect(readdirSync(path.join(root, ".cache")).filter((name) => name.startsWith("runsc-build-"))).toEqual([]);
 });
