@@ -74,6 +74,8 @@ function writeDeclarations(entries: readonly Entry[], out: string): void {
         rootDir: path.join(root, "packages"),
         outDir: out,
         typeRoots: [path.join(root, "node_modules/@types")],
+        // Found through node_modules, its files are those of another package, of which the compiler now and then writes no declarations.
+        paths: { "@mitos/protocol": [protocol] },
       },
       files: [protocol, ...entries.map(({ source }) => source)],
       include: [],
