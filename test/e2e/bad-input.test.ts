@@ -27,6 +27,7 @@ import {
 import { engineUnderTest } from "../support/engine-under-test.ts";
 import { heldBytes } from "../support/held-memory.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
+import { memoryHog } from "../support/memory-hog.ts";
 import { until } from "../support/until.ts";
 
 const MiB = 1024 * 1024;
@@ -511,7 +512,7 @@ describe("a sandbox in the wrong state", () => {
 
   it("that used too much memory was ended for it, says so at every door, and can be deleted", async () => {
     const sandbox = await live.createWithMemory(128);
-    const hog = await sandbox.exec("head -c 300000000 /dev/zero | tail").catch((error: unknown) => error);
+    const hog = await sandbox.exec(memoryHog).catch((error: unknown) => error);
     expect(hog).toMatchObject({ code: "oom_killed", remediation: expect.stringContaining("memory") });
     const rows = (await get(live, "/v1/sandboxes?state=failed")).json;
     expect(rows).toMatchObject([{ id: sandbox.id, state: "failed" }]);

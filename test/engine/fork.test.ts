@@ -8,6 +8,7 @@ import { resourceDefaults, type SandboxId, toSandboxId, toTemplateId } from "@mi
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { engineOptions } from "../support/engine-under-test.ts";
 import { type LiveEngine, quiet, startLiveEngine } from "../support/live-server.ts";
+import { memoryHog } from "../support/memory-hog.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
 import { until } from "../support/until.ts";
 
@@ -245,7 +246,7 @@ describe("the end of a sandbox", () => {
     const small = toTemplateId("small");
     await engine.createTemplate({ id: small, network, resources: { ...resourceDefaults, memSizeMiB: 128 } });
     await create("greedy", { template: small });
-    await expect(sh("greedy", "head -c 400000000 /dev/zero | tail")).rejects.toThrow();
+    await expect(sh("greedy", memoryHog)).rejects.toThrow();
     await until("the sandbox has failed", () => engine.list()[0]?.state === "failed");
     expect(() => engine.get(idOf("greedy"))).toThrow(expect.objectContaining({ code: "oom_killed" }));
   });

@@ -1,5 +1,6 @@
 import { type AgentRunError, Sandbox, type ServerSandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { memoryHog } from "../support/memory-hog.ts";
 import { until } from "../support/until.ts";
 import { accountOf, processesOf } from "./host-account.ts";
 import { ServedDirectory } from "./served-directory.ts";
@@ -90,22 +91,16 @@ describe("a machine that is killed from outside", () => {
 });
 
 describe("a machine that takes more memory than its limit", () => {
-  /**
-   * Each takes its memory within one call of the kernel and needs no page of its own meanwhile. Where programs use many pages, a virtual machine
-   * first reads them from its disk again and again (docs/microvm.md).
-   */
-  const hog = "for n in 1 2 3 4 5 6 7 8; do dd if=/dev/zero of=/dev/null bs=48M & done; wait";
-
   it("fails as oom_killed, also in the list, and in the metrics", async () => {
     const { sandbox } = await create("greedy");
-    await sandbox.execBackground(hog).started;
+    await sandbox.execBackground(memoryHog).started;
     await until("the sandbox has failed", async () => (await row("greedy"))?.state === "failed");
     await expectFailed("greedy", "oom_killed", /^oom_killed: .*128 MiB/, (await endsOf("oom_killed")) || 1);
   });
 
   it("says so to the next server when none lived", async () => {
     const { sandbox, shim } = await create("greedy-alone");
-    await sandbox.execBackground(`sleep 2; ${hog}`).started;
+    await sandbox.execBackground(`sleep 2; ${memoryHog}`).started;
     await directory.server.kill();
     await until("its shim has ended", () => !isAlive(shim));
     await directory.restart();
