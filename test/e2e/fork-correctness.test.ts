@@ -223,8 +223,10 @@ describe("code kernels", () => {
       const children = await parent.fork(drawing.forkCount);
       const drawn = children.flatMap((child) =>
         sources.map(async ({ title, draw, options }) => {
-          const { logs, error } = await child.runCode(draw, options);
-          seen.get(title)?.push(JSON.parse(logs.stdout.join("") || JSON.stringify(error)));
+          // All children draw at once, which takes an emulated processor on a slow host longer than a cell is given unless asked.
+          const { logs, error } = await child.runCode(draw, { ...options, timeoutSeconds: 300 });
+          expect(error, title).toBeNull();
+          seen.get(title)?.push(JSON.parse(logs.stdout.join("")));
         }),
       );
       await Promise.all(drawn);
