@@ -116,6 +116,9 @@ const environment = { ...process.env, FORCE_COLOR: "0", NO_COLOR: "1", MITOS_RUN
 const only = process.argv.includes("--only") ? process.argv[process.argv.indexOf("--only") + 1] : undefined;
 /** Of a part that hangs, what it printed until then is worth more than the rest of CI's time. */
 const partDeadlineMs = 40 * 60_000;
+/** Of a part that takes longer than this, its slowest files are told. */
+const longPartMs = 120_000;
+const slowestShown = 8;
 /** What a part that is told to end has for its clean-up. */
 const endDeadlineMs = 10_000;
 const running = new Set();
@@ -144,12 +147,15 @@ async function runLane(parts) {
 async function runPart(part) {
   const started = Date.now();
   const { code, output } = await run(part);
-  const seconds = ((Date.now() - started) / 1000).toFixed(1);
+  const tookMs = Date.now() - started;
+  const seconds = (tookMs / 1000).toFixed(1);
   const counts = part.count?.(output) ?? { passed: code === 0 ? 1 : 0, failed: code === 0 ? 0 : 1, skipped: 0 };
   const ok = code === 0 && counts.failed === 0 && counts.passed > 0;
   process.stderr.write(`  ${ok ? "✓" : "✗"} ${part.name} (${describe(counts)}) ${seconds} s\n`);
   if (!ok) process.stderr.write(`${output.trimEnd()}\n`);
   else for (const [reason] of output.matchAll(/^(?:skipped|not run): .*$/gm)) process.stderr.write(`      ${reason}\n`);
+  const slowest = tookMs > longPartMs ? slowestFiles(output) : "";
+  if (slowest) process.stderr.write(`      slowest: ${slowest}\n`);
   return { ...counts, failed: ok ? 0 : Math.max(1, counts.failed) };
 }
 
@@ -185,6 +191,16 @@ function endGroup(child, signal) {
   setTimeout(() => {
     if (running.has(child)) process.kill(-child.pid, "SIGKILL");
   }, endDeadlineMs).unref();
+}
+
+/** As the reporter tells them; several files run at once. */
+function slowestFiles(output) {
+  const files = [...output.matchAll(/^ *[✓❯] .*?(\S+)\.test\.ts \(.*\) (\d+)ms$/gm)].map(([, name, ms]) => ({ name, ms: Number(ms) }));
+  files.sort((a, b) => b.ms - a.ms);
+  return files
+    .slice(0, slowestShown)
+    .map(({ name, ms }) => `${name} ${Math.round(ms / 1000)} s`)
+    .join(", ");
 }
 
 function countVitest(output) {
