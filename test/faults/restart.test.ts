@@ -22,19 +22,25 @@ describe("a server that is killed while streams are open, and started again", ()
     await directory.api.fork("python", "streams");
     const sandbox = at("streams");
     const lines = 150;
-    const counter = await sandbox.execBackground(`i=0; while [ $i -lt ${lines} ]; do i=$((i+1)); echo line $i; sleep 0.02; done`).started;
-    // Fills its ring only when nobody reads any more.
-    const flood = await sandbox.execBackground("until [ -e /tmp/flood ]; do sleep 0.05; done; seq 200000; echo end; exec sleep 1000")
-      .started;
+    // Each stops half-way until nobody reads any more, however long the others take to begin.
+    const alone = "until [ -e /tmp/alone ]; do sleep 0.05; done";
+    const counter = await sandbox.execBackground(
+      `i=0; while [ $i -lt ${lines} ]; do i=$((i+1)); echo line $i; [ $i -ne 50 ] || ${alone}; sleep 0.02; done`,
+    ).started;
+    const flood = await sandbox.execBackground(`${alone}; seq 200000; echo end; exec sleep 1000`).started;
     let screen = "";
     const pty = await sandbox.createPty((data) => {
       screen += Buffer.from(data).toString();
     });
     await pty.sendInput("answer=41; echo ready-$((1+1))\n");
-    const exec = sandbox.exec(
-      "for i in $(seq 1 100); do echo $i > /tmp/progress; sleep 0.02; done; echo all > /tmp/finished; exec sleep 1000",
-    );
-    const cell = sandbox.runCode("import time\nfor i in range(100):\n  print(i)\n  time.sleep(0.02)\nfinished = 'yes'");
+    const exec = sandbox.exec(`echo some > /tmp/progress; ${alone}; sleep 1; echo all > /tmp/finished; exec sleep 1000`);
+    const code = `print('begun')\nimport subprocess, time\nsubprocess.run("${alone}", shell=True)\nfor i in range(50):\n  print(i)\n  time.sleep(0.02)\nfinished = 'yes'`;
+    let printed = "";
+    const cell = sandbox.runCode(code, {
+      onStdout: (data) => {
+        printed += data;
+      },
+    });
     const broken = Promise.allSettled([exec, cell]);
 
     let text = "";
@@ -48,9 +54,13 @@ describe("a server that is killed while streams are open, and started again", ()
     })().catch(() => undefined);
     await until(
       "all of them have begun",
-      async () => text.includes("line 10\n") && screen.includes("ready-2") && (await sandbox.files.exists("/tmp/progress")),
+      async () =>
+        text.includes("line 10\n") &&
+        screen.includes("ready-2") &&
+        printed.includes("begun") &&
+        (await sandbox.files.exists("/tmp/progress")),
     );
-    await sandbox.exec("(sleep 0.5; touch /tmp/flood) > /dev/null 2>&1 &");
+    await sandbox.exec("(sleep 1; touch /tmp/alone) > /dev/null 2>&1 &");
     await directory.server.kill();
     await Promise.all([follow, broken]);
     expect((await broken).map(({ status }) => status)).toEqual(["rejected", "rejected"]);
