@@ -3,7 +3,7 @@ import { readFileSync } from "node:fs";
 import path from "node:path";
 import type { RunCodeOptions, Sandbox } from "@mitos/sdk";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { drawing } from "../support/engine-under-test.ts";
+import { drawing, patience } from "../support/engine-under-test.ts";
 import { type LiveServer, startLiveServer } from "../support/live-server.ts";
 import { installPackages } from "../support/python-packages.ts";
 import { until } from "../support/until.ts";
@@ -227,7 +227,7 @@ describe("code kernels", () => {
       const drawn = children.flatMap((child) =>
         sources.map(async ({ title, draw, options }) => {
           // All children draw at once, which takes an emulated processor on a slow host longer than a cell is given unless asked.
-          const { logs, error } = await child.runCode(draw, { ...options, timeoutSeconds: 300 });
+          const { logs, error } = await child.runCode(draw, { ...options, timeoutSeconds: 60 * patience });
           expect(error, title).toBeNull();
           seen.get(title)?.push(JSON.parse(logs.stdout.join("")));
         }),
