@@ -2,6 +2,15 @@
 export const limits = {
   /** Bodies of `/v1` JSON routes. */
   jsonBodyBytesMax: 32 * 1024 * 1024,
+  /**
+   * Bytes of request bodies that one owner's requests hold together until they are answered: three of the largest messages, seven of the
+   * largest JSON bodies.
+   */
+  heldBodyBytesPerOwnerMax: 256 * 1024 * 1024,
+  /** What an owner may hold however much the others do, so that small requests are always served. */
+  heldBodyBytesPerOwnerMin: 1024 * 1024,
+  /** The same of the whole server, also without keys. */
+  heldBodyBytesMax: 1024 * 1024 * 1024,
   /** One message of a Connect stream. */
   messageBytesMax: 64 * 1024 * 1024,
   /** One message on the WebSocket Exec route, client to server. */

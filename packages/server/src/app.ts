@@ -6,6 +6,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
+import type { HeldBody } from "./http/held-bodies.ts";
 import { type AnyResponse, endLateBody, retryAfter, sendPlain } from "./http/plain.ts";
 import { describeRequest } from "./http/tracing.ts";
 import { legacyRoutes } from "./legacy/index.ts";
@@ -24,6 +25,10 @@ import { sandboxRoutes } from "./routes/sandboxes.ts";
 import { templateRoutes } from "./routes/templates.ts";
 
 declare module "fastify" {
+  interface FastifyRequest {
+    /** What the server keeps of the body, until the answer is over or its client has left. */
+    heldBody: HeldBody;
+  }
   interface FastifyContextConfig {
     /** Only says that a path has other methods. */
     refusesMethod?: true;
@@ -43,10 +48,14 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
   app.addContentTypeParser("*", (_request, _payload, done) => done(null));
   app.setReplySerializer((payload) => `${JSON.stringify(payload)}\n`);
 
+  app.decorateRequest("heldBody");
   app.addHook("onRequest", async (request, reply) => {
     reply.header("X-Request-Id", request.id);
     authorise(context, request, reply);
     checkQueryEncoding(request.raw.url ?? "");
+    const held = context.holdBody(request.raw, `${request.method} ${request.routeOptions.url}`);
+    reply.raw.once("close", () => held[Symbol.dispose]());
+    request.heldBody = held;
   });
   app.addHook("onSend", async (_request, reply, payload) => {
     if (String(reply.getHeader("content-type")).startsWith("application/json")) reply.header("content-type", "application/json");

@@ -3,6 +3,7 @@ import type { Audit } from "./audit.ts";
 import type { Auth } from "./auth/auth.ts";
 import type { BuildSlots } from "./build-slots.ts";
 import type { AnyRequest } from "./http/guard.ts";
+import type { HeldBody } from "./http/held-bodies.ts";
 import type { Metrics } from "./metrics.ts";
 import type { StreamCap } from "./stream/cap.ts";
 
@@ -20,6 +21,8 @@ export interface ServerContext {
   readonly maxExecTimeoutSeconds: number;
   readonly streams: StreamCap;
   readonly builds: BuildSlots;
+  /** Counts the body of a request, whose caller is known by then, until it is disposed of. */
+  holdBody(request: AnyRequest, op: string): HeldBody;
   readonly audit: Audit;
   /** The audit log with the caller of a request on each line. */
   auditFor(request: AnyRequest): Pick<Audit, "record">;

@@ -15,6 +15,7 @@ import type { ServerContext } from "./context.ts";
 import { createDoor } from "./door.ts";
 import { Http2Sessions, http2Limits, idleMs, makeRoom } from "./http/connections.ts";
 import { isLoopback } from "./http/guard.ts";
+import { HeldBodies } from "./http/held-bodies.ts";
 import { createSharedPort } from "./http/shared-port.ts";
 import { createMetrics } from "./metrics.ts";
 import { createPreviewProxy } from "./preview/proxy.ts";
@@ -59,6 +60,8 @@ export interface ServerOptions {
   readonly eventSilenceMs?: number | undefined;
   /** Of all clients together; one more is closed at once. */
   readonly connectionsMax?: number | undefined;
+  /** Of request bodies that are not answered yet. Default: as in the limits of the protocol. */
+  readonly heldBodyBytesMax?: { readonly perOwner: number; readonly server: number } | undefined;
 }
 
 export interface RunningServer {
@@ -98,6 +101,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
   const shutdown = new AbortController();
   let closing = false;
   const streams = new StreamCap(options.maxStreamsPerSandbox ?? limits.streamsPerSandboxMax);
+  const bodies = new HeldBodies(options.heldBodyBytesMax);
   const audit = openAudit(options.auditLog);
   const metrics = createMetrics(engine, streams, options.version);
   const auth = options.auth ? new Auth(engine, log, new Refusals(audit, metrics.refusals, log)) : undefined;
@@ -115,6 +119,7 @@ export async function startServer(options: ServerOptions): Promise<RunningServer
     maxExecTimeoutSeconds: options.maxExecTimeoutSeconds ?? limits.timeoutSecondsMax,
     streams,
     builds: new BuildSlots(),
+    holdBody: (request, op) => bodies.hold(op, () => auth?.callerOf(request)),
     audit,
     auditFor: (request) => (auth ? auditOf(audit, auth.callerOf(request)) : audit),
     metrics,

@@ -17,12 +17,14 @@ import { rpcAccess } from "../auth/access.ts";
 import type { ServerContext } from "../context.ts";
 import { toConnectError } from "../errors.ts";
 import type { AnyRequest } from "../http/guard.ts";
+import type { HeldBody } from "../http/held-bodies.ts";
 import { type AnyResponse, endLateBody, sendConnectError, sendEndStream, sendPlain } from "../http/plain.ts";
 import { firstMessageIsWhole, unlessSilent } from "../http/silence.ts";
 import { describeRequest } from "../http/tracing.ts";
 import { writeTo } from "../stream/write.ts";
 import { withExecAliases } from "./aliases.ts";
 import { rawRequest } from "./call.ts";
+import { heldMessages, heldWhole } from "./held-messages.ts";
 import { blamingClient } from "./malformed.ts";
 import { sandboxService } from "./service.ts";
 
@@ -64,7 +66,7 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     const denied = context.auth?.authorise(request, response, rpcAccess[localName as keyof typeof rpcAccess], name);
     if (denied) return refuseRpc(request, response, denied);
     response.once("finish", () => endLateBody(request));
-    serve(handler, { request, response, bodySilenceMs: context.bodySilenceMs }).catch((error: unknown) => {
+    serve(context, handler, { request, response }).catch((error: unknown) => {
       context.log.debug({ requestId, rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
       request.destroy();
     });
@@ -82,13 +84,13 @@ export function refuseRpc(request: AnyRequest, response: AnyResponse, error: Mit
 interface Exchange {
   readonly request: AnyRequest;
   readonly response: AnyResponse;
-  readonly bodySilenceMs: number;
 }
 
-async function serve(handler: UniversalHandler, { request, response, bodySilenceMs }: Exchange): Promise<void> {
+async function serve(context: ServerContext, handler: UniversalHandler, { request, response }: Exchange): Promise<void> {
+  using held = context.holdBody(request, handler.method.name);
   const contextValues = createContextValues().set(rawRequest, request);
   const universal = universalRequestFromNodeRequest(request, response, undefined, contextValues);
-  const answer = await handler({ ...universal, body: bodyOf(handler, request, bodySilenceMs) });
+  const answer = await handler({ ...universal, body: bodyOf(handler, request, { held, silenceMs: context.bodySilenceMs }) });
   await sendAnswer(await blamingClient(answer), response);
 }
 
@@ -110,12 +112,20 @@ async function sendAnswer({ status, header, body, trailer }: UniversalServerResp
   response.end();
 }
 
-async function* bodyOf(handler: UniversalHandler, request: AnyRequest, bodySilenceMs: number): AsyncGenerator<Uint8Array> {
+interface Reading {
+  readonly held: HeldBody;
+  readonly silenceMs: number;
+}
+
+async function* bodyOf(handler: UniversalHandler, request: AnyRequest, { held, silenceMs }: Reading): AsyncGenerator<Uint8Array> {
   // An answer may be due before the body is read to its end, on the same connection: leaving the body must not destroy it.
   const bytes = request.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>;
+  const { methodKind } = handler.method;
   // Who types into a program, or has a connection into a sandbox, may think for hours.
-  const isCalm = handler.method.methodKind === "bidi_streaming" ? firstMessageIsWhole() : undefined;
-  const body = unlessSilent(bytes, bodySilenceMs, isCalm);
+  const isCalm = methodKind === "bidi_streaming" ? firstMessageIsWhole() : undefined;
+  const received = unlessSilent(bytes, silenceMs, isCalm);
+  const isOneMessage = methodKind === "unary" || methodKind === "server_streaming";
+  const body = isOneMessage ? heldWhole(received, held) : heldMessages(received, held);
   const isJson = (request.headers["content-type"] ?? "").startsWith(contentTypeStreamJson);
   try {
     yield* handler.method === pb.Sandbox.method.execStream && isJson ? withExecAliases(body) : body;

@@ -3,9 +3,10 @@
 import { once } from "node:events";
 import { type ClientHttp2Session, connect as connectHttp2, constants } from "node:http2";
 import { connect, type Socket } from "node:net";
+import { limits } from "@mitos/protocol";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
-import { get, useServer } from "../testing/harness.ts";
+import { get, makeKey, post, useServer } from "../testing/harness.ts";
 
 const MiB = 1024 * 1024;
 
@@ -91,6 +92,33 @@ describe("a flood on HTTP/2", () => {
     expect((await get(at, "/healthz")).status).toBe(200);
     for (const stream of streams) stream.close(constants.NGHTTP2_CANCEL);
     session.destroy();
+  });
+});
+
+describe("many bodies that do not end", () => {
+  const at = useServer({ auth: true });
+
+  it("are kept within the limit of their owner, and others are served", async () => {
+    const key = makeKey(at);
+    const before = process.memoryUsage.rss();
+    const part = Buffer.alloc(30 * MiB, 0x20);
+    const head = `POST /v1/fork HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ${key}\r\nContent-Length: ${31 * MiB}\r\n\r\n`;
+    let answers = 0;
+    const sockets = Array.from({ length: 20 }, () => {
+      const socket = connect(Number(new URL(at.url).port), "127.0.0.1").on("error", () => {});
+      socket.once("data", () => {
+        answers += 1;
+      });
+      socket.write(head);
+      return socket;
+    });
+    const sent = sockets.map((socket) => new Promise((resolve) => socket.write(part, resolve)));
+    const most = Math.floor(limits.heldBodyBytesPerOwnerMax / part.length);
+    await expect.poll(() => answers, { timeout: 20_000 }).toBeGreaterThanOrEqual(sockets.length - most);
+    await Promise.all(sent);
+    expect(process.memoryUsage.rss() - before).toBeLessThan(limits.heldBodyBytesPerOwnerMax + 256 * MiB);
+    expect((await post(at, "/v1/pause", { sandbox: "sb-1" }, at.admin)).status).toBe(200);
+    for (const socket of sockets) socket.destroy();
   });
 });
 

@@ -9,7 +9,7 @@ const bodyTimeoutMs = 60_000;
  * Reads and checks the whole body before anything happens.
  *
  * @param trailing - whether bytes behind the object are an error or, on the routes that never read them, nothing
- * @throws body_too_large; invalid_json; invalid_input, naming the first member that is wrong
+ * @throws body_too_large; quota_exceeded when too much is held already; invalid_json; invalid_input, naming the first member that is wrong
  */
 export async function readJson<Schema extends z.ZodType>(
   request: FastifyRequest,
@@ -39,6 +39,7 @@ async function readBody(request: FastifyRequest): Promise<Buffer> {
     for await (const chunk of request.raw.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
       length += chunk.length;
       if (length > limits.jsonBodyBytesMax) throw tooLarge();
+      request.heldBody.add(chunk.length);
       chunks.push(chunk);
     }
   } finally {
