@@ -45,6 +45,8 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
 
   app.addHook("onRequest", async (request, reply) => {
     reply.header("X-Request-Id", request.id);
+    // Nothing goes by it, and Fastify refuses one that is malformed.
+    request.raw.headers["content-type"] = "application/octet-stream";
     authorise(context, request, reply);
     checkQueryEncoding(request.raw.url ?? "");
   });

@@ -25,6 +25,10 @@ describe("templates", () => {
     expect((await get(at, "/v1/templates")).json.map((row: { id: string }) => row.id)).toContain("conf-template");
   });
 
+  it.each(["", "json", "text/plain", "a/b; c"])("may have a body of any type, such as %j", async (type) => {
+    expect((await post(at, "/v1/templates", { id: "t" }, { "Content-Type": type })).status).toBe(200);
+  });
+
   it("default to no network either way", async () => {
     expect((await post(at, "/v1/templates", { id: "t" })).json.network).toEqual({ egress: "deny", inbound: "deny" });
   });
@@ -300,6 +304,16 @@ describe("idempotency", () => {
     expect((await post(at, "/v1/fork", { id: "a", template: "python" }, key)).json.id).toBe("a");
     expect((await post(at, "/v1/fork", { id: "b", template: "python" }, key)).json).toMatchObject({ id: "a", template_id: "live:a" });
     expect(at.engine.sandboxes.has("b")).toBe(false);
+  });
+
+  it("takes whatever a header can hold for a key, up to 1024 characters", async () => {
+    for (const text of ["my key", "k".repeat(1024)]) {
+      const of = { "Idempotency-Key": text };
+      const { id } = (await post(at, "/v1/fork", { template: "python" }, of)).json;
+      expect((await post(at, "/v1/fork", { template: "python" }, of)).json.id).toBe(id);
+    }
+    const answer = await post(at, "/v1/fork", { template: "python" }, { "Idempotency-Key": "k".repeat(1025) });
+    expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
   });
 
   it("creates anew when the first resource is gone", async () => {
