@@ -6,7 +6,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
-import { type AnyResponse, endLateBody, retryAfter, sendPlain } from "./http/plain.ts";
+import { type AnyResponse, endLateBody, retryAfter, sendEnvelope, sendPlain } from "./http/plain.ts";
 import { describeRequest } from "./http/tracing.ts";
 import { legacyRoutes } from "./legacy/index.ts";
 import { buildContextRoutes } from "./routes/build-contexts.ts";
@@ -36,7 +36,12 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
   const app = Fastify({
     genReqId: () => randomUUID(),
     routerOptions: { maxParamLength: 512 },
-    frameworkErrors: (error, request, reply) => sendError(context, error, request, reply),
+    // Before any hook, and without what the hooks below do.
+    frameworkErrors: (error, request, reply) => {
+      reply.hijack();
+      endLateBody(request.raw);
+      sendEnvelope(reply.raw as AnyResponse, toMitosError(error));
+    },
   });
   // Handlers read bodies themselves: some are streams, and the limits and errors are ours.
   app.removeAllContentTypeParsers();

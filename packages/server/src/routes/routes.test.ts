@@ -399,8 +399,9 @@ describe("paths and methods", () => {
     expect(headers.allow).toBe(allow);
   });
 
-  it("answers malformed percent-encoding with 400", async () => {
-    expect((await get(at, "/v1/sandboxes/%zz")).json.error.code).toBe("invalid_input");
+  it("answers malformed percent-encoding with 400, in the form of all errors", async () => {
+    const { text, json, headers } = await get(at, "/v1/sandboxes/%zz");
+    expect([json.error.code, headers["content-type"], text.at(-1)]).toEqual(["invalid_input", "application/json", "\n"]);
   });
 
   it("says in health, readiness and metrics what it is", async () => {
