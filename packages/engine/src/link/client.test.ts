@@ -1,8 +1,8 @@
 import { createHash, randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { MitosError } from "@mitos/protocol";
-import { guest } from "@mitos/protocol/proto";
+import { guest, type sandbox } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
 import { LinkClient, type LinkOptions } from "./client.ts";
 import { type FakeCall, FakeGuest, type FakeGuestOptions } from "./fake-guest.ts";
@@ -881,6 +881,58 @@ describe("a hostile guest", () => {
       await call.end();
     };
     await expect(link.unary(method.list, { parent: "/" })).rejects.toMatchObject({ code: "sandbox_exhausted" });
+  });
+
+  const runAnswer = (message: MessageInitShape<typeof sandbox.RunCodeResponseSchema>) =>
+    toBinary(method.runCode.output, create(method.runCode.output, message));
+  it.each<[string, () => Uint8Array]>([
+    [
+      "representations of a result",
+      () => {
+        const data = Object.fromEntries(Array.from({ length: 60_000 }, (_, index) => [`k${index}`, noPayload]));
+        return runAnswer({ msg: { case: "result", value: { data } } });
+      },
+    ],
+    ["lines of a traceback", () => runAnswer({ msg: { case: "error", value: { traceback: Array.from({ length: 140_000 }, () => "") } } })],
+    ["results, of which the last is the answer", () => Buffer.alloc(400_000, Buffer.from([0x1a, 0]))],
+    [
+      "fields that the host does not know, in a group",
+      () => Buffer.concat([Buffer.from([0x7b]), Buffer.alloc(400_000, Buffer.from([0x10, 1])), Buffer.from([0x7c])]),
+    ],
+  ])("cannot make the host decode a flood of %s", async (_, answer) => {
+    const { fake, link } = await connected();
+    fake.handler = async (call) => {
+      await call.send(answer());
+      await call.end();
+    };
+    await expect(link.duplex(method.runCode, {}).messages.next()).rejects.toMatchObject({ code: "sandbox_exhausted" });
+    await expect(link.ping()).resolves.toBeGreaterThan(0);
+  });
+
+  it("ends the session with a large answer that is malformed within", async () => {
+    const { fake, link } = await connected();
+    const answer = Buffer.concat([Buffer.from([0x0a, 0x80, 0xea, 0x30]), Buffer.alloc(800_000), Buffer.from([0x22, 0x02, 0x1a, 0x7f])]);
+    fake.handler = async (call) => call.send(answer);
+    await expect(link.duplex(method.runCode, {}).messages.next()).rejects.toMatchObject({ code: "unavailable" });
+    await expect(link.closed).resolves.toBeInstanceOf(LinkViolation);
+  });
+
+  it("is none whose listing has as many entries as an agent sends, or whose processes", async () => {
+    const { fake, link } = await connected();
+    const info = { isDir: true, size: 1n, mode: 0o755, modifiedAtUnix: 1_790_000_000n };
+    const row = { ppid: 1, command: "sleep", state: "S", cpuPercent: 1, rssBytes: 4096n };
+    fake.handler = async (call) => {
+      if (call.method === "List") {
+        const entries = Array.from({ length: 200_000 }, (_, index) => ({ ...info, name: `${index}`, path: `/a/${index}` }));
+        await call.send(toBinary(method.list.output, create(method.list.output, { entries })));
+      } else {
+        const processes = Array.from({ length: 65_536 }, (_, index) => ({ ...row, pid: index + 1 }));
+        await call.send(toBinary(method.processes.output, create(method.processes.output, { processes })));
+      }
+      await call.end();
+    };
+    expect((await link.unary(method.list, { parent: "/" })).entries).toHaveLength(200_000);
+    expect((await link.unary(method.processes, {})).processes).toHaveLength(65_536);
   });
 });
 

@@ -21,6 +21,7 @@ import { guest } from "@mitos/protocol/proto";
 import type { Tunnel } from "../actions.ts";
 import type { FrameTransport } from "../driver.ts";
 import { Channel, type ChannelHost, type ChannelOptions, wideCreditBytes } from "./channel.ts";
+import { hasMoreFieldsThan, messageDepthMax } from "./field-count.ts";
 import { Fifo } from "./fifo.ts";
 import { type Frame, flagMore, frameType, noPayload, payloadBytesMax, uint32At } from "./frame.ts";
 import { callerLeft, decodeStatus, encodeStatus, errorOfStatus, linkLost, statusOfError } from "./status.ts";
@@ -44,7 +45,13 @@ const pingBytesMax = 64;
 const tunnelChunkBytes = 61_440;
 /** A message above this is looked through before it is decoded: two bytes of an empty list entry become an object of a hundred. */
 const decodeFreelyBytesMax = 262_144;
-const decodedFieldsMax = 262_144;
+/** As `hasMoreFieldsThan` counts. A result of a cell with 43,000 representations is far beyond any that somebody looks at. */
+const decodedFieldsMax = 131_072;
+/** Lists of which the agent sends more, by as many entries as it sends at most (files.rs, proctable.rs): an entry, and twice its 6 fields. */
+const listFieldsMax: ReadonlyMap<DescMessage, number> = new Map<DescMessage, number>([
+  [guest.Agent.method.list.output, 200_000 * 13],
+  [guest.Agent.method.processes.output, 65_536 * 13],
+]);
 
 export interface LinkOptions {
   /** How long HELLO_ACK and ADOPTED may take. Default 10 s: a restored machine may have to load its pages first. */
@@ -667,11 +674,12 @@ export class LinkClient {
 
   /** @throws unavailable; the session is over, since a message of the guest could not be read */
   #decode<Desc extends DescMessage>(schema: Desc, bytes: Uint8Array): MessageShape<Desc> {
-    if (bytes.byteLength > decodeFreelyBytesMax && countFields(bytes) > decodedFieldsMax) {
-      throw new MitosError("sandbox_exhausted", { cause: `an answer with more than ${decodedFieldsMax} entries` });
+    const fieldsMax = listFieldsMax.get(schema) ?? decodedFieldsMax;
+    if (bytes.byteLength > decodeFreelyBytesMax && hasMoreFieldsThan(fieldsMax, schema, bytes)) {
+      throw new MitosError("sandbox_exhausted", { cause: `an answer with more than ${fieldsMax} fields` });
     }
     try {
-      return fromBinary(schema, bytes, { readUnknownFields: false });
+      return fromBinary(schema, bytes, { readUnknownFields: false, recursionLimit: messageDepthMax });
     } catch {
       throw this.#broken(`a ${schema.typeName} that cannot be decoded`);
     }
@@ -811,30 +819,4 @@ function decodeFrame<Desc extends DescMessage>(schema: Desc, payload: Uint8Array
   } catch {
     throw new LinkViolation(`a ${schema.typeName} that cannot be decoded`);
   }
-}
-
-/** How many fields a message has at its top, without decoding it. What is malformed is left for the decoder to refuse. */
-function countFields(bytes: Uint8Array): number {
-  let at = 0;
-  let count = 0;
-  const varint = (): number => {
-    let value = 0;
-    for (let shift = 0; shift < 64; shift += 7) {
-      const byte = bytes[at] ?? 0;
-      at += 1;
-      value += (byte & 0x7f) * 2 ** shift;
-      if (byte < 0x80) break;
-    }
-    return value;
-  };
-  while (at < bytes.byteLength && count <= decodedFieldsMax) {
-    const wireType = varint() & 7;
-    count += 1;
-    if (wireType === 0) varint();
-    else if (wireType === 1) at += 8;
-    else if (wireType === 2) at += varint();
-    else if (wireType === 5) at += 4;
-    else break;
-  }
-  return count;
 }
