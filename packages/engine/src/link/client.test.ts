@@ -936,6 +936,93 @@ describe("a hostile guest", () => {
   });
 });
 
+describe("channels of a hostile guest", () => {
+  const data = (channel: number, bytes: number, flags = 0): Frame => ({
+    type: frameType.data,
+    flags,
+    channel,
+    payload: new Uint8Array(bytes),
+  });
+  const statusOf = ({ payload }: Frame) => fromBinary(guest.StatusSchema, payload);
+  const request = toBinary(guest.EgressPortsRequestSchema, create(guest.EgressPortsRequestSchema, { name: "a.test" }));
+
+  async function served(options: LinkOptions = {}) {
+    const { fake, link } = await connected({}, options);
+    let calls = 0;
+    link.onGuestCall(guest.Host.method.egressPorts, async () => {
+      calls += 1;
+      return {};
+    });
+    link.onGuestStream(guest.Host.method.egress, () => new Promise(() => undefined));
+    return { fake, link, calls: () => calls };
+  }
+
+  it.each(["EgressPorts", "Egress"])("cannot have the host put a message together that is longer than a frame's (%s)", async (name) => {
+    const { fake, link } = await served();
+    const channel = fake.open(name, noPayload, false);
+    fake.raw(data(channel, 40_000, 1));
+    expect(link.heldBytes).toBeLessThanOrEqual(65_536);
+    fake.raw(data(channel, 30_000, 1));
+    await expect(link.closed).resolves.toMatchObject({ message: "a message of more than 65536 bytes" });
+    expect(link.heldBytes).toBe(0);
+  });
+
+  it("takes a message as long as a frame's, cut in parts, and gives credit for it when it is taken", async () => {
+    const { fake, link } = await connected();
+    const taken: number[] = [];
+    let take = (): void => undefined;
+    link.onGuestStream(guest.Host.method.egress, async (_, stream) => {
+      await new Promise<void>((resolve) => {
+        take = resolve;
+      });
+      await stream.accept({});
+      for await (const chunk of stream) taken.push(chunk.byteLength);
+    });
+    const channel = fake.open("Egress", toBinary(guest.EgressOpenSchema, create(guest.EgressOpenSchema, { host: "a.test" })), false);
+    for (const bytes of [65_535, 65_535, 65_535]) fake.raw(data(channel, bytes, 1), data(channel, 1));
+    await turns(10);
+    expect(fake.sent(frameType.credit)).toHaveLength(0);
+    take();
+    await until(() => taken.length === 3);
+    expect(taken).toEqual([65_536, 65_536, 65_536]);
+    await until(() => fake.sent(frameType.credit).length > 0);
+    link.close();
+  });
+
+  it.each(["EgressPorts", "Egress"])("are refused when their first message does not come in time (%s)", async (name) => {
+    const { fake, link } = await served({ firstMessageMs: 20 });
+    const channel = fake.open(name, noPayload, false);
+    fake.raw(data(channel, 1_000, 1));
+    await expect.poll(() => fake.sent(frameType.reset).map(statusOf)).toMatchObject([{ code: "deadline_exceeded" }]);
+    expect([link.openChannels, link.heldBytes]).toEqual([0, 0]);
+  });
+
+  it("have no deadline after their first message", async () => {
+    const { fake, link } = await served({ firstMessageMs: 20 });
+    const channel = fake.open("Egress", noPayload, false);
+    fake.raw(data(channel, 0));
+    fake.open("Egress", toBinary(guest.EgressOpenSchema, create(guest.EgressOpenSchema, { host: "a.test" })), false);
+    await new Promise((resolve) => setTimeout(resolve, 60));
+    expect(link.openChannels).toBe(2);
+    link.close();
+  });
+
+  it("keep nothing behind the only message of a call", async () => {
+    const { fake, link, calls } = await served();
+    const early = fake.open("EgressPorts", noPayload, false);
+    fake.raw({ ...data(early, 0), payload: request }, data(early, 60_000, 1));
+    const late = fake.open("EgressPorts", request, false);
+    await until(() => fake.sent(frameType.end).length === 1);
+    fake.raw(data(late, 60_000));
+    await until(() => fake.sent(frameType.reset).length === 2);
+    expect(fake.sent(frameType.reset).map((frame) => [frame.channel, statusOf(frame).code])).toEqual([
+      [early, "invalid_argument"],
+      [late, "invalid_argument"],
+    ]);
+    expect([link.openChannels, link.heldBytes, calls()]).toEqual([0, 0, 1]);
+  });
+});
+
 describe("a guest that says nothing", () => {
   it("is asked, and lost when it does not answer while a call waits", async () => {
     const { fake, link } = await connected({}, { silenceMs: 20 });
