@@ -2,6 +2,9 @@
 export const limits = {
   /** Bodies of `/v1` JSON routes. */
   jsonBodyBytesMax: 32 * 1024 * 1024,
+  /** Of such bodies held at once until their requests are answered; and of one owner, where requests bring a key. */
+  bodyBytesMax: 512 * 1024 * 1024,
+  bodyBytesPerOwnerMax: 128 * 1024 * 1024,
   /** One message of a Connect stream. */
   messageBytesMax: 64 * 1024 * 1024,
   /** One message on the WebSocket Exec route, client to server. */

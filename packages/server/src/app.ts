@@ -6,6 +6,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
+import { BodyBudget, type HeldBody } from "./http/body-budget.ts";
 import { type AnyResponse, endLateBody, retryAfter, sendEnvelope, sendPlain } from "./http/plain.ts";
 import { describeRequest } from "./http/tracing.ts";
 import { legacyRoutes } from "./legacy/index.ts";
@@ -28,6 +29,10 @@ declare module "fastify" {
     /** Only says that a path has other methods. */
     refusesMethod?: true;
   }
+  interface FastifyRequest {
+    /** What is kept of its body counts for its owner until it is answered. */
+    holdBody(): HeldBody;
+  }
 }
 
 const methods: readonly HTTPMethods[] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -48,7 +53,14 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
   app.addContentTypeParser("*", (_request, _payload, done) => done(null));
   app.setReplySerializer((payload) => `${JSON.stringify(payload)}\n`);
 
+  const bodies = new BodyBudget();
+  app.decorateRequest("holdBody");
   app.addHook("onRequest", async (request, reply) => {
+    request.holdBody = () => {
+      const held = bodies.begin(context.auth?.callerOf(request.raw));
+      reply.raw.once("close", () => held[Symbol.dispose]());
+      return held;
+    };
     reply.header("X-Request-Id", request.id);
     // Nothing goes by it, and Fastify refuses one that is malformed.
     request.raw.headers["content-type"] = "application/octet-stream";

@@ -3,9 +3,10 @@
 import { once } from "node:events";
 import { type ClientHttp2Session, connect as connectHttp2, constants } from "node:http2";
 import { connect, type Socket } from "node:net";
+import { limits } from "@mitos/protocol";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
-import { get, useServer } from "../testing/harness.ts";
+import { bearer, get, makeKey, post, useServer } from "../testing/harness.ts";
 
 const MiB = 1024 * 1024;
 
@@ -136,6 +137,33 @@ describe("pipelined requests", () => {
     await once(socket, "close");
     expect(text).not.toMatch(/ 101 |401|404/);
     expect((await get(at, "/healthz")).status).toBe(200);
+  });
+});
+
+describe("bodies that are not finished", () => {
+  const at = useServer({ auth: true });
+  const begin = async (key: string, bytes: number): Promise<Socket> => {
+    const socket = connect(Number(new URL(at.url).port), "127.0.0.1").on("error", () => {});
+    socket.write(
+      `POST /v1/preview HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer ${key}\r\nContent-Length: ${limits.jsonBodyBytesMax}\r\n\r\n`,
+    );
+    await new Promise((resolve) => socket.write(Buffer.alloc(bytes, " "), resolve));
+    return socket;
+  };
+
+  it("are held for each owner within a limit, others are served, and what is held is free when they leave", async () => {
+    const [key, other] = [makeKey(at), makeKey(at, { owner: "bob" })];
+    const largest = limits.jsonBodyBytesMax - 1;
+    const unfinished = await Promise.all(
+      Array.from({ length: limits.bodyBytesPerOwnerMax / limits.jsonBodyBytesMax }, () => begin(key, largest)),
+    );
+    const refusal = { status: 429, json: { error: { code: "rate_limited", context: { retry_after_ms: 1000 } } } };
+    await expect
+      .poll(() => post(at, "/v1/preview", { padding: "x".repeat(1024) }, bearer(key)), { timeout: 20_000 })
+      .toMatchObject(refusal);
+    expect(await post(at, "/v1/fork", { id: "of-bob", template: "python" }, bearer(other))).toMatchObject({ status: 200 });
+    for (const socket of unfinished) socket.destroy();
+    await expect.poll(async () => (await post(at, "/v1/fork", { id: "of-alice", template: "python" }, bearer(key))).status).toBe(200);
   });
 });
 

@@ -9,7 +9,7 @@ const bodyTimeoutMs = 60_000;
  * Reads and checks the whole body before anything happens.
  *
  * @param trailing - whether bytes behind the object are an error or, on the routes that never read them, nothing
- * @throws body_too_large; invalid_json; invalid_input, naming the first member that is wrong
+ * @throws body_too_large; rate_limited; invalid_json; invalid_input, naming the first member that is wrong
  */
 export async function readJson<Schema extends z.ZodType>(
   request: FastifyRequest,
@@ -33,12 +33,14 @@ async function readBody(request: FastifyRequest): Promise<Buffer> {
   if (Number(request.headers["content-length"] ?? 0) > limits.jsonBodyBytesMax) throw tooLarge();
   const chunks: Buffer[] = [];
   let length = 0;
+  const held = request.holdBody();
   const deadline = setTimeout(() => request.raw.destroy(new Error("the request body took too long")), bodyTimeoutMs);
   try {
     // The answer is sent on the same connection, so an early end must not destroy the request.
     for await (const chunk of request.raw.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
       length += chunk.length;
       if (length > limits.jsonBodyBytesMax) throw tooLarge();
+      held.add(chunk.length);
       chunks.push(chunk);
     }
   } finally {
