@@ -208,7 +208,7 @@ describe("steps", () => {
       code: "build_failed",
       detail: {
         cause: expect.stringMatching(/^step 1 \(run .*\): it ended with exit code 100; [\s\S]*fetching[\s\S]*no such package: nosuch$/),
-        context: { step_index: 1, step_kind: "run", exit_code: 100 },
+        context: { step: 1, step_kind: "run" },
       },
     });
     expect((await eventsOf("broken")).at(-1)).toMatchObject({ kind: "failed", code: "build_failed" });

@@ -19,6 +19,10 @@ it("a defect of ours is one line and what to do, and its stack is shown only whe
   expect(toFailure("not even an error")).toMatchObject({ exitCode: 1, message: "mitos itself failed: not even an error" });
 });
 
+it("an id that is none is wrong usage", () => {
+  expect(toFailure(new AgentRunError("no id", { code: "invalid_sandbox_id", remediation: "Use one." })).exitCode).toBe(2);
+});
+
 it("whoever types commands is told commands, where a server names its routes", () => {
   const remedies = Object.entries(catalogue).filter(([, { remediation }]) => remediation.includes("/v1/"));
   expect(remedies).not.toEqual([]);

@@ -88,6 +88,7 @@ function exitCodeOf(error: AgentRunError): number {
   if (error.code === "not_found" || error.code === "idle_timeout") return exitCodes.notFound;
   if (error.code === "exec_timeout" || error.code === "wait_timeout") return exitCodes.timedOut;
   if (error.code === "canceled") return exitCodes.interrupted;
+  if (error.code === "invalid_sandbox_id") return exitCodes.usage;
   return exitCodes.failure;
 }
 

@@ -138,10 +138,10 @@ export function requireTimeout(timeoutSeconds: number, sandbox: SandboxId): void
   if (!Number.isFinite(timeoutSeconds) || timeoutSeconds <= 0) {
     throw new MitosError("invalid_input", { cause: "a time-out must be a positive number of seconds" });
   }
-  if (timeoutSeconds > limits.timeoutSecondsMax) {
+  if (timeoutSeconds > limits.timeoutSecondsCounted) {
     throw new MitosError("timeout_too_large", {
-      cause: `${timeoutSeconds} s is above ${limits.timeoutSecondsMax} s`,
-      context: { sandbox, requested_s: timeoutSeconds, max_timeout_s: limits.timeoutSecondsMax },
+      cause: `${timeoutSeconds} s is above ${limits.timeoutSecondsCounted} s`,
+      context: { sandbox, requested_s: timeoutSeconds, max_timeout_s: limits.timeoutSecondsCounted },
     });
   }
 }

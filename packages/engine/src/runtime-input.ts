@@ -100,8 +100,8 @@ export function textBytes(text: string, field: string): number {
 export function checkTimeout(timeoutMs: number | undefined): bigint {
   if (timeoutMs === undefined) return 0n;
   if (!Number.isFinite(timeoutMs) || timeoutMs < 0) throw invalid("the time-out must be a positive number, or 0 for none");
-  if (timeoutMs > limits.timeoutSecondsMax * 1000) {
-    const context = { requested_s: Math.ceil(timeoutMs / 1000), max_timeout_s: limits.timeoutSecondsMax };
+  if (timeoutMs > limits.timeoutSecondsCounted * 1000) {
+    const context = { requested_s: Math.ceil(timeoutMs / 1000), max_timeout_s: limits.timeoutSecondsCounted };
     throw new MitosError("timeout_too_large", { cause: `${context.requested_s} s`, context });
   }
   return BigInt(Math.ceil(timeoutMs));

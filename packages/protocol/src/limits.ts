@@ -17,8 +17,10 @@ export const limits = {
   webSocketMessageBytesMax: 1024 * 1024,
   /** One chunk of output in an answer. */
   outputChunkBytesMax: 32 * 1024,
-  /** Ceiling for every requested time-out; a request above it is rejected, never clamped. */
+  /** Ceiling for every requested time-out, unless the server is given another; a request above it is rejected, never clamped. */
   timeoutSecondsMax: 86_400,
+  /** What is refused whatever the ceiling, also by a server without one: 68 years, which every clock and timer here can count. */
+  timeoutSecondsCounted: 2 ** 31,
   execTimeoutSecondsDefault: 30,
   runCodeTimeoutSecondsDefault: 60,
   /** Streams open at once on one sandbox. */

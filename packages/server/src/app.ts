@@ -7,7 +7,7 @@ import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
 import type { HeldBody } from "./http/held-bodies.ts";
-import { type AnyResponse, endLateBody, retryAfter, sendPlain } from "./http/plain.ts";
+import { type AnyResponse, endLateBody, retryAfter, sendEnvelope, sendPlain } from "./http/plain.ts";
 import { describeRequest } from "./http/tracing.ts";
 import { legacyRoutes } from "./legacy/index.ts";
 import { buildContextRoutes } from "./routes/build-contexts.ts";
@@ -41,7 +41,12 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
   const app = Fastify({
     genReqId: () => randomUUID(),
     routerOptions: { maxParamLength: 512 },
-    frameworkErrors: (error, request, reply) => sendError(context, error, request, reply),
+    // Before any hook, and without what the hooks below do.
+    frameworkErrors: (error, request, reply) => {
+      reply.hijack();
+      endLateBody(request.raw);
+      sendEnvelope(reply.raw as AnyResponse, toMitosError(error));
+    },
   });
   // Handlers read bodies themselves: some are streams, and the limits and errors are ours.
   app.removeAllContentTypeParsers();
@@ -51,6 +56,8 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
   app.decorateRequest("heldBody");
   app.addHook("onRequest", async (request, reply) => {
     reply.header("X-Request-Id", request.id);
+    // Nothing goes by it, and Fastify refuses one that is malformed.
+    request.raw.headers["content-type"] = "application/octet-stream";
     authorise(context, request, reply);
     checkQueryEncoding(request.raw.url ?? "");
     const held = context.holdBody(request.raw, `${request.method} ${request.routeOptions.url}`);

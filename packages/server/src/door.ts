@@ -12,6 +12,7 @@ import { type AnyRequest, refusal } from "./http/guard.ts";
 import { type AnyResponse, endLateBody, sendConnectError, sendEnvelope } from "./http/plain.ts";
 import { traceRequest } from "./http/tracing.ts";
 import type { PreviewProxy } from "./preview/proxy.ts";
+import { breakOff, upgradingClient } from "./proxy/exchange.ts";
 import type { Expose } from "./proxy/expose.ts";
 import type { UpgradeVisit, Visit } from "./proxy/ports.ts";
 import { refuseUpgrade, type Sessions } from "./websocket/session.ts";
@@ -44,15 +45,24 @@ export function createDoor(context: ServerContext, { boundHost, app, connect, we
   const guard = (request: AnyRequest) => refusal(request, auth ? undefined : boundHost);
   const sessionsFor = (request: AnyRequest) => webSockets.find(({ path }) => path === request.url?.split("?", 1)[0]);
 
+  /** Whatever goes wrong with one ends its own connection, and nothing else. */
+  const bring = (visit: Visit, served: Promise<void>): void => {
+    served.catch((error: unknown) => {
+      context.log.error({ err: error }, "a request to a port was broken off");
+      if (visit.kind === "upgrade") visit.socket.destroy();
+      else breakOff(visit.response);
+    });
+  };
+
   const serve = (request: AnyRequest, response: AnyResponse) => {
     const visit: Visit = { kind: "request", request, response };
-    if (previews.isPreviewHost(request)) return void previews.serve(visit);
+    if (previews.isPreviewHost(request)) return bring(visit, previews.serve(visit));
     const isConnect = request.url?.startsWith(servicePrefix);
     const refused = guard(request);
     if (refused) return isConnect ? sendConnectError(response, toConnectError(refused)) : sendEnvelope(response, refused);
-    if (previews.isPreviewPath(request)) return void previews.serve(visit);
+    if (previews.isPreviewPath(request)) return bring(visit, previews.serve(visit));
     const denied = auth?.authenticate(request);
-    if (expose.accepts(request)) return void expose.serve(visit, denied);
+    if (expose.accepts(request)) return bring(visit, expose.serve(visit, denied));
     if (denied) {
       endLateBody(request);
       return isConnect ? refuseRpc(request, response, denied) : sendEnvelope(response, denied);
@@ -65,22 +75,33 @@ export function createDoor(context: ServerContext, { boundHost, app, connect, we
   /** @returns why it is refused where that is decided here */
   const upgrade = (visit: UpgradeVisit): MitosError | undefined => {
     const { request, socket, head } = visit;
-    if (previews.isPreviewHost(request)) return void previews.serve(visit);
+    if (previews.isPreviewHost(request)) return void bring(visit, previews.serve(visit));
     const refused = guard(request);
-    if (!refused && previews.isPreviewPath(request)) return void previews.serve(visit);
+    if (!refused && previews.isPreviewPath(request)) return void bring(visit, previews.serve(visit));
     const denied = refused ?? auth?.authenticate(request);
-    if (!refused && expose.accepts(request)) return void expose.serve(visit, denied);
+    if (!refused && expose.accepts(request)) return void bring(visit, expose.serve(visit, denied));
     const forbidden = denied ?? auth?.authorise(request, socket, webSocketAccess, "a program over a WebSocket");
     if (forbidden) refuseUpgrade(socket, forbidden);
     else sessionsFor(request)?.upgrade(request, socket, head);
     return forbidden;
   };
 
+  /** By connection of HTTP/1: answers that are not complete. */
+  const answering = new WeakMap<Duplex, number>();
+  const countAnswers = (request: AnyRequest, change: 1 | -1) => {
+    if ("stream" in request) return; // of HTTP/2
+    answering.set(request.socket, (answering.get(request.socket) ?? 0) + change);
+  };
+
   return {
     serve(request, response) {
       request.on("error", () => {}); // whoever reads the body sees it
+      countAnswers(request, 1);
       const done = traceRequest(request, () => serve(request, response));
-      response.once("close", () => done(response.statusCode));
+      response.once("close", () => {
+        countAnswers(request, -1);
+        done(response.statusCode);
+      });
     },
     takesUpgrade: (request) =>
       request.method === "GET" &&
@@ -88,9 +109,14 @@ export function createDoor(context: ServerContext, { boundHost, app, connect, we
       (previews.isPreviewHost(request) || previews.isPreviewPath(request) || expose.accepts(request) || sessionsFor(request) !== undefined),
     upgrade(request, socket, head) {
       socket.on("error", () => {}); // "close" follows
+      // Node hands the connection over while an earlier answer is still being written to it: whoever does not wait for that gets neither.
+      if (answering.get(socket)) {
+        socket.destroy();
+        return;
+      }
       let refused: MitosError | undefined;
       const done = traceRequest(request, () => {
-        refused = upgrade({ kind: "upgrade", request, socket, head });
+        refused = upgrade({ kind: "upgrade", ...upgradingClient(request, socket, head) });
       });
       socket.once("close", () => done(refused?.entry.status ?? 101));
     },

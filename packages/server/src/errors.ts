@@ -16,8 +16,6 @@ export function toMitosError(error: unknown): MitosError {
       return new MitosError("invalid_input", { cause: "the path is not valid percent-encoding", reason: error });
     case "FST_ERR_MAX_PARAM_LENGTH":
       return new MitosError("invalid_input", { cause: "a part of the path is too long", reason: error });
-    case "FST_ERR_CTP_INVALID_MEDIA_TYPE":
-      return new MitosError("invalid_input", { cause: "the Content-Type is malformed", reason: error });
     // What Node says of a connection that the client has closed, by the moment in which it did.
     case "ECANCELED":
     case "ECONNRESET":

@@ -99,6 +99,13 @@ export const forkBudget = z.int().min(0).max(limits.forkBudgetMax);
 
 export const seconds = z.int().min(1, "must be at least 1");
 
+/** What kind of file it is among its bits, as a listing tells it, is not set. */
+export const fileMode = z
+  .int()
+  .min(0)
+  .max(0o177777, "must be at most 0o177777")
+  .transform((mode) => mode & 0o7777);
+
 export const terminalSide = z.int().min(1).max(65_535);
 
 /** Above the ceiling is refused, never clamped. @throws timeout_too_large */

@@ -244,7 +244,7 @@ describe("steps", () => {
       code: "build_failed",
       detail: {
         cause: expect.stringMatching(/^step 1 \(run two\): it ended with exit code 100; [\s\S]*no such package$/),
-        context: { step_index: 1, step_kind: "run", exit_code: 100 },
+        context: { step: 1, step_kind: "run" },
         remediation: expect.stringContaining("Change that step"),
       },
     });

@@ -182,7 +182,6 @@ async function diedOf(machine: Machine, { resources }: BuildMachine, reason: unk
     return new MitosError("build_failed", {
       cause: `it needed more memory than the ${resources.memSizeMiB} MiB of its machine`,
       remediation: "Give the template more memory (resources.mem_size_mib), or let the command use less.",
-      context: { mem_size_mib: resources.memSizeMiB },
       reason,
     });
   }

@@ -76,7 +76,7 @@ function memSizeMiBFor(core: Core, { memSizeMiB }: MachineResources): number {
 
 function failed(exit: ProcessExit | undefined, tail: string): MitosError {
   const cause = `${describe(exit)}${tail ? `; its output ended with:\n${tail}` : " and printed nothing"}`;
-  return new MitosError("build_failed", { cause, ...(exit ? { context: { exit_code: exit.exitCode } } : {}) });
+  return new MitosError("build_failed", { cause });
 }
 
 function describe(exit: ProcessExit | undefined): string {

@@ -106,7 +106,7 @@ async function requireContexts(core: Core, steps: readonly BuildStep[], from: Di
     throw new MitosError("invalid_input", {
       cause: `build_steps[${index}] copies ${step.context}, which is not here`,
       remediation: `Send the files first, as a tar with this digest: PUT /v1/contexts/${step.context}.`,
-      context: { step_index: index, step_kind: "copy" },
+      context: { step: index, step_kind: "copy" },
     });
   }
 }
@@ -255,7 +255,7 @@ function atStep(error: unknown, step: BuildStep, index: number): MitosError {
   return new MitosError("build_failed", {
     ...rest,
     cause: `step ${index} (${step.kind} ${labelOf(step)}): ${cause}`,
-    context: { ...context, step_index: index, step_kind: step.kind },
+    context: { ...context, step: index, step_kind: step.kind },
     remediation: rest.remediation ?? "Change that step and create the template again: the steps before it are not run again.",
   });
 }

@@ -75,6 +75,8 @@ export interface ChannelOptions {
   readonly receiveEnded?: boolean;
   /** Carries large contents to here. */
   readonly isWide?: boolean;
+  /** Of a message to here. Default `limits.messageBytesMax`. */
+  readonly messageBytesMax?: number;
 }
 
 export class Channel {
@@ -101,6 +103,8 @@ export class Channel {
   #assembly: Uint8Array | undefined;
   #assembled = 0;
   #assembling = false;
+  readonly #messageBytesMax: number;
+  #refusesMore = false;
   #receiveEnded: boolean;
   #waiter: Waiter | undefined;
   #lastTaken = false;
@@ -120,6 +124,7 @@ export class Channel {
     this.#sendEnded = options.sendEnded ?? false;
     this.#receiveEnded = options.receiveEnded ?? false;
     this.#narrowBytes = options.isWide ? initialCreditBytes : undefined;
+    this.#messageBytesMax = options.messageBytesMax ?? limits.messageBytesMax;
   }
 
   get isGone(): boolean {
@@ -252,6 +257,12 @@ export class Channel {
     this.#lastTaken = true;
   }
 
+  /** The call has had its only message: another one, or the beginning of one, resets the channel, also when it came already. */
+  refuseMore(): void {
+    this.#refusesMore = true;
+    if (this.#in.length > 0 || this.#assembling) this.#resetForMore();
+  }
+
   /** @throws LinkViolation */
   receiveData(payload: Uint8Array, more: boolean): void {
     if (this.#receiveEnded) throw new LinkViolation("DATA after END");
@@ -261,6 +272,10 @@ export class Channel {
     this.#widenAfter(length);
     if (this.#endWatch) {
       this.reset(); // more than its last message, and nobody to take it
+      return;
+    }
+    if (this.#refusesMore) {
+      this.#resetForMore();
       return;
     }
     if (more || this.#assembling) {
@@ -339,11 +354,11 @@ export class Channel {
   /** Puts a message together in one growing buffer: a list of parts would cost more than the parts when they are small. */
   #assemble(payload: Uint8Array, more: boolean): void {
     const size = this.#assembled + payload.byteLength;
-    if (size > limits.messageBytesMax) throw new LinkViolation(`a message of more than ${limits.messageBytesMax} bytes`);
+    if (size > this.#messageBytesMax) throw new LinkViolation(`a message of more than ${this.#messageBytesMax} bytes`);
     this.#assembling = true;
     const capacity = this.#assembly?.byteLength ?? 0;
     if (size > capacity) {
-      const grown = Math.min(Math.max(assemblyBytesMin, capacity * 2, size), limits.messageBytesMax);
+      const grown = Math.min(Math.max(assemblyBytesMin, capacity * 2, size), this.#messageBytesMax);
       if (!this.#host.hold(grown - capacity)) {
         this.#overflow();
         return;
@@ -354,9 +369,13 @@ export class Channel {
     }
     this.#assembly?.set(payload, this.#assembled);
     this.#assembled = size;
-    // Credit for a part is due when it arrives, but a guest that has whole messages waiting here gets no more room for others.
-    if (this.#in.length === 0) this.#owe(payload.byteLength);
-    else this.#owedLater += payload.byteLength;
+    // Where the window has room for any message credit is due when that is taken. Else it is due for a part when it arrives, but a guest that has
+    // whole messages waiting here gets no more room for others.
+    const fitsWindow = this.#messageBytesMax <= initialCreditBytes - creditStepBytes;
+    if (!fitsWindow) {
+      if (this.#in.length === 0) this.#owe(payload.byteLength);
+      else this.#owedLater += payload.byteLength;
+    }
     if (more) return;
 
     const held = this.#assembly?.byteLength ?? 0;
@@ -364,11 +383,13 @@ export class Channel {
     this.#assembly = undefined;
     this.#assembled = 0;
     this.#assembling = false;
+    const credit = fitsWindow ? size : 0;
     if (this.#waiter) {
       this.#host.hold(-held);
+      this.#owe(credit);
       this.#deliver(bytes);
     } else if (this.#host.hold(messageOverheadBytes)) {
-      this.#in.push({ bytes, held: held + messageOverheadBytes, credit: 0 });
+      this.#in.push({ bytes, held: held + messageOverheadBytes, credit });
     } else {
       this.#host.hold(-held);
       this.#overflow();
@@ -379,6 +400,10 @@ export class Channel {
     const waiter = this.#waiter;
     this.#waiter = undefined;
     waiter?.resolve(bytes);
+  }
+
+  #resetForMore(): void {
+    this.reset(new MitosError("invalid_input", { cause: `a second message for ${this.method}` }));
   }
 
   #overflow(): void {

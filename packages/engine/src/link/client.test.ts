@@ -1,8 +1,8 @@
 import { createHash, randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
+import { create, fromBinary, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { MitosError } from "@mitos/protocol";
-import { guest } from "@mitos/protocol/proto";
+import { guest, type sandbox } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
 import { LinkClient, type LinkOptions } from "./client.ts";
 import { type FakeCall, FakeGuest, type FakeGuestOptions } from "./fake-guest.ts";
@@ -881,6 +881,145 @@ describe("a hostile guest", () => {
       await call.end();
     };
     await expect(link.unary(method.list, { parent: "/" })).rejects.toMatchObject({ code: "sandbox_exhausted" });
+  });
+
+  const runAnswer = (message: MessageInitShape<typeof sandbox.RunCodeResponseSchema>) =>
+    toBinary(method.runCode.output, create(method.runCode.output, message));
+  it.each<[string, () => Uint8Array]>([
+    [
+      "representations of a result",
+      () => {
+        const data = Object.fromEntries(Array.from({ length: 60_000 }, (_, index) => [`k${index}`, noPayload]));
+        return runAnswer({ msg: { case: "result", value: { data } } });
+      },
+    ],
+    ["lines of a traceback", () => runAnswer({ msg: { case: "error", value: { traceback: Array.from({ length: 140_000 }, () => "") } } })],
+    ["results, of which the last is the answer", () => Buffer.alloc(400_000, Buffer.from([0x1a, 0]))],
+    [
+      "fields that the host does not know, in a group",
+      () => Buffer.concat([Buffer.from([0x7b]), Buffer.alloc(400_000, Buffer.from([0x10, 1])), Buffer.from([0x7c])]),
+    ],
+  ])("cannot make the host decode a flood of %s", async (_, answer) => {
+    const { fake, link } = await connected();
+    fake.handler = async (call) => {
+      await call.send(answer());
+      await call.end();
+    };
+    await expect(link.duplex(method.runCode, {}).messages.next()).rejects.toMatchObject({ code: "sandbox_exhausted" });
+    await expect(link.ping()).resolves.toBeGreaterThan(0);
+  });
+
+  it("ends the session with a large answer that is malformed within", async () => {
+    const { fake, link } = await connected();
+    const answer = Buffer.concat([Buffer.from([0x0a, 0x80, 0xea, 0x30]), Buffer.alloc(800_000), Buffer.from([0x22, 0x02, 0x1a, 0x7f])]);
+    fake.handler = async (call) => call.send(answer);
+    await expect(link.duplex(method.runCode, {}).messages.next()).rejects.toMatchObject({ code: "unavailable" });
+    await expect(link.closed).resolves.toBeInstanceOf(LinkViolation);
+  });
+
+  it("is none whose listing has as many entries as an agent sends, or whose processes", async () => {
+    const { fake, link } = await connected();
+    const info = { isDir: true, size: 1n, mode: 0o755, modifiedAtUnix: 1_790_000_000n };
+    const row = { ppid: 1, command: "sleep", state: "S", cpuPercent: 1, rssBytes: 4096n };
+    fake.handler = async (call) => {
+      if (call.method === "List") {
+        const entries = Array.from({ length: 200_000 }, (_, index) => ({ ...info, name: `${index}`, path: `/a/${index}` }));
+        await call.send(toBinary(method.list.output, create(method.list.output, { entries })));
+      } else {
+        const processes = Array.from({ length: 65_536 }, (_, index) => ({ ...row, pid: index + 1 }));
+        await call.send(toBinary(method.processes.output, create(method.processes.output, { processes })));
+      }
+      await call.end();
+    };
+    expect((await link.unary(method.list, { parent: "/" })).entries).toHaveLength(200_000);
+    expect((await link.unary(method.processes, {})).processes).toHaveLength(65_536);
+  });
+});
+
+describe("channels of a hostile guest", () => {
+  const data = (channel: number, bytes: number, flags = 0): Frame => ({
+    type: frameType.data,
+    flags,
+    channel,
+    payload: new Uint8Array(bytes),
+  });
+  const statusOf = ({ payload }: Frame) => fromBinary(guest.StatusSchema, payload);
+  const request = toBinary(guest.EgressPortsRequestSchema, create(guest.EgressPortsRequestSchema, { name: "a.test" }));
+
+  async function served(options: LinkOptions = {}) {
+    const { fake, link } = await connected({}, options);
+    let calls = 0;
+    link.onGuestCall(guest.Host.method.egressPorts, async () => {
+      calls += 1;
+      return {};
+    });
+    link.onGuestStream(guest.Host.method.egress, () => new Promise(() => undefined));
+    return { fake, link, calls: () => calls };
+  }
+
+  it.each(["EgressPorts", "Egress"])("cannot have the host put a message together that is longer than a frame's (%s)", async (name) => {
+    const { fake, link } = await served();
+    const channel = fake.open(name, noPayload, false);
+    fake.raw(data(channel, 40_000, 1));
+    expect(link.heldBytes).toBeLessThanOrEqual(65_536);
+    fake.raw(data(channel, 30_000, 1));
+    await expect(link.closed).resolves.toMatchObject({ message: "a message of more than 65536 bytes" });
+    expect(link.heldBytes).toBe(0);
+  });
+
+  it("takes a message as long as a frame's, cut in parts, and gives credit for it when it is taken", async () => {
+    const { fake, link } = await connected();
+    const taken: number[] = [];
+    let take = (): void => undefined;
+    link.onGuestStream(guest.Host.method.egress, async (_, stream) => {
+      await new Promise<void>((resolve) => {
+        take = resolve;
+      });
+      await stream.accept({});
+      for await (const chunk of stream) taken.push(chunk.byteLength);
+    });
+    const channel = fake.open("Egress", toBinary(guest.EgressOpenSchema, create(guest.EgressOpenSchema, { host: "a.test" })), false);
+    for (const bytes of [65_535, 65_535, 65_535]) fake.raw(data(channel, bytes, 1), data(channel, 1));
+    await turns(10);
+    expect(fake.sent(frameType.credit)).toHaveLength(0);
+    take();
+    await until(() => taken.length === 3);
+    expect(taken).toEqual([65_536, 65_536, 65_536]);
+    await until(() => fake.sent(frameType.credit).length > 0);
+    link.close();
+  });
+
+  it.each(["EgressPorts", "Egress"])("are refused when their first message does not come in time (%s)", async (name) => {
+    const { fake, link } = await served({ firstMessageMs: 20 });
+    const channel = fake.open(name, noPayload, false);
+    fake.raw(data(channel, 1_000, 1));
+    await expect.poll(() => fake.sent(frameType.reset).map(statusOf)).toMatchObject([{ code: "deadline_exceeded" }]);
+    expect([link.openChannels, link.heldBytes]).toEqual([0, 0]);
+  });
+
+  it("have no deadline after their first message", async () => {
+    const { fake, link } = await served({ firstMessageMs: 20 });
+    const channel = fake.open("Egress", noPayload, false);
+    fake.raw(data(channel, 0));
+    fake.open("Egress", toBinary(guest.EgressOpenSchema, create(guest.EgressOpenSchema, { host: "a.test" })), false);
+    await new Promise((resolve) => setTimeout(resolve, 60));
+    expect(link.openChannels).toBe(2);
+    link.close();
+  });
+
+  it("keep nothing behind the only message of a call", async () => {
+    const { fake, link, calls } = await served();
+    const early = fake.open("EgressPorts", noPayload, false);
+    fake.raw({ ...data(early, 0), payload: request }, data(early, 60_000, 1));
+    const late = fake.open("EgressPorts", request, false);
+    await until(() => fake.sent(frameType.end).length === 1);
+    fake.raw(data(late, 60_000));
+    await until(() => fake.sent(frameType.reset).length === 2);
+    expect(fake.sent(frameType.reset).map((frame) => [frame.channel, statusOf(frame).code])).toEqual([
+      [early, "invalid_argument"],
+      [late, "invalid_argument"],
+    ]);
+    expect([link.openChannels, link.heldBytes, calls()]).toEqual([0, 0, 1]);
   });
 });
 

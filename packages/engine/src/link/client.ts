@@ -21,6 +21,7 @@ import { guest } from "@mitos/protocol/proto";
 import type { Tunnel } from "../actions.ts";
 import type { FrameTransport } from "../driver.ts";
 import { Channel, type ChannelHost, type ChannelOptions, wideCreditBytes } from "./channel.ts";
+import { hasMoreFieldsThan, messageDepthMax } from "./field-count.ts";
 import { Fifo } from "./fifo.ts";
 import { type Frame, flagMore, frameType, noPayload, payloadBytesMax, uint32At } from "./frame.ts";
 import { callerLeft, decodeStatus, encodeStatus, errorOfStatus, linkLost, statusOfError } from "./status.ts";
@@ -32,6 +33,8 @@ export const protocolVersion = 5;
 
 const channelsMax = 512;
 const openMessageBytesMax = 60_000;
+/** Of a message on a channel that the guest opened: the agent's requests and pieces of a connection each fit into a frame. */
+const guestMessageBytesMax = payloadBytesMax;
 const channelNumberMax = 0xffff_fffe;
 /** Channels with a wider window at the same time; others keep theirs. */
 const wideChannelsMax = 8;
@@ -42,9 +45,17 @@ const endTimeoutMsDefault = 10_000;
 const pingsMax = 16;
 const pingBytesMax = 64;
 const tunnelChunkBytes = 61_440;
+/** The first message of a call of the guest, which the agent sends with OPEN. */
+const firstMessageMsDefault = 30_000;
 /** A message above this is looked through before it is decoded: two bytes of an empty list entry become an object of a hundred. */
 const decodeFreelyBytesMax = 262_144;
-const decodedFieldsMax = 262_144;
+/** As `hasMoreFieldsThan` counts. A result of a cell with 43,000 representations is far beyond any that somebody looks at. */
+const decodedFieldsMax = 131_072;
+/** Lists of which the agent sends more, by as many entries as it sends at most (files.rs, proctable.rs): an entry, and twice its 6 fields. */
+const listFieldsMax: ReadonlyMap<DescMessage, number> = new Map<DescMessage, number>([
+  [guest.Agent.method.list.output, 200_000 * 13],
+  [guest.Agent.method.processes.output, 65_536 * 13],
+]);
 
 export interface LinkOptions {
   /** How long HELLO_ACK and ADOPTED may take. Default 10 s: a restored machine may have to load its pages first. */
@@ -57,6 +68,8 @@ export interface LinkOptions {
   readonly silenceMs?: number;
   /** How long a call whose caller has left after the last message may take to its END before it is reset. Default 10 s: a fork may come between. */
   readonly endTimeoutMs?: number;
+  /** How long the first message of a channel of the guest may take when OPEN did not bring it, before the channel is refused. Default 30 s. */
+  readonly firstMessageMs?: number;
   /**
    * Resolves when whoever owns the machine has had its chance to `close` a lost session with the reason; called when the link is lost. What
    * is under way fails no earlier. Default: at once.
@@ -163,6 +176,7 @@ export class LinkClient {
   readonly #handshakeTimeoutMs: number;
   readonly #heldBytesMax: number;
   readonly #silenceMs: number;
+  readonly #firstMessageMs: number;
   /** Runs while calls are under way. */
   #silenceWatch: NodeJS.Timeout | undefined;
   #heard = false;
@@ -192,6 +206,7 @@ export class LinkClient {
     this.#handshakeTimeoutMs = options.handshakeTimeoutMs ?? 10_000;
     this.#heldBytesMax = options.heldBytesMax ?? heldBytesMaxDefault;
     this.#silenceMs = options.silenceMs ?? silenceMsDefault;
+    this.#firstMessageMs = options.firstMessageMs ?? firstMessageMsDefault;
     this.#lastWords = options.lastWords;
     const { promise, resolve } = Promise.withResolvers<Error | undefined>();
     this.closed = promise;
@@ -414,7 +429,9 @@ export class LinkClient {
       const left = new AbortController();
       channel.onGone(() => left.abort());
       const answer = async (): Promise<void> => {
-        const bytes = first ?? (await channel.take()) ?? noPayload;
+        const bytes = await this.#firstMessage(channel, first);
+        channel.refuseMore();
+        if (channel.isGone) return;
         let status = encodeStatus("");
         try {
           const reply = await handler(this.#decode(method.input, bytes), left.signal);
@@ -443,7 +460,7 @@ export class LinkClient {
         if (!channel.isComplete) left.abort();
       });
       const serve = async (): Promise<void> => {
-        const request = this.#decode(method.input, first ?? (await channel.take()) ?? noPayload);
+        const request = this.#decode(method.input, await this.#firstMessage(channel, first));
         const accept = (reply: MessageInitShape<O>) => channel.send(toBinary(method.output, create(method.output, reply)));
         await handler(request, { ...byteStream(channel), accept, signal: left.signal });
       };
@@ -452,6 +469,21 @@ export class LinkClient {
         channel.discard(); // what came before a good end and nobody took
       });
     });
+  }
+
+  /** @param inOpen - what OPEN brought. Undefined = it comes as DATA, which is not waited for without end */
+  async #firstMessage(channel: Channel, inOpen: Uint8Array | undefined): Promise<Uint8Array> {
+    if (inOpen) return inOpen;
+    const refuse = (): void => {
+      const message = `the first message of ${channel.method} did not come within ${this.#firstMessageMs / 1000} s`;
+      channel.refuse(encodeStatus("deadline_exceeded", message));
+    };
+    const timer = setTimeout(refuse, this.#firstMessageMs).unref();
+    try {
+      return (await channel.take()) ?? noPayload;
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   /**
@@ -650,7 +682,13 @@ export class LinkClient {
     if (this.#guestChannels >= channelsMax) this.#refuse(number, "resource_exhausted");
     else if (!handler) this.#refuse(number, "unimplemented");
     else {
-      const channel = this.#addChannel({ number, method: open.method, endsWithPeer: false, receiveEnded: open.end });
+      const channel = this.#addChannel({
+        number,
+        method: open.method,
+        endsWithPeer: false,
+        receiveEnded: open.end,
+        messageBytesMax: guestMessageBytesMax,
+      });
       handler(channel, open.message.byteLength > 0 || open.end ? open.message : undefined);
     }
   }
@@ -667,11 +705,12 @@ export class LinkClient {
 
   /** @throws unavailable; the session is over, since a message of the guest could not be read */
   #decode<Desc extends DescMessage>(schema: Desc, bytes: Uint8Array): MessageShape<Desc> {
-    if (bytes.byteLength > decodeFreelyBytesMax && countFields(bytes) > decodedFieldsMax) {
-      throw new MitosError("sandbox_exhausted", { cause: `an answer with more than ${decodedFieldsMax} entries` });
+    const fieldsMax = listFieldsMax.get(schema) ?? decodedFieldsMax;
+    if (bytes.byteLength > decodeFreelyBytesMax && hasMoreFieldsThan(fieldsMax, schema, bytes)) {
+      throw new MitosError("sandbox_exhausted", { cause: `an answer with more than ${fieldsMax} fields` });
     }
     try {
-      return fromBinary(schema, bytes, { readUnknownFields: false });
+      return fromBinary(schema, bytes, { readUnknownFields: false, recursionLimit: messageDepthMax });
     } catch {
       throw this.#broken(`a ${schema.typeName} that cannot be decoded`);
     }
@@ -811,30 +850,4 @@ function decodeFrame<Desc extends DescMessage>(schema: Desc, payload: Uint8Array
   } catch {
     throw new LinkViolation(`a ${schema.typeName} that cannot be decoded`);
   }
-}
-
-/** How many fields a message has at its top, without decoding it. What is malformed is left for the decoder to refuse. */
-function countFields(bytes: Uint8Array): number {
-  let at = 0;
-  let count = 0;
-  const varint = (): number => {
-    let value = 0;
-    for (let shift = 0; shift < 64; shift += 7) {
-      const byte = bytes[at] ?? 0;
-      at += 1;
-      value += (byte & 0x7f) * 2 ** shift;
-      if (byte < 0x80) break;
-    }
-    return value;
-  };
-  while (at < bytes.byteLength && count <= decodedFieldsMax) {
-    const wireType = varint() & 7;
-    count += 1;
-    if (wireType === 0) varint();
-    else if (wireType === 1) at += 8;
-    else if (wireType === 2) at += varint();
-    else if (wireType === 5) at += 4;
-    else break;
-  }
-  return count;
 }

@@ -191,7 +191,7 @@ describe("the files of a copy step", () => {
     const template = new Template().fromImage("base").run("x").copy("a", "/").copy(source, "/");
     await expect(buildTemplate("t", template, { baseUrl: server.url, context })).rejects.toMatchObject({
       code: "build_failed",
-      context: { step_index: 2, step_kind: "copy" },
+      context: { step: 2, step_kind: "copy" },
     });
     expect(server.requests).toEqual([]);
   });

@@ -178,7 +178,7 @@ function copyFailed(index: number, source: string, why: string, remedy: string):
     code: "build_failed",
     cause: `step ${index} (copy ${source}): ${why}`,
     remediation: remedy,
-    context: { step_index: index, step_kind: "copy" },
+    context: { step: index, step_kind: "copy" },
   });
 }
 

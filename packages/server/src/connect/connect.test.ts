@@ -158,6 +158,18 @@ describe("the wire", () => {
   });
 });
 
+describe("a server without a ceiling", () => {
+  const at = useServer({ maxExecTimeoutSeconds: 0 });
+
+  it("takes any time-out", async () => {
+    const timeoutSeconds = 10_000_000;
+    await streamAll(at, "ExecStream", [{ command: "x", timeoutSeconds }]);
+    expect(at.runtime.starts.at(-1)?.timeoutMs).toBe(timeoutSeconds * 1000);
+    expect((await streamAll(at, "RunCodeStream", [{ code: "x", timeoutSeconds }]))[0]?.message.error).toBeUndefined();
+    expect((await post(at, "/v1/set_timeout", { sandbox: "sb-1", timeout_seconds: timeoutSeconds })).status).toBe(200);
+  });
+});
+
 describe("exec", () => {
   const at = useServer({ maxExecTimeoutSeconds: 100, maxStreamsPerSandbox: 2 });
   const error = async (message: object) => (await streamAll(at, "ExecStream", [message])).at(-1)?.message.error;
@@ -328,6 +340,11 @@ describe("files", () => {
     expect(read[0]?.message).toEqual({ data: Buffer.concat([data, Buffer.from("x")]).toString("base64"), eof: true });
     await streamAll(at, "WriteFile", [{ open: { path: "/empty" } }]);
     expect(at.runtime.signals.at(-1)).toEqual(["mode", 0o644]);
+    // As a listing tells it.
+    await streamAll(at, "WriteFile", [{ open: { path: "/as-listed", mode: 0o100755 } }]);
+    expect(at.runtime.signals.at(-1)).toEqual(["mode", 0o755]);
+    const refused = await streamAll(at, "WriteFile", [{ open: { path: "/none", mode: 0o200000 } }]);
+    expect(refused.at(-1)?.message.error.code).toBe("invalid_argument");
     expect(await streamAll(at, "ReadFile", [{ path: "/empty" }])).toEqual([{ flags: 0, message: { eof: true } }, end]);
   });
 

@@ -3,7 +3,7 @@ import { limits, MitosError } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { z } from "zod";
 import { check } from "../http/json.ts";
-import { path } from "../schemas.ts";
+import { fileMode, path } from "../schemas.ts";
 import { follow } from "../stream/follow.ts";
 import { type Call, firstMessage, notOpen } from "./call.ts";
 
@@ -33,8 +33,9 @@ export async function writeFile(requests: AsyncIterable<pb.WriteFileRequest>, ca
   const { first, rest } = await firstMessage(requests);
   if (first.msg.case !== "open") throw notOpen();
   const { path: file, mode } = first.msg.value;
-  if (mode > 0o7777) throw new MitosError("invalid_input", { cause: "mode must be at most 0o7777" });
-  const written = await call.runtime().writeFile(checkPath(file), mode || fileModeDefault, contents(rest, "data"), call.signals.client);
+  const written = await call
+    .runtime()
+    .writeFile(checkPath(file), check(fileMode, mode) || fileModeDefault, contents(rest, "data"), call.signals.client);
   return create(pb.WriteFileResultSchema, { bytesWritten: BigInt(written) });
 }
 

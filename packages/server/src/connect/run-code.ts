@@ -27,8 +27,7 @@ export async function* runCode(requests: AsyncIterable<pb.RunCodeRequest>, call:
 async function* run(request: pb.RunCodeStreamRequest | pb.RunCodeOpen, call: Call, lossName: string): AsyncGenerator<pb.RunCodeResponse> {
   const asked = Number(request.timeoutSeconds);
   checkCeiling(asked, call.context.maxExecTimeoutSeconds, call.sandbox);
-  // Without a ceiling a client may still not ask for more than a timer can hold.
-  const seconds = asked > 0 ? Math.min(asked, 2 ** 31) : limits.runCodeTimeoutSecondsDefault;
+  const seconds = asked > 0 ? asked : limits.runCodeTimeoutSecondsDefault;
   const context = call.codeContext();
   const cutters = { stdout: new ChunkCutter(), stderr: new ChunkCutter() };
   let begun = false;

@@ -137,6 +137,34 @@ describe("pipelined requests", () => {
     await expect.poll(() => text.split("HTTP/1.1 200 OK").length - 1, { timeout: 10_000 }).toBe(count);
     socket.destroy();
   });
+
+  it.each([
+    ["a port", "/v1/sandboxes/sb-1/expose/1", ""],
+    ["a preview", "/v1/preview/p80-sb-1/", ""],
+    ["a preview's own host", "/", "p80-sb-1."],
+    ["a terminal", "/v1/pty?sandbox=sb-1", ""],
+  ])("end with their connection when one asks for a WebSocket to %s before the last is answered", async (_what, path, subdomain) => {
+    const { port } = new URL(at.url);
+    const socket = connect(Number(port), "127.0.0.1").on("error", () => {});
+    const upgrade = [
+      "Connection: Upgrade",
+      "Upgrade: websocket",
+      "Sec-WebSocket-Version: 13",
+      "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    ];
+    const heads = [
+      ["GET /healthz HTTP/1.1", "Host: localhost"],
+      [`GET ${path} HTTP/1.1`, `Host: ${subdomain}localhost:${port}`, ...upgrade],
+    ];
+    let text = "";
+    socket.on("data", (bytes) => {
+      text += bytes;
+    });
+    socket.write(heads.map((head) => `${head.join("\r\n")}\r\n\r\n`).join(""));
+    await once(socket, "close");
+    expect(text).not.toMatch(/ 101 |401|404/);
+    expect((await get(at, "/healthz")).status).toBe(200);
+  });
 });
 
 describe("more connections than the server takes", () => {

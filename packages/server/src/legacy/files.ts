@@ -7,14 +7,14 @@ import type { Call } from "../connect/call.ts";
 import { list, mkdir, readFile, remove, writeFile } from "../connect/files.ts";
 import type { ServerContext } from "../context.ts";
 import { readJson } from "../http/json.ts";
-import { path, sandboxId } from "../schemas.ts";
+import { fileMode, path, sandboxId } from "../schemas.ts";
 import { asCall, inContext } from "./call.ts";
 
 const place = z.object({ sandbox: sandboxId, path });
 /** With `binary` the content is hexadecimal digits, both ways: that is how these clients send and expect bytes. */
 const readBody = place.extend({ binary: z.boolean().nullish() });
 const writeBody = place
-  .extend({ content: z.string(), mode: z.int().min(0).max(0o7777).nullish(), binary: z.boolean().nullish() })
+  .extend({ content: z.string(), mode: fileMode.nullish(), binary: z.boolean().nullish() })
   .refine((body) => !body.binary || isHex(body.content), { path: ["content"], error: "must be pairs of hexadecimal digits" });
 
 export function fileRoutes(app: FastifyInstance, context: ServerContext): void {

@@ -150,7 +150,7 @@ describe("POST /v1/files/*", () => {
   it("write and read text, with mode 644 unless said otherwise", async () => {
     expect((await call("write", { content: "hällo" })).json).toEqual({ status: "ok" });
     expect((await call("write", { content: "hällo", mode: 0 })).status).toBe(200);
-    expect((await call("write", { content: "hällo", mode: 0o755 })).status).toBe(200);
+    expect((await call("write", { content: "hällo", mode: 0o100755 })).status).toBe(200);
     expect(at.runtime.signals).toEqual([
       ["mode", 0o644],
       ["mode", 0o644],

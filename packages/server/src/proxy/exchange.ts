@@ -19,6 +19,8 @@ export interface Question {
 
 /** How long a client may go on sending a body that the program has answered already. */
 const lateBodyMs = 30_000;
+/** What a program may send before its answer (100, early hints): it is written on at once, whether the client reads or not. */
+const informationMax = 16;
 
 /**
  * Asks the program and passes its answer on; resolves when the answer is complete. The socket is destroyed then.
@@ -40,6 +42,7 @@ export async function exchange(
     request.pipe(upstream);
     try {
       const answer = await answered;
+      if (answer.statusCode === 101) throw notHttp("it left HTTP without being asked to");
       sendHead(response, answer, rewrite);
       // What becomes of the request now shows in the answer.
       upstream.on("error", () => {});
@@ -55,6 +58,24 @@ export async function exchange(
   }
 }
 
+/** A request to become a WebSocket. */
+export interface UpgradingClient {
+  readonly request: IncomingMessage;
+  readonly socket: Duplex;
+  readonly head: Buffer;
+  /** The place for an ordinary answer, which ends the connection: the same one each time. */
+  respond(): AnyResponse;
+}
+
+export function upgradingClient(request: IncomingMessage, socket: Duplex, head: Buffer): UpgradingClient {
+  let response: AnyResponse | undefined;
+  const respond = () => {
+    response ??= responseOn(socket, request);
+    return response;
+  };
+  return { request, socket, head, respond };
+}
+
 /**
  * The same for a request to become a WebSocket: when the program agrees, the two sockets are one from then on; resolves when both sides have
  * ended. Anything else that it answers goes to the client as the answer that it is.
@@ -62,7 +83,7 @@ export async function exchange(
 export async function exchangeUpgrade(
   socket: Duplex,
   question: Question,
-  client: { readonly request: IncomingMessage; readonly socket: Duplex; readonly head: Buffer },
+  client: UpgradingClient,
   rewrite: (headers: Header[]) => Header[],
 ): Promise<number> {
   try {
@@ -79,7 +100,7 @@ export async function exchangeUpgrade(
       client.socket.write(switchingHead(answer, protocol, rewrite));
       await join(client.socket, client.head, socket, answer.head);
     } else {
-      const response = responseOn(client.socket, client.request);
+      const response = client.respond();
       sendHead(response, answer, rewrite);
       await pipeline(answer, response as ServerResponse).catch(() => breakOff(response));
     }
@@ -89,8 +110,8 @@ export async function exchangeUpgrade(
   }
 }
 
-/** An ordinary answer on the socket of a request that wanted to leave HTTP. The connection ends with it. */
-export function responseOn(socket: Duplex, request: IncomingMessage): AnyResponse {
+/** A socket takes one at a time. */
+function responseOn(socket: Duplex, request: IncomingMessage): AnyResponse {
   const response = new ServerResponse(request);
   response.shouldKeepAlive = false;
   response.assignSocket(socket as Parameters<ServerResponse["assignSocket"]>[0]);
@@ -149,21 +170,30 @@ function answerOf(upstream: ClientRequest): Promise<Answer> {
 function noAnswer(error: Error): MitosError {
   // A tunnel that fails says why: the sandbox was paused, has ended, or the server goes down.
   if (error instanceof MitosError) return error;
+  return notHttp("code" in error && String(error.code).startsWith("HPE_") ? "what it sent is not HTTP" : "it closed the connection", error);
+}
+
+function notHttp(cause: string, reason?: Error): MitosError {
   return new MitosError("unavailable", {
     message: "the program in the sandbox gave no answer",
-    cause: "code" in error && String(error.code).startsWith("HPE_") ? "what it sent is not HTTP" : "it closed the connection",
+    cause,
     remediation: "Look at the program's own output, then send the request again.",
-    reason: error,
+    reason,
   });
 }
 
 function passInformation(upstream: ClientRequest, response: AnyResponse): void {
-  upstream.on("continue", () => {
-    if (!response.headersSent) response.writeContinue();
-  });
+  let passed = 0;
   upstream.on("information", ({ statusCode, headers }) => {
+    passed += 1;
+    if (passed > informationMax) {
+      upstream.destroy(notHttp(`more than ${informationMax} times it announced an answer`));
+      return;
+    }
+    if (response.headersSent) return;
+    if (statusCode === 100) response.writeContinue();
     const { link } = headers;
-    if (statusCode !== 103 || link === undefined || response.headersSent) return;
+    if (statusCode !== 103 || link === undefined) return;
     try {
       response.writeEarlyHints({ link });
     } catch {
@@ -190,7 +220,8 @@ function switchingHead(answer: IncomingMessage, protocol: string, rewrite: (head
   );
 }
 
-function breakOff(response: AnyResponse): void {
+/** Whoever waits for the rest learns that it does not come. */
+export function breakOff(response: AnyResponse): void {
   if (response.stream) response.stream.close(2);
   else response.destroy();
 }

@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, connect, createServer as createTcpServer, type Socket } from "node:net";
 import { limits } from "@mitos/protocol";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { WebSocket, WebSocketServer } from "ws";
@@ -131,4 +131,66 @@ describe("expose", () => {
     }
     expect((await get(at, base())).headers["content-security-policy"]).toBe("sandbox");
   });
+});
+
+describe("a program that does not keep to HTTP", () => {
+  let say: (socket: Socket) => void;
+  const hostile = createTcpServer((socket) => {
+    socket.on("error", () => {});
+    socket.once("data", () => say(socket));
+  });
+  beforeAll(async () => {
+    hostile.listen(0, "127.0.0.1");
+    await once(hostile, "listening");
+  });
+  afterAll(() => new Promise((resolve) => hostile.close(resolve)));
+
+  const to = () => `/v1/sandboxes/sb-1/expose/${(hostile.address() as AddressInfo).port}`;
+  /** What a client that offers to become a WebSocket is sent until the connection ends. */
+  const offer = async (): Promise<string> => {
+    const { host, port } = new URL(at.url);
+    const socket = connect(Number(port), "127.0.0.1");
+    socket.write(`GET ${to()} HTTP/1.1\r\nHost: ${host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n`);
+    let text = "";
+    socket.on("data", (bytes) => {
+      text += bytes;
+    });
+    await once(socket, "close");
+    return text;
+  };
+
+  it.each(["HTTP/1.1 099 X", "HTTP/1.1 000 X", "nothing of the kind"])("is not passed on: %j", async (line) => {
+    say = (socket) => socket.end(`${line}\r\nContent-Length: 0\r\n\r\n`);
+    expect(await offer()).toMatch(/^HTTP\/1\.1 502 Bad Gateway\r\n/);
+    expect((await get(at, to())).status).toBe(502);
+  });
+
+  it("cannot take a connection out of HTTP that did not ask for it", async () => {
+    say = (socket) => socket.write("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    expect((await get(at, to())).status).toBe(502);
+  });
+
+  it("may announce its answer a few times, and not without end", async () => {
+    const hint = `HTTP/1.1 103 Early Hints\r\nLink: </${"x".repeat(1000)}.css>; rel=preload\r\n\r\n`;
+    say = (socket) => socket.end(`${hint.repeat(3)}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone`);
+    expect(await get(at, to())).toMatchObject({ status: 200, text: "done" });
+    for (const line of [hint, "HTTP/1.1 100 Continue\r\n\r\n"]) {
+      say = (socket) => {
+        while (socket.writable && socket.write(line.repeat(10)));
+        if (socket.writable) socket.once("drain", () => say(socket));
+      };
+      expect((await get(at, to())).status).toBe(502);
+    }
+  });
+});
+
+it("takes a WebSocket on a connection that has had its answer", async () => {
+  const { host, port } = new URL(at.url);
+  const socket = connect(Number(port), "127.0.0.1");
+  socket.write(`GET /healthz HTTP/1.1\r\nHost: ${host}\r\n\r\n`);
+  expect(String((await once(socket, "data"))[0])).toMatch(/^HTTP\/1\.1 200/);
+  const upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==";
+  socket.write(`GET ${base()} HTTP/1.1\r\nHost: ${host}\r\n${upgrade}\r\n\r\n`);
+  expect(String((await once(socket, "data"))[0])).toMatch(/^HTTP\/1\.1 101/);
+  socket.destroy();
 });

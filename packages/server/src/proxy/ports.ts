@@ -1,11 +1,10 @@
-import { type IncomingMessage, METHODS } from "node:http";
-import type { Duplex } from "node:stream";
+import { METHODS } from "node:http";
 import type { Runtime } from "@mitos/engine";
 import { limits, MitosError, type SandboxId } from "@mitos/protocol";
 import type { ServerContext } from "../context.ts";
 import type { AnyRequest } from "../http/guard.ts";
 import type { AnyResponse } from "../http/plain.ts";
-import { exchange, exchangeUpgrade, type Question, responseOn } from "./exchange.ts";
+import { exchange, exchangeUpgrade, type Question, type UpgradingClient } from "./exchange.ts";
 import type { Header } from "./headers.ts";
 import { Places } from "./places.ts";
 import { openTunnelSocket } from "./tunnel-socket.ts";
@@ -19,16 +18,13 @@ export interface OrdinaryVisit {
   readonly response: AnyResponse;
 }
 
-export interface UpgradeVisit {
+export interface UpgradeVisit extends UpgradingClient {
   readonly kind: "upgrade";
-  readonly request: IncomingMessage;
-  readonly socket: Duplex;
-  readonly head: Buffer;
 }
 
 /** Where an answer that does not come from a sandbox is written. */
 export function responseOf(visit: Visit): AnyResponse {
-  return visit.kind === "request" ? visit.response : responseOn(visit.socket, visit.request);
+  return visit.kind === "request" ? visit.response : visit.respond();
 }
 
 /** Which port of which sandbox, and what its program is asked. */

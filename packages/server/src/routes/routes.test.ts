@@ -25,6 +25,10 @@ describe("templates", () => {
     expect((await get(at, "/v1/templates")).json.map((row: { id: string }) => row.id)).toContain("conf-template");
   });
 
+  it.each(["", "json", "text/plain", "a/b; c"])("may have a body of any type, such as %j", async (type) => {
+    expect((await post(at, "/v1/templates", { id: "t" }, { "Content-Type": type })).status).toBe(200);
+  });
+
   it("default to no network either way", async () => {
     expect((await post(at, "/v1/templates", { id: "t" })).json.network).toEqual({ egress: "deny", inbound: "deny" });
   });
@@ -302,6 +306,17 @@ describe("idempotency", () => {
     expect(at.engine.sandboxes.has("b")).toBe(false);
   });
 
+  it("takes whatever a header can hold for a key, up to 1024 characters", async () => {
+    for (const text of ["my key", "k".repeat(1024)]) {
+      const of = { "Idempotency-Key": text };
+      const id = `of-${text.length}`;
+      expect((await post(at, "/v1/fork", { id, template: "python" }, of)).json.id).toBe(id);
+      expect((await post(at, "/v1/fork", { id: "again", template: "python" }, of)).json.id).toBe(id);
+    }
+    const answer = await post(at, "/v1/fork", { id: "a", template: "python" }, { "Idempotency-Key": "k".repeat(1025) });
+    expect([answer.status, answer.json.error.code]).toEqual([400, "invalid_input"]);
+  });
+
   it("creates anew when the first resource is gone", async () => {
     await post(at, "/v1/fork", { id: "a", template: "python" }, key);
     await send(at, "DELETE", "/v1/sandboxes/a");
@@ -385,8 +400,9 @@ describe("paths and methods", () => {
     expect(headers.allow).toBe(allow);
   });
 
-  it("answers malformed percent-encoding with 400", async () => {
-    expect((await get(at, "/v1/sandboxes/%zz")).json.error.code).toBe("invalid_input");
+  it("answers malformed percent-encoding with 400, in the form of all errors", async () => {
+    const { text, json, headers } = await get(at, "/v1/sandboxes/%zz");
+    expect([json.error.code, headers["content-type"], text.at(-1)]).toEqual(["invalid_input", "application/json", "\n"]);
   });
 
   it("says in health, readiness and metrics what it is", async () => {

@@ -6,6 +6,8 @@ import { MockAgent } from "./agent.ts";
 
 /** What a mock machine claims to use: the life cycle can be metered, nothing else. */
 const machineBytes = 1024 * 1024;
+/** Nothing of Node's runs for longer at a time. */
+const timerMsMax = 2 ** 31 - 1;
 
 const requirements: SnapshotRequirements = {
   driver: "mock",
@@ -90,7 +92,9 @@ class MockMachine implements Machine {
   async setDeadline(unixMs: number | null): Promise<void> {
     clearTimeout(this.#deadline);
     if (unixMs === null) return;
-    this.#deadline = setTimeout(() => this.#finish("deadline", "its time was up"), Math.max(0, unixMs - Date.now()));
+    const leftMs = unixMs - Date.now();
+    const wake = () => (leftMs > timerMsMax ? this.setDeadline(unixMs) : this.#finish("deadline", "its time was up"));
+    this.#deadline = setTimeout(wake, Math.min(timerMsMax, Math.max(0, leftMs)));
     this.#deadline.unref();
   }
 
