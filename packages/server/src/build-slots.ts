@@ -1,6 +1,7 @@
 import { availableParallelism } from "node:os";
 import type { Owner } from "@mitos/engine";
 import { limits, MitosError } from "@mitos/protocol";
+import { ownerName } from "./auth/owner-name.ts";
 
 const retryAfterMs = 5000;
 
@@ -25,7 +26,7 @@ export class BuildSlots {
    * @throws quota_exceeded
    */
   take(op: string, what: string, owner: Owner | undefined): Disposable {
-    const name = owner ? JSON.stringify([owner.organisation, owner.owner]) : "";
+    const name = ownerName(owner);
     const key = JSON.stringify([what, name]);
     const build = this.#underWay.get(key) ?? { owner: name, requests: 0 };
     if (build.requests === 0) {

@@ -1,5 +1,6 @@
 import type { Digest, Owner } from "@mitos/engine";
 import type { TemplateId } from "@mitos/protocol";
+import { ownerName } from "./owner-name.ts";
 
 /** Forgetting the oldest costs their owner one more upload. */
 const contextsPerOwnerMax = 1000;
@@ -23,16 +24,16 @@ export class BuildRecords {
   readonly #last = new Map<TemplateId, Build>();
   readonly #underWay = new Set<Build>();
 
-  sent({ owner, organisation }: Owner, digest: Digest): void {
-    const name = JSON.stringify([organisation, owner]);
+  sent(owner: Owner, digest: Digest): void {
+    const name = ownerName(owner);
     const digests = this.#sent.get(name) ?? new Set();
     this.#sent.set(name, digests);
     digests.delete(digest);
     forgetOldest(digests.add(digest), contextsPerOwnerMax);
   }
 
-  hasSent({ owner, organisation }: Owner, digest: Digest): boolean {
-    return this.#sent.get(JSON.stringify([organisation, owner]))?.has(digest) ?? false;
+  hasSent(owner: Owner, digest: Digest): boolean {
+    return this.#sent.get(ownerName(owner))?.has(digest) ?? false;
   }
 
   /** Until it is disposed of, the build is under way. */

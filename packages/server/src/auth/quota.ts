@@ -1,5 +1,6 @@
 import { type ApiKey, type Engine, isSameOwner, type MachineResources, type Owner } from "@mitos/engine";
 import { MitosError, type SandboxId } from "@mitos/protocol";
+import { ownerName } from "./owner-name.ts";
 
 export interface Wanted {
   readonly id: SandboxId;
@@ -29,7 +30,7 @@ export class Quotas {
    */
   reserve(op: string, key: ApiKey, owner: Owner | null, wanted: readonly Wanted[]): Disposable {
     if (!owner) return { [Symbol.dispose]: () => {} };
-    const name = JSON.stringify([owner.organisation, owner.owner]);
+    const name = ownerName(owner);
     const reserved = this.#underWay.get(name) ?? new Set();
     const memoryMiB = new Map<string, number>();
     for (const { id, state, owner: whose, resources } of this.#engine.list()) {

@@ -6,7 +6,7 @@ import { connect, type Socket } from "node:net";
 import { limits } from "@mitos/protocol";
 import { describe, expect, it } from "vitest";
 import { WebSocket } from "ws";
-import { get, makeKey, post, useServer } from "../testing/harness.ts";
+import { get, makeKey, post, useServer, webSocketHead } from "../testing/harness.ts";
 
 const MiB = 1024 * 1024;
 
@@ -146,21 +146,11 @@ describe("pipelined requests", () => {
   ])("end with their connection when one asks for a WebSocket to %s before the last is answered", async (_what, path, subdomain) => {
     const { port } = new URL(at.url);
     const socket = connect(Number(port), "127.0.0.1").on("error", () => {});
-    const upgrade = [
-      "Connection: Upgrade",
-      "Upgrade: websocket",
-      "Sec-WebSocket-Version: 13",
-      "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
-    ];
-    const heads = [
-      ["GET /healthz HTTP/1.1", "Host: localhost"],
-      [`GET ${path} HTTP/1.1`, `Host: ${subdomain}localhost:${port}`, ...upgrade],
-    ];
     let text = "";
     socket.on("data", (bytes) => {
       text += bytes;
     });
-    socket.write(heads.map((head) => `${head.join("\r\n")}\r\n\r\n`).join(""));
+    socket.write(`GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n${webSocketHead(path, `${subdomain}localhost:${port}`)}`);
     await once(socket, "close");
     expect(text).not.toMatch(/ 101 |401|404/);
     expect((await get(at, "/healthz")).status).toBe(200);

@@ -1,5 +1,6 @@
 import type { Owner } from "@mitos/engine";
 import { limits, MitosError } from "@mitos/protocol";
+import { ownerName } from "../auth/owner-name.ts";
 
 const retryAfterMs = 1000;
 /** What a piece takes beside its bytes, measured with pieces of one byte: many small ones must not be held for nothing. */
@@ -65,23 +66,19 @@ export class HeldBodies {
   }
 
   #check(op: string, owner: Owner | undefined, bytes: number): void {
-    const own = (this.#owners.get(nameOf(owner)) ?? 0) + bytes;
+    const own = (this.#owners.get(ownerName(owner)) ?? 0) + bytes;
     if (owner && own > this.#max.perOwner) throw tooMuch(op, "of this owner", this.#max.perOwner);
     const isSmall = owner && own <= limits.heldBodyBytesPerOwnerMin;
     if (this.#total + bytes > this.#max.server && !isSmall) throw tooMuch(op, "on this server", this.#max.server);
   }
 
   #change(owner: Owner | undefined, bytes: number): void {
-    const name = nameOf(owner);
+    const name = ownerName(owner);
     const own = (this.#owners.get(name) ?? 0) + bytes;
     if (own > 0) this.#owners.set(name, own);
     else this.#owners.delete(name);
     this.#total += bytes;
   }
-}
-
-function nameOf(owner: Owner | undefined): string {
-  return owner ? JSON.stringify([owner.organisation, owner.owner]) : "";
 }
 
 function tooMuch(op: string, whose: string, limit: number): MitosError {

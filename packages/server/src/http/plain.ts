@@ -13,9 +13,8 @@ const lateBodyMs = 30_000;
 
 /** Drops the rest of a body whose request has been answered: many clients read the answer only when they have sent everything. */
 export function endLateBody(request: AnyRequest): void {
-  if (request.complete) return;
   request.resume();
-  setTimeout(() => request.complete || request.destroy(), lateBodyMs).unref();
+  if (!request.complete) setTimeout(() => request.complete || request.destroy(), lateBodyMs).unref();
 }
 
 export function sendPlain(response: AnyResponse, status: number, text: string, headers: Record<string, string> = {}): void {

@@ -5,7 +5,7 @@ import type { Duplex } from "node:stream";
 import { pipeline } from "node:stream/promises";
 import { MitosError } from "@mitos/protocol";
 import type { AnyRequest } from "../http/guard.ts";
-import type { AnyResponse } from "../http/plain.ts";
+import { type AnyResponse, endLateBody } from "../http/plain.ts";
 import { endToEnd, type Header, headersOf, toRecord } from "./headers.ts";
 
 /** What the program is asked. */
@@ -17,8 +17,6 @@ export interface Question {
   readonly headers: readonly Header[];
 }
 
-/** How long a client may go on sending a body that the program has answered already. */
-const lateBodyMs = 30_000;
 /** What a program may send before its answer (100, early hints): it is written on at once, whether the client reads or not. */
 const informationMax = 16;
 
@@ -50,8 +48,7 @@ export async function exchange(
       return answer.statusCode ?? 0;
     } finally {
       request.unpipe(upstream);
-      request.resume();
-      if (!request.complete) setTimeout(() => request.complete || request.destroy(), lateBodyMs).unref();
+      endLateBody(request);
     }
   } finally {
     socket.destroy();

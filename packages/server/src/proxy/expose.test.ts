@@ -4,7 +4,7 @@ import { type AddressInfo, connect, createServer as createTcpServer, type Socket
 import { limits } from "@mitos/protocol";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { WebSocket, WebSocketServer } from "ws";
-import { type Answer, get, post, send, useServer } from "../testing/harness.ts";
+import { type Answer, get, post, send, useServer, webSocketHead } from "../testing/harness.ts";
 import { LoopbackTunnels } from "../testing/loopback-tunnel.ts";
 
 let program: Server;
@@ -150,7 +150,7 @@ describe("a program that does not keep to HTTP", () => {
   const offer = async (): Promise<string> => {
     const { host, port } = new URL(at.url);
     const socket = connect(Number(port), "127.0.0.1");
-    socket.write(`GET ${to()} HTTP/1.1\r\nHost: ${host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n`);
+    socket.write(webSocketHead(to(), host));
     let text = "";
     socket.on("data", (bytes) => {
       text += bytes;
@@ -189,8 +189,7 @@ it("takes a WebSocket on a connection that has had its answer", async () => {
   const socket = connect(Number(port), "127.0.0.1");
   socket.write(`GET /healthz HTTP/1.1\r\nHost: ${host}\r\n\r\n`);
   expect(String((await once(socket, "data"))[0])).toMatch(/^HTTP\/1\.1 200/);
-  const upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==";
-  socket.write(`GET ${base()} HTTP/1.1\r\nHost: ${host}\r\n${upgrade}\r\n\r\n`);
+  socket.write(webSocketHead(base(), host));
   expect(String((await once(socket, "data"))[0])).toMatch(/^HTTP\/1\.1 101/);
   socket.destroy();
 });

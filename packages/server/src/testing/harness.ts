@@ -46,6 +46,12 @@ export function makeKey({ engine }: Pick<Harness, "engine">, request: Partial<Ke
   return engine.keys.create({ ...(all as KeyRequest), ...request }).key;
 }
 
+/** The head of a request to become a WebSocket, for a socket of one's own. */
+export function webSocketHead(path: string, host: string): string {
+  const upgrade = ["Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="];
+  return [`GET ${path} HTTP/1.1`, `Host: ${host}`, ...upgrade, "", ""].join("\r\n");
+}
+
 export function bearer(key: string): Record<string, string> {
   return { Authorization: `Bearer ${key}` };
 }
