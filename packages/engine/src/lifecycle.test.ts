@@ -208,6 +208,38 @@ describe("time", () => {
     await expect(bench.engine.setTimeout(ids("b")[0] as SandboxId, 5)).rejects.toMatchObject({ code: "not_found" });
   });
 
+  /** What the machine that is started next hears of its deadline once its agent is spoken to, when `change` happens then. */
+  function hearDeadlines(change: () => Promise<unknown>): { heard: (number | null)[] } {
+    const heard: (number | null)[] = [];
+    bench.onOpen = async () => {
+      bench.onOpen = () => {};
+      const machine = [...bench.driver.machines.values()].at(-1)!;
+      const { setDeadline } = machine;
+      machine.setDeadline = (deadlineMs) => {
+        heard.push(deadlineMs);
+        return setDeadline.call(machine, deadlineMs);
+      };
+      await change();
+    };
+    return { heard };
+  }
+
+  it("tells the machine a deadline that is changed while its sandbox resumes", async () => {
+    await bench.engine.create(sandbox("a"));
+    await bench.engine.pause(a);
+    const { heard } = hearDeadlines(() => bench.engine.setTimeout(a, 600));
+    await bench.engine.resume(a);
+    expect(heard).toEqual([bench.clock.nowMs() + 600_000]);
+  });
+
+  it("tells the machine nothing again when nothing was changed", async () => {
+    await bench.engine.create(sandbox("a"));
+    await bench.engine.pause(a);
+    const { heard } = hearDeadlines(async () => {});
+    await bench.engine.resume(a);
+    expect(heard).toEqual([]);
+  });
+
   it("deletes a paused sandbox at its deadline, with its snapshot", async () => {
     await bench.engine.create(sandbox("a", { timeoutSeconds: 60 }));
     const folders = await bench.snapshotFolders();

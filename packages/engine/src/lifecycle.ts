@@ -80,6 +80,22 @@ export function requireLive({ record, live }: Entry): Live {
 export function attach(core: Core, entry: Entry, live: Live): void {
   entry.live = live;
   void live.machine.exited.then((exit) => machineExited(core, entry, live, exit));
+  // Changed while the machine was started: nobody could tell it then. One that cannot be told is ended from here when it is due.
+  tellDeadline(entry, live).catch((error: unknown) => {
+    core.log.warn({ sandbox: entry.record.id, error: String(error) }, "a machine could not be told its sandbox's new deadline");
+  });
+}
+
+/** Tells the machine the deadline of its sandbox, unless it knows it. The machine keeps it by itself when this server is gone. */
+export async function tellDeadline({ record: { deadlineMs } }: Entry, live: Live): Promise<void> {
+  if (live.toldDeadlineMs === deadlineMs) return;
+  live.toldDeadlineMs = deadlineMs;
+  try {
+    await live.machine.setDeadline(deadlineMs);
+  } catch (error) {
+    delete live.toldDeadlineMs;
+    throw error;
+  }
 }
 
 /** A machine ended that nobody ended here: its program exited, the kernel killed it, or its shim kept the deadline. */
@@ -122,8 +138,8 @@ export async function setTimeoutOf(core: Core, id: SandboxId, timeoutSeconds: nu
   const deadlineMs = deadlineAfter(core, timeoutSeconds, id);
   const entry = core.sandboxes.require(id, "setTimeout");
   core.sandboxes.patch(entry, { deadlineMs });
-  // The machine's own deadline holds when this server is gone. Starting machines get it from the record.
-  await entry.live?.machine.setDeadline(deadlineMs);
+  // A machine that is still being started gets it from the record, at the latest when it is attached.
+  if (entry.live) await tellDeadline(entry, entry.live);
   return { deadlineMs };
 }
 
@@ -156,10 +172,11 @@ export class Deadlines {
     core.sandboxes.onChange = (entry) => this.arm(entry);
   }
 
-  /** Looks at the sandbox anew; called after each change of its record. */
+  /** Looks at the sandbox anew; called after each change of its record, and when it is forgotten. */
   arm(entry: Entry): void {
     this.#timers.get(entry)?.();
     this.#timers.delete(entry);
+    if (!this.#core.sandboxes.has(entry)) return;
     const nowMs = this.#core.clock.nowMs();
     const next = nextLook(entry, nowMs);
     if (!next) return;

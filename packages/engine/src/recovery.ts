@@ -4,7 +4,7 @@ import { startsAtOnce } from "./core.ts";
 import type { MachineExit } from "./driver.ts";
 import { exitWithin } from "./exit-within.ts";
 import type { LayerUse } from "./layers/layer.ts";
-import { attach, recordExit } from "./lifecycle.ts";
+import { attach, recordExit, tellDeadline } from "./lifecycle.ts";
 import { Semaphore } from "./mutex.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
@@ -71,7 +71,7 @@ async function recoverPaused(core: Core, entry: Entry): Promise<void> {
 }
 
 async function recoverRunning(core: Core, entry: Entry): Promise<void> {
-  const { id, machineId, deadlineMs } = entry.record;
+  const { id, machineId } = entry.record;
   if (!machineId) {
     core.sandboxes.end(entry, "failed", "lost", "its record names no machine");
     return;
@@ -84,7 +84,7 @@ async function recoverRunning(core: Core, entry: Entry): Promise<void> {
   const live = connect(core, entry, found);
   try {
     await live.guest.open(null);
-    await found.setDeadline(deadlineMs);
+    await tellDeadline(entry, live);
   } catch (error) {
     live.guest.close(new MitosError("unavailable", { cause: `sandbox ${id} does not answer` }));
     // One that ended by itself just now says why better than we can.

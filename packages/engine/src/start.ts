@@ -4,7 +4,7 @@ import { type Machine, programsMax, type Snapshot } from "./driver.ts";
 import { forkSelf } from "./fork.ts";
 import type { Adoption, GuestHooks } from "./guest.ts";
 import { hostNameOf } from "./host-name.ts";
-import { linkLost } from "./lifecycle.ts";
+import { linkLost, tellDeadline } from "./lifecycle.ts";
 import type { WaitingMachine } from "./pool/waiting.ts";
 import type { Entry, Live } from "./sandboxes.ts";
 import { requireAlive } from "./states.ts";
@@ -65,10 +65,10 @@ export async function startWaiting(core: Core, entry: Entry, waiting: WaitingMac
   }
 }
 
-async function adopt(entry: Entry, { machine, guest }: Live, delivery: Delivery): Promise<void> {
+async function adopt(entry: Entry, live: Live, delivery: Delivery): Promise<void> {
   const { record } = entry;
-  await machine.setDeadline(record.deadlineMs);
-  await guest.open({
+  await tellDeadline(entry, live);
+  await live.guest.open({
     ...delivery,
     sandboxId: record.id,
     templateId: record.templateId,
