@@ -30,8 +30,9 @@ export class SharedSnapshot {
     return this.#discarded;
   }
 
-  /** Keeps the folder until the answer is called. */
+  /** Keeps the folder until the answer is called. Of one that is discarded, the folder may be gone. */
   borrow(): () => void {
+    if (this.#discarded) throw new Error(`broken invariant: the snapshot in ${this.snapshot.dir} is used after it was discarded`);
     this.#readers += 1;
     let returned = false;
     return () => {

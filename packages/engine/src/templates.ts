@@ -87,13 +87,31 @@ async function discard(core: Core, { snapshot, layers }: Built): Promise<void> {
 
 /** The snapshot to start from; built anew first when it does not fit this host any more. @throws not_found, build_failed, quota_exceeded */
 export async function useTemplate(core: Core, id: TemplateId): Promise<TemplateUse> {
-  const { built, building } = requireTemplate(core, id);
-  const request = building?.request ?? built?.record.request;
-  if (!request) throw new Error(`broken invariant: template ${id} is neither built nor being built`);
-  const { snapshot, record } = await ensureBuilt(core, request);
-  const giveBack = snapshot.borrow();
-  const layers = record.root.layers?.map((layer) => layer.id) ?? null;
-  return { request, snapshot, generation: templateGeneration, layers, [Symbol.dispose]: giveBack };
+  for (;;) {
+    const built = await whenReady(core, requireTemplate(core, id));
+    // Replaced or deleted while it was waited for: what the id means now is asked anew.
+    if (!built || built.snapshot.isDiscarded) continue;
+    const { record, snapshot } = built;
+    const giveBack = snapshot.borrow();
+    const layers = record.root.layers?.map((layer) => layer.id) ?? null;
+    return { request: record.request, snapshot, generation: templateGeneration, layers, [Symbol.dispose]: giveBack };
+  }
+}
+
+/** Undefined when something else has become of it meanwhile. */
+async function whenReady(core: Core, entry: TemplateEntry): Promise<Built | undefined> {
+  const { built, building } = entry;
+  if (building?.isAborted) {
+    await Promise.allSettled([building.done]);
+    return undefined;
+  }
+  if (building) return building.join({});
+  if (!built) throw new Error("broken invariant: a template is neither built nor being built");
+  if (await isFitting(core, built)) return built;
+  if (built.snapshot.isDiscarded || entry.building) return undefined;
+  const { request } = built.record;
+  const fresh: Fresh = { pull: false, noCache: false };
+  return begin(core, entry, { request, definition: definitionOf(core, request), fresh, before: built, isValid: false }).join({});
 }
 
 /** @throws not_found */
@@ -136,9 +154,9 @@ async function ensureBuilt(core: Core, request: TemplateRequest, options: BuildO
     const before = built !== null && definitionOf(core, built.record.request) === definition ? built : null;
     if (built && !before) requireOwner(built.record.request, request);
     const isValid = before !== null && (await isFitting(core, before));
+    // The check above waited: somebody may have begun or ended meanwhile, or deleted the entry.
+    if (core.templates.get(request.id) !== entry || entry.building || entry.built !== built) continue;
     if (before && isValid && !fresh.pull && !fresh.noCache) return before;
-    // The check above waited: somebody may have begun meanwhile, or deleted the entry.
-    if (core.templates.get(request.id) !== entry || entry.building) continue;
     const building = begin(core, entry, { request, definition, fresh, before, isValid });
     return building.join(options);
   }
