@@ -22,6 +22,8 @@ const owedRetryMs = 1_000;
 export interface Live {
   readonly machine: Machine;
   readonly guest: Guest;
+  /** The deadline that the machine was told last; undefined = none yet. */
+  toldDeadlineMs?: number | null;
 }
 
 /** What this server knows of one sandbox. The record is on the disk as well; the rest is of this process. */
@@ -88,7 +90,7 @@ export class Sandboxes {
   #uidMax = 0;
   #ended = 0;
   #cancelRetry: (() => void) | undefined;
-  /** Told after each change of a record. */
+  /** Told after each change of a record, and when it is forgotten. */
   onChange: (entry: Entry) => void = () => {};
   /** Told once of each sandbox that has ended or failed. */
   onEnd: (entry: Entry) => void = () => {};
@@ -127,6 +129,12 @@ export class Sandboxes {
     if (parentUid !== null) this.#childUids.get(parentUid)?.delete(uid);
     // Children of a tombstone that is forgotten keep their own lines; only the link upwards is gone.
     if (this.#childUids.get(uid)?.size === 0) this.#childUids.delete(uid);
+    this.onChange(entry);
+  }
+
+  /** Whether it has not been forgotten. */
+  has({ record: { uid } }: Entry): boolean {
+    return this.#byUid.has(uid);
   }
 
   /**

@@ -75,6 +75,21 @@ describe("machines that wait", () => {
     expect(bench.engine.get(a).state).toBe("running");
   });
 
+  it("leave no deadline of a create that failed to the next sandbox of its id", async () => {
+    await createAndFill("a");
+    bench.onOpen = () => {
+      throw new Error("it does not answer");
+    };
+    await expect(bench.engine.create(sandbox("b", { timeoutSeconds: 5 }))).rejects.toMatchObject({ code: "internal" });
+    bench.onOpen = () => {};
+    await bench.engine.create(sandbox("b"));
+    const ended: string[] = [];
+    bench.engine.onEnd(({ id }) => ended.push(id));
+    bench.clock.advance(6 * second);
+    expect(ended).toEqual([]);
+    expect(bench.engine.get(b).state).toBe("running");
+  });
+
   it("that have ended while they waited are replaced, and nobody notices", async () => {
     await createAndFill("a");
     const [waiting] = [...bench.driver.machines.values()].slice(-1);
