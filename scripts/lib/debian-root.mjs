@@ -20,16 +20,17 @@ export function debianArchive() {
  * Debian's smallest root with apt, as a tar with its true owners.
  *
  * @param {string} target - its name ends in `.tar`
- * @param {{ packages?: readonly string[], hooks?: readonly string[], work?: string }} [options] - `packages` are installed in it as well; `hooks`
- *   are lines for the shell, run when all is installed, with the root's folder as $1; `work` is a folder for what is needed meanwhile, so that
- *   whoever is killed knows where it is left
+ * @param {{ base?: string, packages?: readonly string[], hooks?: readonly string[], work?: string }} [options] - `base`: the tar of such a root, to
+ *   begin with in place of nothing, which takes half the time. `packages` are installed in it as well; `hooks` are lines for the shell, run when all
+ *   is installed, with the root's folder as $1; `work` is a folder for what is needed meanwhile, so that whoever is killed knows where it is left
  */
-export function debianRoot(target, { packages = [], hooks = [], work } = {}) {
+export function debianRoot(target, { base, packages = [], hooks = [], work } = {}) {
   const { codename, mirror, components } = debianArchive();
   const options = [
     ...(packages.length > 0 ? [`--include=${packages.join(",")}`] : []),
-    "--variant=minbase",
-    `--hook-dir=${mergedUsrHook()}`,
+    ...(base === undefined
+      ? ["--variant=minbase", `--hook-dir=${mergedUsrHook()}`]
+      : ["--variant=custom", "--skip=check/empty", `--setup-hook=tar-in "${base}" /`]),
     `--components=${components.replaceAll(" ", ",")}`,
     // Not by filters of dpkg's, which mmdebstrap leaves to another program.
     ...[...hooks, thinOut].map((line) => `--customize-hook=${line}`),

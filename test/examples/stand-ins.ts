@@ -1,11 +1,11 @@
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import path from "node:path";
 import { debianRoot } from "../../scripts/lib/debian-root.mjs";
-import { machineArchive } from "../../scripts/lib/distribution-package.mjs";
 import { cache, pinnedNode } from "../../scripts/lib/run.mjs";
-import { imageOf, type LayerBlob, layerOf, type OciImage, type RunConfig } from "../support/oci.ts";
+import { debian as baseImage } from "../support/base-image.ts";
+import { imageOf, type LayerBlob, layerOf, type OciImage, type RunConfig, uncompressed } from "../support/oci.ts";
 import type { Registry } from "../support/registry.ts";
 import { certificates, packageEnvironment } from "./package-hosts.ts";
 
@@ -13,14 +13,14 @@ import { certificates, packageEnvironment } from "./package-hosts.ts";
  * Docker Hub cannot be asked in a test, so images of the same names stand in for its images: Debian of the machine's own archive with what an
  * example counts on being there, and nothing more. What differs from the real ones is said in examples/templates/README.md.
  */
-export const standIns: Readonly<Record<string, () => OciImage>> = {
-  "library/python:3.12-slim": () =>
+const standIns: Readonly<Record<string, (debian: Debian) => OciImage>> = {
+  "library/python:3.12-slim": (debian) =>
     standIn([debian(["python3", "python3-pip"], pythonHook)], { Env: [`PATH=${defaultPath}`], Cmd: ["python3"] }),
-  "library/node:24-slim": () => standIn([debian(["ca-certificates"]), node()], nodeRun),
+  "library/node:24-slim": (debian) => standIn([debian(["ca-certificates"]), node()], nodeRun),
   // With the packages that the example installs: to unpack them takes apt a minute inside a sandbox, and its own step finds them there.
-  "library/node:24-bookworm-slim": () =>
+  "library/node:24-bookworm-slim": (debian) =>
     standIn([debian(["ca-certificates", "chromium-headless-shell", "fonts-dejavu-core"]), node()], nodeRun),
-  "library/postgres:15": () =>
+  "library/postgres:15": (debian) =>
     standIn([debian(["postgresql-15"], postgresHook), postgresEntrypoint()], {
       Env: [`PATH=${defaultPath}:/usr/lib/postgresql/15/bin`, "LANG=C.UTF-8", "PGDATA=/var/lib/postgresql/data"],
       Entrypoint: ["docker-entrypoint.sh"],
@@ -30,7 +30,8 @@ export const standIns: Readonly<Record<string, () => OciImage>> = {
 
 /** Puts them where a registry that mirrors Docker Hub has them. */
 export async function pushStandIns(registry: Registry): Promise<void> {
-  for (const [name, make] of Object.entries(standIns)) await registry.push(make(), name);
+  const [base] = (await baseImage("base")).layers as [LayerBlob];
+  for (const [name, make] of Object.entries(standIns)) await registry.push(make(debianOn(base)), name);
 }
 
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -53,12 +54,21 @@ function standIn(layers: readonly LayerBlob[], { Env = [], ...run }: RunConfig):
   return imageOf([...layers, trust], { Env: [...Env, ...environment], ...run });
 }
 
-/** Made once and kept in the checkout's cache folder. */
-function debian(packages: readonly string[], hook?: string): LayerBlob {
-  const key = createHash("sha256")
-    .update(JSON.stringify([machineArchive("the images of the examples' tests", "Check the machine's apt sources."), packages, hook]))
-    .digest("hex");
-  return kept(`debian-${key.slice(0, 12)}.tar`, (target) => debianRoot(target, { packages, hooks: hook ? [hook] : [] }));
+/** Debian with these packages. */
+type Debian = (packages: readonly string[], hook?: string) => LayerBlob;
+
+/** Made of the tests' base image once, and kept in the checkout's cache folder. */
+function debianOn(base: LayerBlob): Debian {
+  return (packages, hook) => {
+    const key = createHash("sha256")
+      .update(JSON.stringify([base.diffId, packages, hook]))
+      .digest("hex");
+    return kept(`debian-${key.slice(0, 12)}.tar`, (target, work) => {
+      const file = path.join(work, "base.tar");
+      writeFileSync(file, uncompressed(base));
+      debianRoot(target, { base: file, packages, hooks: hook ? [hook] : [] });
+    });
+  };
 }
 
 /** Node and npm, where the image has them. The repository's own Node: what else is at hand may be too old. */
