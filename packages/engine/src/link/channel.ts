@@ -301,7 +301,7 @@ export class Channel {
     this.#settleWaiter();
     if (this.#endsWithPeer) {
       // The callee has finished: what waits to be sent has no reader.
-      this.#rejectUnsent(outcome ?? this.#ended());
+      this.#rejectUnsent(outcome);
       if (this.#cutMessage) {
         // END may not stand inside a message.
         this.#host.sendReset(this, encodeStatus("canceled"));
@@ -425,7 +425,7 @@ export class Channel {
       this.#dropIncoming();
     }
     this.#settleWaiter();
-    this.#rejectUnsent(outcome ?? this.#ended());
+    this.#rejectUnsent(outcome);
     this.#host.gone(this);
     for (const listener of this.#onGone.splice(0)) listener();
   }
@@ -447,7 +447,7 @@ export class Channel {
     this.#dropIncoming();
     this.#waiter?.reject(callerLeft());
     this.#waiter = undefined;
-    this.#rejectUnsent(this.#ended());
+    this.#rejectUnsent();
   }
 
   #dropIncoming(): void {
@@ -471,8 +471,12 @@ export class Channel {
     return new MitosError("canceled", { cause: `the ${this.method} call has ended` });
   }
 
-  #rejectUnsent(error: MitosError): void {
-    this.#cutMessage ||= (this.#out.peek()?.sent ?? 0) > 0;
+  #rejectUnsent(outcome?: MitosError): void {
+    const first = this.#out.peek();
+    // Every call ends here, nearly all with nothing unsent: an error is not made for nobody.
+    if (!first) return;
+    this.#cutMessage ||= first.sent > 0;
+    const error = outcome ?? this.#ended();
     for (const message of this.#out) message.reject(error);
     this.#out.clear();
     this.#unsentBytes = 0;
