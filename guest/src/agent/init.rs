@@ -6,7 +6,7 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::{changes, connection, egress, identity, paths, programs, socket};
+use super::{changes, connection, egress, identity, paths, programs, socket, spawn};
 
 const PATH: &str = "/opt/mitos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Of the agent's own environment; programs do not see them.
@@ -30,6 +30,9 @@ pub fn run() {
         programs::prepare();
         stand_apart();
         forget_fault_handlers();
+        if let Err(error) = spawn::narrow_bounding_set() {
+            eprintln!("init: each program has to give up capabilities by itself: {error}");
+        }
     }
     close_inherited_on_exec();
     for (path, mode) in [("/tmp", 0o1777), ("/run", 0o755), ("/run/sandbox", 0o755), ("/workspace", 0o755), ("/etc", 0o755)] {

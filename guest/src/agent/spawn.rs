@@ -6,6 +6,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::oneshot;
 
@@ -16,7 +17,7 @@ use super::{limits, link_attributes, programs};
 const NOFILE_DEFAULT: u64 = 65_536;
 const NOFILE_MIN: u64 = 64;
 const STACK_BYTES: usize = 64 * 1024;
-/// Descriptors for the child lie above every number they can be given, so that placing one cannot overwrite another.
+/// A descriptor that has a number which one of the child's is given is moved above all of those, so that placing one cannot overwrite another.
 const STAGED_FD_MIN: RawFd = 64;
 const UMASK: u32 = 0o022;
 
@@ -79,12 +80,56 @@ pub fn dev_null() -> io::Result<OwnedFd> {
     Ok(std::fs::OpenOptions::new().read(true).write(true).open("/dev/null")?.into())
 }
 
-/// Soft limit on open files of every process started: MITOS_RLIMIT_NOFILE of the agent's environment.
-fn nofile_limit() -> u64 {
-    static LIMIT: OnceLock<u64> = OnceLock::new();
+/// Of open files, of every process started: as many as MITOS_RLIMIT_NOFILE of the agent's environment says, if the hard limit is not lower.
+fn nofile_limit() -> Option<libc::rlimit> {
+    static LIMIT: OnceLock<Option<libc::rlimit>> = OnceLock::new();
     *LIMIT.get_or_init(|| {
         let asked = std::env::var("MITOS_RLIMIT_NOFILE").ok().and_then(|text| text.parse().ok());
-        asked.unwrap_or(NOFILE_DEFAULT).max(NOFILE_MIN)
+        // SAFETY: an all-zero limit is one, and is written to by the call.
+        let mut limit: libc::rlimit = unsafe { std::mem::zeroed() };
+        if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+            return None;
+        }
+        limit.rlim_cur = asked.unwrap_or(NOFILE_DEFAULT).max(NOFILE_MIN).min(limit.rlim_max);
+        Some(limit)
+    })
+}
+
+/// Those for which the agent does something else than the default. The reaper's is there before any child, and no other comes later.
+fn signals_to_reset() -> &'static [c_int] {
+    static SIGNALS: OnceLock<Vec<c_int>> = OnceLock::new();
+    SIGNALS.get_or_init(|| (1..=64).filter(|signal| ALWAYS_RESET.contains(signal) || !is_default(*signal)).collect())
+}
+
+/// What the reaper handles, the standard library sets, and libc handles (32, 33) when it needs to.
+const ALWAYS_RESET: [c_int; 6] = [libc::SIGCHLD, libc::SIGPIPE, libc::SIGSEGV, libc::SIGBUS, 32, 33];
+
+fn is_default(signal: c_int) -> bool {
+    // As the kernel has it, the handler first; libc's wrapper refuses 32 and 33.
+    let mut action = [0_u64; 8];
+    // SAFETY: only asks, and `action` has room for the answer.
+    let asked = unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, std::ptr::null::<c_void>(), action.as_mut_ptr(), 8_usize) };
+    // SIGKILL and SIGSTOP have nothing else.
+    asked != 0 || action[0] == libc::SIG_DFL as u64
+}
+
+static BOUNDING_SET_IS_NARROW: AtomicBool = AtomicBool::new(false);
+
+/// Takes from the calling thread, and so from all threads and programs that come of it, what no program may ever gain. The agent itself keeps what it
+/// can do. Before the first thread: then no program has to do it for itself, which is a system call for each capability.
+pub fn narrow_bounding_set() -> io::Result<()> {
+    // SAFETY: system calls only.
+    if unsafe { drop_bounding_set() } {
+        BOUNDING_SET_IS_NARROW.store(true, Ordering::Relaxed);
+        return Ok(());
+    }
+    Err(io::Error::last_os_error())
+}
+
+unsafe fn drop_bounding_set() -> bool {
+    (0..64).filter(|capability| CAPABILITIES_KEPT & (1 << capability) == 0).all(|capability| {
+        // SAFETY: plain system call. EINVAL: beyond the last capability that this kernel knows.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) >= 0 || *libc::__errno_location() == libc::EINVAL }
     })
 }
 
@@ -140,7 +185,8 @@ struct Prepared {
     credentials: Option<(u32, u32, Vec<u32>)>,
     fds: Vec<(OwnedFd, RawFd)>,
     terminal: Option<RawFd>,
-    nofile: u64,
+    signals: &'static [c_int],
+    nofile: Option<libc::rlimit>,
     processes: Option<libc::rlimit>,
     /// Of the cgroup of programs.
     members: Option<RawFd>,
@@ -171,10 +217,15 @@ impl Prepared {
         let pointers = |strings: &[CString]| strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
         let (arguments, variables) = strings.split_at(program.argv.len());
         let (argv, envp) = (pointers(arguments), pointers(variables));
+        let numbers: Vec<RawFd> = program.fds.iter().map(|(_, number)| *number).collect();
         let mut fds = Vec::with_capacity(program.fds.len());
         for (fd, number) in program.fds {
             if !(0..STAGED_FD_MIN).contains(&number) {
                 return Err(format!("descriptor number {number} is out of range"));
+            }
+            if !numbers.contains(&fd.as_raw_fd()) {
+                fds.push((fd, number));
+                continue;
             }
             // SAFETY: duplicates a descriptor that we own.
             let staged = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, STAGED_FD_MIN) };
@@ -195,10 +246,11 @@ impl Prepared {
             credentials: program.user.map(|user| (user.uid, user.gid, user.groups.clone())),
             fds,
             terminal: program.terminal,
+            signals: signals_to_reset(),
             nofile: nofile_limit(),
             processes: limits::processes().filter(|_| may_drop_bounding_set()),
             members: programs::members(),
-            drop_bounding_set: may_drop_bounding_set(),
+            drop_bounding_set: !BOUNDING_SET_IS_NARROW.load(Ordering::Relaxed) && may_drop_bounding_set(),
             filter: link_attributes::filter().filter(|_| may_drop_bounding_set()),
             failed_step: 0,
             failed_errno: 0,
@@ -247,10 +299,10 @@ impl Prepared {
         let failed = |step: Step| (step, unsafe { *libc::__errno_location() });
         // SAFETY: every pointer below leads into `self`, which outlives the child's use of it.
         unsafe {
-            // All zero in the kernel's form: default action, no flags, empty mask. libc's wrapper refuses 32 and 33.
+            // All zero in the kernel's form: default action, no flags, empty mask.
             let default = [0_u64; 8];
-            for signal in 1..=64 {
-                libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<c_void>(), 8_usize);
+            for signal in self.signals {
+                libc::syscall(libc::SYS_rt_sigaction, *signal, default.as_ptr(), std::ptr::null_mut::<c_void>(), 8_usize);
             }
             let mut none: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut none);
@@ -274,10 +326,8 @@ impl Prepared {
                 return failed(Step::Terminal);
             }
             libc::umask(UMASK);
-            let mut limit: libc::rlimit = std::mem::zeroed();
-            if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-                limit.rlim_cur = self.nofile.min(limit.rlim_max);
-                libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+            if let Some(limit) = &self.nofile {
+                libc::setrlimit(libc::RLIMIT_NOFILE, limit);
             }
             if let Some(limit) = &self.processes {
                 libc::setrlimit(libc::RLIMIT_NPROC, limit);
@@ -287,16 +337,8 @@ impl Prepared {
             {
                 return failed(Step::Filter);
             }
-            if self.drop_bounding_set {
-                for capability in 0..64 {
-                    if CAPABILITIES_KEPT & (1 << capability) == 0 && libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) < 0 {
-                        // EINVAL: beyond the last capability this kernel knows.
-                        if *libc::__errno_location() == libc::EINVAL {
-                            break;
-                        }
-                        return failed(Step::Capabilities);
-                    }
-                }
+            if self.drop_bounding_set && !drop_bounding_set() {
+                return failed(Step::Capabilities);
             }
             if let Some((uid, gid, groups)) = &self.credentials
                 && (libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) < 0
@@ -365,4 +407,34 @@ fn candidates(name: &str, path_variable: &str) -> Result<Vec<CString>, String> {
     }
     let folders = path_variable.split(':').map(|folder| if folder.is_empty() { "." } else { folder });
     folders.map(|folder| c_string(&format!("{folder}/{name}"), "the program's path")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn holding(text: &str) -> OwnedFd {
+        let (reads, writes) = pipe().unwrap();
+        std::fs::File::from(writes).write_all(text.as_bytes()).unwrap();
+        reads
+    }
+
+    #[test]
+    fn descriptors_that_change_their_numbers_with_each_other_stay_what_they_are() {
+        let (first, second) = (holding("first "), holding("second "));
+        let (out, theirs) = pipe().unwrap();
+        let numbers = (first.as_raw_fd(), second.as_raw_fd());
+        let script = format!("cat <&{}; cat <&{}", numbers.0, numbers.1);
+        let argv = ["sh", "-c", &script].map(String::from);
+        let env = [("PATH".to_owned(), "/usr/bin:/bin".to_owned())].into();
+        let fds = vec![(theirs, 1), (first, numbers.1), (second, numbers.0)];
+        let started = spawn(Program { argv: &argv, env: &env, cwd: "/", user: None, fds, terminal: None }).unwrap();
+        let mut printed = String::new();
+        std::fs::File::from(out).read_to_string(&mut printed).unwrap();
+        // SAFETY: plain system call, for a child that nobody else waits for.
+        assert_eq!(unsafe { libc::waitpid(started.pid, std::ptr::null_mut(), 0) }, started.pid);
+        assert_eq!(printed, "second first ");
+    }
 }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 /// More than any real file has; a hostile one is cut here.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+const USUAL_FILE_BYTES: usize = 16 << 10;
 const GROUPS_MAX: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +27,8 @@ pub fn find(name_or_number: &str) -> Result<User, String> {
 
 fn read(path: &Path) -> String {
     use std::io::Read;
-    let mut bytes = Vec::new();
+    // Of a usual file all at once.
+    let mut bytes = Vec::with_capacity(USUAL_FILE_BYTES);
     // A missing file is an image without users: root and numbers still work.
     if let Ok(file) = std::fs::File::open(path) {
         let _ = file.take(FILE_BYTES_MAX).read_to_end(&mut bytes);
