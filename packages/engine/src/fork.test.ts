@@ -186,3 +186,55 @@ describe("lineage", () => {
     expect(bench.engine.get(parent).children).toEqual([]);
   });
 });
+
+describe("a fork that the sandbox asks for itself", () => {
+  const askFork = (count: number) => bench.hooks.get(parent)!.onForkSelf(count, "");
+
+  /** Restores from now on begin (`restoring` tells of the first) and wait for `go`. */
+  function holdRestores(): { restoring: Promise<void>; go: () => void } {
+    const restoring = Promise.withResolvers<void>();
+    const go = Promise.withResolvers<void>();
+    bench.driver.onRestore = async () => {
+      restoring.resolve();
+      await go.promise;
+    };
+    return { restoring: restoring.promise, go: go.resolve };
+  }
+
+  it("spends the budget with the start of the children, never more of it, and nothing when it fails", async () => {
+    await bench.engine.create(sandbox("parent", { forkBudget: 3 }));
+    const { restoring, go } = holdRestores();
+    const asked = askFork(2);
+    await restoring;
+    expect(bench.engine.get(parent).forksUsed).toBe(0);
+    await expect(askFork(2)).rejects.toMatchObject({ code: "budget_exhausted", detail: { context: { remaining: 1 } } });
+    go();
+    expect(await asked).toHaveLength(2);
+    expect(bench.engine.get(parent)).toMatchObject({ forksUsed: 2, children: await asked });
+    bench.driver.onRestore = () => {
+      throw new Error("no container");
+    };
+    await expect(askFork(1)).rejects.toMatchObject({ code: "internal" });
+    expect(bench.engine.get(parent).forksUsed).toBe(2);
+    bench.driver.onRestore = () => {};
+    expect(await askFork(1)).toHaveLength(1);
+  });
+
+  it("is waited for by a server that closes, and refused by one that is closing", async () => {
+    await bench.engine.create(sandbox("parent", { forkBudget: 3 }));
+    const { restoring, go } = holdRestores();
+    const asked = askFork(1);
+    await restoring;
+    const closed = bench.engine.close({ sandboxes: "keep" });
+    await expect(askFork(1)).rejects.toMatchObject({ code: "unavailable" });
+    go();
+    const [child] = await asked;
+    await closed;
+    await bench.reopen();
+    expect(bench.engine.list().map(({ id, state }) => [id, state])).toEqual([
+      [parent, "running"],
+      [child, "running"],
+    ]);
+    expect(bench.engine.get(parent).forksUsed).toBe(1);
+  });
+});

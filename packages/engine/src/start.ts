@@ -97,7 +97,7 @@ function hooksOf(core: Core, entry: Entry, machine: Machine): GuestHooks {
   return {
     onActivity: () => entry.activity.begin(),
     egress: core.egress.open({ id: entry.record.id, network: entry.record.network, usage: entry.egress }),
-    onForkSelf: (count, label) => forkSelf(core, entry, count, label),
+    onForkSelf: (count, label) => core.underWay.run(() => forkSelf(core, entry, count, label)),
     onLost: (error) => linkLost(core, entry, machine, error),
   };
 }
