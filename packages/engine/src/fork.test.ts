@@ -1,6 +1,8 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { SandboxId } from "@mitos/protocol";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { SandboxTree } from "./actions.ts";
+import { startsAtOnce } from "./core.ts";
 import { Bench, ids, sandbox } from "./testing.ts";
 
 let bench: Bench;
@@ -154,6 +156,48 @@ describe("fork", () => {
     await Promise.all([forked, ended]);
     expect(bench.engine.list()).toEqual([]);
     expect(bench.driver.machines.size).toBe(0);
+  });
+});
+
+describe("the end of a child while its siblings start", () => {
+  it("resolves when nothing of it is left, and not before", async () => {
+    await bench.engine.create(sandbox("parent"));
+    const before = bench.driver.restores;
+    const machines = bench.driver.machines.size;
+    const [started, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    bench.driver.onRestore = (count) => (count === before + 2 ? go.promise : undefined);
+    let opened = 0;
+    bench.onOpen = () => {
+      if (++opened === 1) started.resolve();
+    };
+    const forked = expect(bench.engine.fork({ ...plain, ids: [one, two] })).rejects.toMatchObject({ code: "idle_timeout" });
+    await started.promise;
+    await sleep(20); // it waits for its sibling alone
+    const left: number[] = [];
+    const ended = bench.engine.terminate(one).then(() => left.push(bench.driver.machines.size));
+    await sleep(20);
+    go.resolve();
+    await Promise.all([forked, ended]);
+    expect(left).toEqual([machines]);
+    expect(bench.engine.list().map(({ id }) => id)).toEqual([parent]);
+  });
+
+  it("keeps siblings from being started whose turn has not come", async () => {
+    await bench.engine.create(sandbox("parent"));
+    const before = bench.driver.restores;
+    const [restoring, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    bench.driver.onRestore = () => {
+      restoring.resolve();
+      return go.promise;
+    };
+    const many = ids(...Array.from({ length: startsAtOnce + 5 }, (_, at) => `many-${at}`));
+    const forked = expect(bench.engine.fork({ ...plain, ids: many })).rejects.toMatchObject({ code: "idle_timeout" });
+    await restoring.promise;
+    const ended = bench.engine.terminate(many.at(-1)!);
+    go.resolve();
+    await Promise.all([forked, ended]);
+    expect(bench.driver.restores - before).toBe(startsAtOnce);
+    expect(bench.engine.list().map(({ id }) => id)).toEqual([parent]);
   });
 });
 

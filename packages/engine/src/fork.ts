@@ -3,12 +3,13 @@ import type { ForkRequest, ForkResult } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
 import { attach, deadlineAfter, requireLive } from "./lifecycle.ts";
+import { holdingAll } from "./mutex.ts";
 import { Quiet } from "./quiet.ts";
 import { checkShortText } from "./runtime-input.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { type Delivery, startFromSnapshot } from "./start.ts";
-import { endedError, requireState } from "./states.ts";
+import { endedError, requireAlive, requireState } from "./states.ts";
 
 /**
  * Forks a running or paused sandbox into children that continue from its exact state.
@@ -28,7 +29,9 @@ export async function fork(core: Core, request: ForkRequest, held?: HeldForks): 
   const captured = await parent.mutex.run(() => captureParent(core, request, parent));
   using _memory = captured.memory;
   try {
-    await startAllOrNone(core, captured, request, startedMs, held);
+    // Whoever ends a child meanwhile waits until all of them run or nothing of them is left. Nobody else holds more than one of them.
+    const mutexes = captured.children.map((child) => child.mutex);
+    await holdingAll(mutexes, () => startAllOrNone(core, captured, request, startedMs, held));
   } finally {
     await captured.release();
   }
@@ -189,7 +192,10 @@ async function snapshotRunning(core: Core, parent: Entry, stateBytes: number): P
   return { snapshot: new SharedSnapshot(snapshot), pausedMs: quiet.pausedMs };
 }
 
-/** On failure the children that did start are ended again, and the others are waited for, so that nothing comes up late. */
+/**
+ * With the children held. On failure those that did start are ended again, and the others are waited for, so that nothing comes up late; that
+ * needs nothing that is held.
+ */
 async function startAllOrNone(
   core: Core,
   captured: Captured,
@@ -200,18 +206,19 @@ async function startAllOrNone(
   const { children, snapshot } = captured;
   const delivery: Delivery = { env: request.env, secrets: {}, forgetSecrets: !request.inheritSecrets };
   let failed = false;
-  const starts = children.map((child) =>
-    child.mutex.run(async () => {
-      if (failed) throw new StoppedForSibling("a sibling could not be started");
-      try {
-        const live = await startFromSnapshot(core, child, snapshot.snapshot, delivery);
-        return { child, live };
-      } catch (error) {
-        failed = true;
-        throw error;
-      }
-    }),
-  );
+  // Asked when it is a child's turn, which may be long after that of its siblings.
+  const requireWanted = () => {
+    if (failed) throw new StoppedForSibling("a sibling could not be started");
+    for (const { record } of children) requireAlive(record);
+  };
+  const starts = children.map(async (child) => {
+    try {
+      return { child, live: await startFromSnapshot(core, child, snapshot.snapshot, delivery, requireWanted) };
+    } catch (error) {
+      failed = true;
+      throw error;
+    }
+  });
   const results = await Promise.allSettled(starts);
   const started = results.filter((result) => result.status === "fulfilled").map((result) => result.value);
   let failure = firstFailure(results);
