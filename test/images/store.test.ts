@@ -455,6 +455,27 @@ describe("pushing an image", () => {
 });
 
 describe("collecting", () => {
+  it("leaves the layers of an image alone that is being pulled, and then as long as their caller holds them", async () => {
+    await using registry = await startRegistry();
+    const reference = await registry.push(image, "team/tool:1");
+    await using store = await Store.open(dataDir);
+    const collectAll = () => store.layers.collect(new Set(), { olderThanMs: -1000 });
+    const removed: Promise<number>[] = [];
+    const onEvent = (event: BuildEvent) => {
+      if (event.kind === "layer" && event.state === "done") removed.push(collectAll());
+    };
+    using scope = new DisposableStack();
+    const { layers } = await store.images.pull(reference, { hold: (ids) => scope.use(store.layers.hold(ids)), onEvent });
+    expect(await Promise.all(removed)).toEqual([0, 0, 0]);
+    expect(await collectAll()).toBe(0);
+    expect(layers.every(({ id }) => store.layers.has(id))).toBe(true);
+    // Known by now.
+    await store.images.pull(reference, { hold: (ids) => scope.use(store.layers.hold(ids)) });
+    scope.dispose();
+    expect(await collectAll()).toBeGreaterThan(0);
+    expect(layers.some(({ id }) => store.layers.has(id))).toBe(false);
+  });
+
   it("removes what was not used for a time: partial downloads, contexts, and images whose layers nobody keeps", async () => {
     await using registry = await startRegistry();
     const [kept, old] = [await registry.push(image, "team/kept:1"), await registry.push(imageOf([hello]), "team/old:1")];

@@ -19,6 +19,7 @@ import type { StepStore } from "./store/steps.ts";
 import type { TemplateStore } from "./store/templates.ts";
 import type { Images, Layers } from "./stores.ts";
 import type { TemplateEntry } from "./templates.ts";
+import type { UnderWay } from "./under-way.ts";
 import type { Collector } from "./usage.ts";
 
 /** What every action works with: one of these per open engine. */
@@ -47,6 +48,8 @@ export interface Core {
   readonly pool: MachinePool;
   /** What forks that sandboxes ask for themselves pass through. */
   selfForkGate: SelfForkGate;
+  /** Actions, and the forks that sandboxes ask for themselves. */
+  readonly underWay: UnderWay;
 }
 
 export const ungatedSelfForks: SelfForkGate = ({ source, keyId }, fork) => {

@@ -148,7 +148,10 @@ export interface Machine {
    * @throws unavailable when it has just ended
    */
   console(): Promise<Uint8Array>;
-  /** SIGKILL, clean up, resolve when nothing is left. Idempotent. */
+  /**
+   * SIGKILL, clean up, resolve when nothing is left. Idempotent. Never rejects, since most of those who end a machine have nobody to tell: what the
+   * host does not let go of is logged, and left to the next call or the next server's `sweep`.
+   */
   end(reason: string): Promise<void>;
 }
 

@@ -62,6 +62,7 @@ import type { Images, Layers } from "./stores.ts";
 import { createTemplate, deleteTemplate, listTemplates } from "./templates.ts";
 import { traceDriver, traced, traceGuests } from "./tracing.ts";
 import { tree } from "./tree.ts";
+import { UnderWay } from "./under-way.ts";
 import { Collector, cacheBytesMaxDefault, diskUsage } from "./usage.ts";
 
 /** How long `close` waits for what is under way. */
@@ -120,6 +121,7 @@ export async function openEngineWith(options: EngineOptions, parts: EngineParts)
       readyDemand: new ReadyDemand(),
       pool: new MachinePool(() => core, driver.name === "mock" ? 0 : (options.poolSize ?? poolSizeDefault)),
       selfForkGate: ungatedSelfForks,
+      underWay: new UnderWay(),
     };
     core.admission.reclaim = (bytes) => core.pool.reclaim(bytes);
     const ends = new Ends(core.sandboxes);
@@ -173,7 +175,6 @@ class OpenEngine implements Engine {
   readonly #readiness: Readiness;
   readonly #ends: Ends;
   readonly #closeDatabase: () => void;
-  readonly #underWay = new Set<Promise<unknown>>();
   #closing: Promise<void> | undefined;
   readonly #settings: SettingsStore;
   readonly idempotency: IdempotencyStore;
@@ -363,10 +364,11 @@ class OpenEngine implements Engine {
 
   async #close(sandboxes: "keep" | "end"): Promise<void> {
     const core = this.#core;
+    core.underWay.close();
     if (sandboxes === "end") await this.#endAll();
     const builds = [...core.templates.values()].flatMap(({ building }) => building ?? []);
     for (const build of builds) build.abort(new MitosError("unavailable", { cause: "the server is shutting down" }));
-    await settledWithin([...this.#underWay, ...builds.map(({ done }) => done)], closeMsMax);
+    await settledWithin([core.underWay.settled(), ...builds.map(({ done }) => done)], closeMsMax);
     // One whose creation still waited for its template is there only now.
     if (sandboxes === "end") await this.#endAll();
     await core.pool.close();
@@ -390,15 +392,8 @@ class OpenEngine implements Engine {
   }
 
   /** Actions that `close` waits for, and none begins after it. */
-  async #run<T>(name: string, attributes: Attributes, action: () => Promise<T>): Promise<T> {
-    if (this.#closing) throw new MitosError("unavailable", { cause: "the server is shutting down" });
-    const running = traced(`engine.${name}`, attributes, action);
-    this.#underWay.add(running);
-    try {
-      return await running;
-    } finally {
-      this.#underWay.delete(running);
-    }
+  #run<T>(name: string, attributes: Attributes, action: () => Promise<T>): Promise<T> {
+    return this.#core.underWay.run(() => traced(`engine.${name}`, attributes, action));
   }
 }
 

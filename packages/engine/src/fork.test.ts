@@ -1,6 +1,8 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import type { SandboxId } from "@mitos/protocol";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
 import type { SandboxTree } from "./actions.ts";
+import { startsAtOnce } from "./core.ts";
 import { Bench, ids, sandbox } from "./testing.ts";
 
 let bench: Bench;
@@ -157,6 +159,48 @@ describe("fork", () => {
   });
 });
 
+describe("the end of a child while its siblings start", () => {
+  it("resolves when nothing of it is left, and not before", async () => {
+    await bench.engine.create(sandbox("parent"));
+    const before = bench.driver.restores;
+    const machines = bench.driver.machines.size;
+    const [started, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    bench.driver.onRestore = (count) => (count === before + 2 ? go.promise : undefined);
+    let opened = 0;
+    bench.onOpen = () => {
+      if (++opened === 1) started.resolve();
+    };
+    const forked = expect(bench.engine.fork({ ...plain, ids: [one, two] })).rejects.toMatchObject({ code: "idle_timeout" });
+    await started.promise;
+    await sleep(20); // it waits for its sibling alone
+    const left: number[] = [];
+    const ended = bench.engine.terminate(one).then(() => left.push(bench.driver.machines.size));
+    await sleep(20);
+    go.resolve();
+    await Promise.all([forked, ended]);
+    expect(left).toEqual([machines]);
+    expect(bench.engine.list().map(({ id }) => id)).toEqual([parent]);
+  });
+
+  it("keeps siblings from being started whose turn has not come", async () => {
+    await bench.engine.create(sandbox("parent"));
+    const before = bench.driver.restores;
+    const [restoring, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    bench.driver.onRestore = () => {
+      restoring.resolve();
+      return go.promise;
+    };
+    const many = ids(...Array.from({ length: startsAtOnce + 5 }, (_, at) => `many-${at}`));
+    const forked = expect(bench.engine.fork({ ...plain, ids: many })).rejects.toMatchObject({ code: "idle_timeout" });
+    await restoring.promise;
+    const ended = bench.engine.terminate(many.at(-1)!);
+    go.resolve();
+    await Promise.all([forked, ended]);
+    expect(bench.driver.restores - before).toBe(startsAtOnce);
+    expect(bench.engine.list().map(({ id }) => id)).toEqual([parent]);
+  });
+});
+
 describe("lineage", () => {
   const shape = (node: SandboxTree): unknown => ({ [node.sandbox.id]: node.children.map(shape) });
 
@@ -184,5 +228,57 @@ describe("lineage", () => {
     await bench.engine.terminate(parent);
     await bench.engine.create(sandbox("parent"));
     expect(bench.engine.get(parent).children).toEqual([]);
+  });
+});
+
+describe("a fork that the sandbox asks for itself", () => {
+  const askFork = (count: number) => bench.hooks.get(parent)!.onForkSelf(count, "");
+
+  /** Restores from now on begin (`restoring` tells of the first) and wait for `go`. */
+  function holdRestores(): { restoring: Promise<void>; go: () => void } {
+    const restoring = Promise.withResolvers<void>();
+    const go = Promise.withResolvers<void>();
+    bench.driver.onRestore = async () => {
+      restoring.resolve();
+      await go.promise;
+    };
+    return { restoring: restoring.promise, go: go.resolve };
+  }
+
+  it("spends the budget with the start of the children, never more of it, and nothing when it fails", async () => {
+    await bench.engine.create(sandbox("parent", { forkBudget: 3 }));
+    const { restoring, go } = holdRestores();
+    const asked = askFork(2);
+    await restoring;
+    expect(bench.engine.get(parent).forksUsed).toBe(0);
+    await expect(askFork(2)).rejects.toMatchObject({ code: "budget_exhausted", detail: { context: { remaining: 1 } } });
+    go();
+    expect(await asked).toHaveLength(2);
+    expect(bench.engine.get(parent)).toMatchObject({ forksUsed: 2, children: await asked });
+    bench.driver.onRestore = () => {
+      throw new Error("no container");
+    };
+    await expect(askFork(1)).rejects.toMatchObject({ code: "internal" });
+    expect(bench.engine.get(parent).forksUsed).toBe(2);
+    bench.driver.onRestore = () => {};
+    expect(await askFork(1)).toHaveLength(1);
+  });
+
+  it("is waited for by a server that closes, and refused by one that is closing", async () => {
+    await bench.engine.create(sandbox("parent", { forkBudget: 3 }));
+    const { restoring, go } = holdRestores();
+    const asked = askFork(1);
+    await restoring;
+    const closed = bench.engine.close({ sandboxes: "keep" });
+    await expect(askFork(1)).rejects.toMatchObject({ code: "unavailable" });
+    go();
+    const [child] = await asked;
+    await closed;
+    await bench.reopen();
+    expect(bench.engine.list().map(({ id, state }) => [id, state])).toEqual([
+      [parent, "running"],
+      [child, "running"],
+    ]);
+    expect(bench.engine.get(parent).forksUsed).toBe(1);
   });
 });

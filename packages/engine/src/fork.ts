@@ -3,12 +3,13 @@ import type { ForkRequest, ForkResult } from "./actions.ts";
 import { machineOverheadBytes } from "./admission.ts";
 import { asMitosError, type Core, newMachineId } from "./core.ts";
 import { attach, deadlineAfter, requireLive } from "./lifecycle.ts";
+import { holdingAll } from "./mutex.ts";
 import { Quiet } from "./quiet.ts";
 import { checkShortText } from "./runtime-input.ts";
 import type { Entry } from "./sandboxes.ts";
 import { SharedSnapshot } from "./snapshots.ts";
 import { type Delivery, startFromSnapshot } from "./start.ts";
-import { endedError, requireState } from "./states.ts";
+import { endedError, requireAlive, requireState } from "./states.ts";
 
 /**
  * Forks a running or paused sandbox into children that continue from its exact state.
@@ -16,10 +17,11 @@ import { endedError, requireState } from "./states.ts";
  * A running parent stands still while it is saved and runs again before any child starts, also when that fails. One snapshot serves all
  * children; they start in parallel, and all of them exist or none does.
  *
+ * @param held - of the parent's budget: spent when the children run
  * @throws not_found, sandbox_not_running, idle_timeout, oom_killed, invalid_input, conflict (an id in use), secret_inheritance_denied,
  *   quota_exceeded, timeout_too_large
  */
-export async function fork(core: Core, request: ForkRequest): Promise<ForkResult> {
+export async function fork(core: Core, request: ForkRequest, held?: HeldForks): Promise<ForkResult> {
   const parent = core.sandboxes.findAlive(request.source);
   checkRequest(core, request, parent);
 
@@ -27,7 +29,9 @@ export async function fork(core: Core, request: ForkRequest): Promise<ForkResult
   const captured = await parent.mutex.run(() => captureParent(core, request, parent));
   using _memory = captured.memory;
   try {
-    await startAllOrNone(core, captured, request, startedMs);
+    // Whoever ends a child meanwhile waits until all of them run or nothing of them is left. Nobody else holds more than one of them.
+    const mutexes = captured.children.map((child) => child.mutex);
+    await holdingAll(mutexes, () => startAllOrNone(core, captured, request, startedMs, held));
   } finally {
     await captured.release();
   }
@@ -46,7 +50,7 @@ export async function fork(core: Core, request: ForkRequest): Promise<ForkResult
 export async function forkSelf(core: Core, entry: Entry, count: number, label: string): Promise<readonly SandboxId[]> {
   const { id, forkBudget, forksUsed = 0, budgetKeyId = null } = entry.record;
   checkShortText(label, "label");
-  const remaining = forkBudget - forksUsed;
+  const remaining = forkBudget - forksUsed - entry.forksHeld;
   if (count > remaining) {
     throw new MitosError("budget_exhausted", {
       cause: `sandbox ${id} asked for ${count} children and may have ${remaining}`,
@@ -55,15 +59,38 @@ export async function forkSelf(core: Core, entry: Entry, count: number, label: s
   }
   const ids = Array.from({ length: count }, newSandboxId);
   const request: ForkRequest = { source: id, ids, inheritSecrets: false, env: {}, metadata: label ? { label } : {} };
-  // Taken before the work, so that two requests at once cannot spend it twice.
-  core.sandboxes.patch(entry, { forksUsed: forksUsed + count });
-  try {
-    await core.selfForkGate({ source: id, ids, keyId: budgetKeyId }, () => fork(core, request));
-    return ids;
-  } catch (error) {
-    if (!entry.record.end) core.sandboxes.patch(entry, { forksUsed: entry.record.forksUsed - count });
-    throw error;
-  }
+  using held = holdForks(entry, count);
+  await core.selfForkGate({ source: id, ids, keyId: budgetKeyId }, () => fork(core, request, held));
+  return ids;
+}
+
+/** A part of a sandbox's budget, from the request to its end. Disposed of before it was spent, it is free again. */
+interface HeldForks extends Disposable {
+  readonly parent: Entry;
+  readonly count: number;
+}
+
+/**
+ * Before the work, so that two requests at once cannot spend the same. Only in memory: the disk learns of it in the one write by which the
+ * children run, so that a server that dies before has spent nothing.
+ */
+function holdForks(parent: Entry, count: number): HeldForks {
+  parent.forksHeld += count;
+  let isHeld = true;
+  return {
+    parent,
+    count,
+    [Symbol.dispose]: () => {
+      if (isHeld) parent.forksHeld -= count;
+      isHeld = false;
+    },
+  };
+}
+
+/** Undefined when the parent has ended meanwhile: its children live, and its budget is nobody's any more. */
+function spending({ parent, count }: HeldForks): Parameters<Core["sandboxes"]["moveAll"]>[3] {
+  if (parent.record.end) return undefined;
+  return { entry: parent, patch: { forksUsed: (parent.record.forksUsed ?? 0) + count } };
 }
 
 interface Captured {
@@ -165,23 +192,33 @@ async function snapshotRunning(core: Core, parent: Entry, stateBytes: number): P
   return { snapshot: new SharedSnapshot(snapshot), pausedMs: quiet.pausedMs };
 }
 
-/** On failure the children that did start are ended again, and the others are waited for, so that nothing comes up late. */
-async function startAllOrNone(core: Core, captured: Captured, request: ForkRequest, startedMs: number): Promise<void> {
+/**
+ * With the children held. On failure those that did start are ended again, and the others are waited for, so that nothing comes up late; that
+ * needs nothing that is held.
+ */
+async function startAllOrNone(
+  core: Core,
+  captured: Captured,
+  request: ForkRequest,
+  startedMs: number,
+  held: HeldForks | undefined,
+): Promise<void> {
   const { children, snapshot } = captured;
   const delivery: Delivery = { env: request.env, secrets: {}, forgetSecrets: !request.inheritSecrets };
   let failed = false;
-  const starts = children.map((child) =>
-    child.mutex.run(async () => {
-      if (failed) throw new StoppedForSibling("a sibling could not be started");
-      try {
-        const live = await startFromSnapshot(core, child, snapshot.snapshot, delivery);
-        return { child, live };
-      } catch (error) {
-        failed = true;
-        throw error;
-      }
-    }),
-  );
+  // Asked when it is a child's turn, which may be long after that of its siblings.
+  const requireWanted = () => {
+    if (failed) throw new StoppedForSibling("a sibling could not be started");
+    for (const { record } of children) requireAlive(record);
+  };
+  const starts = children.map(async (child) => {
+    try {
+      return { child, live: await startFromSnapshot(core, child, snapshot.snapshot, delivery, requireWanted) };
+    } catch (error) {
+      failed = true;
+      throw error;
+    }
+  });
   const results = await Promise.allSettled(starts);
   const started = results.filter((result) => result.status === "fulfilled").map((result) => result.value);
   let failure = firstFailure(results);
@@ -195,7 +232,9 @@ async function startAllOrNone(core: Core, captured: Captured, request: ForkReque
       started.map(({ child }) => child),
       "running",
       { forkTimeMs },
+      held && spending(held),
     );
+    held?.[Symbol.dispose]();
   } catch (error) {
     await Promise.all(
       started.map(async ({ child, live }) => {

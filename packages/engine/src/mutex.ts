@@ -27,3 +27,11 @@ export class Mutex extends Semaphore {
     super(1);
   }
 }
+
+/**
+ * Holds all of them while `work` runs. To be used for what nobody else holds together, one of them and then another: two who do that in
+ * different orders would wait for each other for ever.
+ */
+export function holdingAll<T>([first, ...others]: readonly Mutex[], work: () => Promise<T>): Promise<T> {
+  return first ? first.run(() => holdingAll(others, work)) : work();
+}

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { DatabaseSync } from "node:sqlite";
@@ -31,6 +31,17 @@ describe("the next server on a data directory", () => {
       db.prepare("UPDATE sandboxes SET record = ? WHERE uid = ?").run(JSON.stringify({ ...record, ...change(record) }), record.uid);
     }
     db.close();
+  }
+
+  /** What is on the disk now. The answer puts it back, as if the server had been killed then. */
+  async function diskNow(): Promise<() => Promise<void>> {
+    const names = (await readdir(bench.dataDir)).filter((name) => name.startsWith("mitos.db"));
+    const files = await Promise.all(
+      names.map(async (name) => [path.join(bench.dataDir, name), await readFile(path.join(bench.dataDir, name))] as const),
+    );
+    return async () => {
+      for (const [file, content] of files) await writeFile(file, content);
+    };
   }
 
   it("takes up living machines, with their lineage, deadline and template", async () => {
@@ -99,6 +110,24 @@ describe("the next server on a data directory", () => {
     expect(bench.engine.list().map(({ id }) => id)).toEqual(["a"]);
     expect(bench.driver.machines.size).toBe(1);
     expect(await bench.snapshotFolders()).toEqual(folders);
+  });
+
+  it("has spent nothing of a budget for children that were being started", async () => {
+    await bench.engine.create(sandbox("a", { forkBudget: 2 }));
+    const [restoring, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    bench.driver.onRestore = () => {
+      restoring.resolve();
+      return go.promise;
+    };
+    const asked = bench.hooks.get(a)!.onForkSelf(2, "");
+    await restoring.promise;
+    const killedThen = await diskNow();
+    go.resolve();
+    await asked;
+    await bench.engine.close({ sandboxes: "keep" });
+    await killedThen();
+    await bench.reopen();
+    expect(bench.engine.list()).toMatchObject([{ id: "a", forkBudget: 2, forksUsed: 0, children: [] }]);
   });
 
   it("answers a repeated request with what an earlier one had made and not yet told, and runs one that had made nothing", async () => {

@@ -38,6 +38,8 @@ export interface Entry {
   layers: Disposable | null;
   readonly activity: Activity;
   readonly egress: EgressUsage;
+  /** Children that it has asked for itself and that do not run yet: of its budget, they are neither spent nor free. */
+  forksHeld: number;
 }
 
 /** What keeps an idle time-out from running: calls and streams inside the sandbox. Questions about it (get, list) do not. */
@@ -148,11 +150,16 @@ export class Sandboxes {
     this.#set(entry, record);
   }
 
-  /** The same for several at once: all of them on the disk, or none. */
-  moveAll(entries: readonly Entry[], to: SandboxState, patch: Patch = {}): void {
-    const records = entries.map((entry) => this.#next(entry, to, patch));
-    this.#store.put(...records);
-    for (const [index, entry] of entries.entries()) this.#set(entry, records[index]!);
+  /**
+   * The same for several at once: all of them on the disk, or none.
+   *
+   * @param alongside - facts of another sandbox that change with them
+   */
+  moveAll(entries: readonly Entry[], to: SandboxState, patch: Patch, alongside?: { readonly entry: Entry; readonly patch: Patch }): void {
+    const changes = entries.map((entry) => ({ entry, record: this.#next(entry, to, patch) }));
+    if (alongside) changes.push({ entry: alongside.entry, record: { ...alongside.entry.record, ...alongside.patch } });
+    this.#store.put(...changes.map(({ record }) => record));
+    for (const { entry, record } of changes) this.#set(entry, record);
   }
 
   /** The same, for a state whose snapshot must be found again after a power cut. */
@@ -315,6 +322,7 @@ export class Sandboxes {
       layers: record.end === null && record.layers ? this.#layers.use(record.layers.filter((id) => this.#layers.has(id))) : null,
       activity: new Activity(this.#clock),
       egress: { sentBytes: 0, receivedBytes: 0 },
+      forksHeld: 0,
     };
     this.#byUid.set(record.uid, entry);
     this.#byId.set(record.id, entry);

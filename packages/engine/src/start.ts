@@ -15,8 +15,16 @@ export type Delivery = Pick<Adoption, "env" | "secrets" | "forgetSecrets">;
 /**
  * Restores the machine of a sandbox that is `starting` or `resuming`, and makes it that sandbox. Nobody is served by it before ADOPTED.
  * When this throws nothing of the machine is left; the record is the caller's to put right.
+ *
+ * @param requireWanted - throws when no machine is to be started any more, for which it has waited. Default: when the sandbox has ended
  */
-export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snapshot, delivery: Delivery): Promise<Live> {
+export async function startFromSnapshot(
+  core: Core,
+  entry: Entry,
+  snapshot: Snapshot,
+  delivery: Delivery,
+  requireWanted: () => void = () => requireAlive(entry.record),
+): Promise<Live> {
   const { record } = entry;
   if (!record.machineId) throw new Error(`broken invariant: ${record.id} starts without a machine id`);
   const spec = {
@@ -26,7 +34,7 @@ export async function startFromSnapshot(core: Core, entry: Entry, snapshot: Snap
   };
   const machine = await core.starts.run(() => {
     // A sandbox can be terminated, or run out of time, while its machine is still being started.
-    requireAlive(entry.record);
+    requireWanted();
     return core.driver.restore(snapshot, spec);
   });
   const live = connect(core, entry, machine);
@@ -97,7 +105,7 @@ function hooksOf(core: Core, entry: Entry, machine: Machine): GuestHooks {
   return {
     onActivity: () => entry.activity.begin(),
     egress: core.egress.open({ id: entry.record.id, network: entry.record.network, usage: entry.egress }),
-    onForkSelf: (count, label) => forkSelf(core, entry, count, label),
+    onForkSelf: (count, label) => core.underWay.run(() => forkSelf(core, entry, count, label)),
     onLost: (error) => linkLost(core, entry, machine, error),
   };
 }

@@ -11,7 +11,7 @@ import type { Clock } from "./clock.ts";
 import type { Driver, Machine, MachineExit, MachineSpec, RestoreSpec } from "./driver.ts";
 import { openMockDriver } from "./drivers/mock/driver.ts";
 import { openEngineWith } from "./engine.ts";
-import type { Adoption, Guest, SandboxEgress } from "./guest.ts";
+import type { Adoption, Guest, GuestHooks, SandboxEgress } from "./guest.ts";
 import { connectGuest } from "./link-guest.ts";
 import { fastRootOf } from "./snapshots.ts";
 
@@ -133,6 +133,8 @@ export class Bench implements AsyncDisposable {
   /** What programs of builds do, and what was told to their machines. */
   program: Program = () => 0;
   readonly seen = { adoptions: [] as Adoption[], commands: [] as string[] };
+  /** What the agents of sandboxes may ask for, by sandbox. */
+  readonly hooks = new Map<string, GuestHooks>();
   /** Called before an agent is spoken to; a throw is its answer. */
   onOpen: () => void | Promise<void> = () => {};
   cacheBytesMax: number | undefined;
@@ -163,6 +165,7 @@ export class Bench implements AsyncDisposable {
           const guest = programmed(connectGuest, (start, say, signal) => this.program(start, say, signal), this.seen)(machine, hooks);
           const open: Guest["open"] = async (adoption) => {
             await this.onOpen();
+            if (adoption) this.hooks.set(adoption.sandboxId, hooks);
             await guest.open(adoption);
           };
           return { ...guest, open };

@@ -3,6 +3,7 @@ import type { BuildOptions, ImageSummary, Language, TemplateRequest, TemplateSou
 import type { Core } from "../core.ts";
 import { hostLanguage, isHostName, ownRootOf } from "../host-templates.ts";
 import type { Image } from "../images/image.ts";
+import type { Digest } from "../layers/layer.ts";
 import { meaningBeside, nothingOfThatName } from "../names.ts";
 import type { TemplateRoot } from "../store/templates.ts";
 import { baseKey } from "./chain.ts";
@@ -39,11 +40,16 @@ export async function findBase(core: Core, { id, image }: TemplateRequest, signa
   throw nothingOfThatName(core, image);
 }
 
-/** The root of a base, with the layers of an image downloaded and unpacked. @throws not_found, unauthorized, unavailable, build_failed */
+/**
+ * The root of a base, with the layers of an image downloaded and unpacked.
+ *
+ * @param options.hold - is told which those are before the first of them comes
+ * @throws not_found, unauthorized, unavailable, build_failed
+ */
 export async function takeBase(
   core: Core,
   base: Base,
-  { pull, signal, tell }: { pull: boolean; signal: AbortSignal; tell: Tell },
+  { pull, signal, tell, hold }: { pull: boolean; signal: AbortSignal; tell: Tell; hold: (layers: readonly Digest[]) => void },
 ): Promise<TemplateRoot> {
   switch (base.kind) {
     case "host":
@@ -52,7 +58,7 @@ export async function takeBase(
       return templateRoot(core, base.id);
     case "image": {
       tell({ kind: "phase", phase: "pull", detail: base.reference });
-      const options = { pull, signal, onEvent: (event: Parameters<NonNullable<BuildOptions["onEvent"]>>[0]) => tell(untimed(event)) };
+      const options = { pull, hold, signal, onEvent: (event: Parameters<NonNullable<BuildOptions["onEvent"]>>[0]) => tell(untimed(event)) };
       const image = await core.images.pull(base.reference, options);
       return imageRoot(image);
     }
@@ -108,8 +114,10 @@ function languageOf(reference: string): Language {
 /** Downloads and unpacks an image ahead of its first use. @throws invalid_input, not_found, unauthorized, unavailable, build_failed, canceled */
 export async function pullImage(core: Core, reference: string, { signal, onEvent, pull }: BuildOptions = {}): Promise<ImageSummary> {
   const name = core.images.normalize(reference);
+  using scope = new DisposableStack();
   const image = await core.images.pull(name, {
     pull: pull ?? false,
+    hold: (layers) => scope.use(core.layers.hold(layers)),
     ...(signal ? { signal } : {}),
     ...(onEvent ? { onEvent } : {}),
   });

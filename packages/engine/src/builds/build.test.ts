@@ -417,6 +417,22 @@ describe("events of builds", () => {
 describe("layers", () => {
   const [a] = ids("a");
 
+  it("are kept while the image that they are of is still being pulled, and not after a build that failed", async () => {
+    const image = bench.images.publish("pruned:1", "pruned meanwhile");
+    const { id } = image.layers[0]!;
+    bench.images.onLayer = async () => {
+      await bench.engine.prune({ olderThanMs: 0 });
+    };
+    await make("t", { image: "pruned:1" });
+    expect(bench.layers.has(id)).toBe(true);
+    await bench.engine.deleteTemplate(toTemplateId("t"));
+    await bench.engine.prune({ olderThanMs: 0 });
+    bench.images.onLayer = () => Promise.reject(new Error("cut off"));
+    await expect(make("t", { image: "pruned:1" })).rejects.toMatchObject({ code: "build_failed" });
+    await bench.engine.prune({ olderThanMs: 0 });
+    expect(bench.layers.has(id)).toBe(false);
+  });
+
   it("are kept under a template, and under a paused sandbox and a fork of one that was deleted", async () => {
     const { id } = { id: toTemplateId("t") };
     await make("t", { image: "tool:1", steps: [run("one")] });

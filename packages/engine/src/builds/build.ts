@@ -70,7 +70,10 @@ export async function build(core: Core, { request, before, isValid, fresh }: Bui
       tell({ kind: "phase", phase: "resolve", detail: request.image ?? request.id });
       const base = await findBase(core, request, signal);
       if (before && isValid && !fresh.noCache && (await isUnchanged(core, before, base, signal))) return { root: null, warnings: [] };
-      const taken = await takeBase(core, base, { pull: fresh.pull, signal, tell });
+      const hold = (layers: readonly Digest[]): void => {
+        scope.use(core.layers.hold(layers));
+      };
+      const taken = await takeBase(core, base, { pull: fresh.pull, signal, tell, hold });
       for (const { id } of taken.layers ?? []) keep(id);
       const warnings = base.kind === "host" ? base.warnings : [];
       for (const text of warnings) tell({ kind: "warning", text });

@@ -50,10 +50,13 @@ export class MemoryLayers implements Layers {
       if (!layer) throw new MitosError("not_found", { cause: `no layer ${id}` });
       return layer;
     });
+    return { layers, ...this.hold(ids) };
+  }
+
+  hold(ids: readonly Digest[]): Disposable {
     for (const id of ids) this.#uses.set(id, (this.#uses.get(id) ?? 0) + 1);
     let held = true;
     return {
-      layers,
       [Symbol.dispose]: () => {
         for (const id of held ? ids : []) this.#uses.set(id, (this.#uses.get(id) ?? 1) - 1);
         held = false;
@@ -87,6 +90,8 @@ export class MemoryImages implements Images {
   hasOwnRegistry = false;
   pulls = 0;
   resolves = 0;
+  /** Called when a layer has come, while the pull goes on. */
+  onLayer: () => void | Promise<void> = () => {};
   readonly pushed: { image: Parameters<Images["push"]>[0]; reference: string }[] = [];
   readonly #layers: MemoryLayers;
   readonly #remote = new Map<string, Image>();
@@ -120,13 +125,20 @@ export class MemoryImages implements Images {
     return { reference: image.reference, digest: image.digest };
   }
 
-  async pull(reference: string, { pull = false }: { pull?: boolean } = {}): Promise<Image> {
+  async pull(reference: string, { pull = false, hold = () => {} }: Parameters<Images["pull"]>[1] = {}): Promise<Image> {
     const known = this.#known.get(this.normalize(reference));
-    if (known && !pull && known.layers.every(({ id }) => this.#layers.has(id))) return known;
+    if (known && !pull && known.layers.every(({ id }) => this.#layers.has(id))) {
+      hold(known.layers.map(({ id }) => id));
+      return known;
+    }
     this.pulls += 1;
     await this.resolve(reference);
     const image = this.#remote.get(this.normalize(reference)) as Image;
-    for (const { id } of image.layers) this.#layers.add(this.#contents.get(id) ?? "");
+    hold(image.layers.map(({ id }) => id));
+    for (const { id } of image.layers) {
+      this.#layers.add(this.#contents.get(id) ?? "");
+      await this.onLayer();
+    }
     this.#known.set(image.reference, image);
     return image;
   }

@@ -23,6 +23,9 @@ const downloadsMax = 3;
 /** An index may name indexes. */
 const indexDepthMax = 3;
 
+/** What is told of a pull: how far it has come, and once which layers the image is made of, before the first of them is brought. */
+export type PullEvent = BuildEvent | { readonly kind: "layers"; readonly ids: readonly Digest[] };
+
 /** What a reference means for this processor. */
 export interface Resolved {
   readonly manifest: Manifest;
@@ -79,8 +82,11 @@ export class Puller {
     return tag !== null && (await this.#registries.fromFirst(host, (registry) => registry.digestOf(path, tag, signal))) === namedDigest;
   }
 
-  /** Layers present and unpacked afterwards; what failed may be gone on with later. */
-  async pull(reference: Reference, resolved: Resolved, signal: AbortSignal, emit: (event: BuildEvent) => void): Promise<Image> {
+  /**
+   * Layers present and unpacked afterwards; what failed may be gone on with later. They are held until this resolves, those that are here and those
+   * that come: whoever wants them for longer holds them as soon as it is told which they are.
+   */
+  async pull(reference: Reference, resolved: Resolved, signal: AbortSignal, emit: (event: PullEvent) => void): Promise<Image> {
     const what = formatReference(reference);
     const { manifest, digest } = resolved;
     const configBytes = await this.#registries.fromFirst(reference.host, (registry) =>
@@ -91,6 +97,9 @@ export class Puller {
     if (diffIds.length !== manifest.layers.length)
       throw unusableImage(`${what}: it has ${manifest.layers.length} layers and names ${diffIds.length}`);
     const parts = manifest.layers.map((blob, at) => ({ blob, diffId: diffIds[at]! }));
+    const ids = [...new Set(diffIds)];
+    using _ = this.#layers.hold(ids);
+    emit({ kind: "layers", ids });
     await this.#bringAll(reference, parts, signal, emit);
     const repository = formatRepository(reference);
     return {
@@ -103,8 +112,6 @@ export class Puller {
 
   async #bringAll(reference: Reference, parts: readonly Part[], signal: AbortSignal, emit: (event: BuildEvent) => void): Promise<void> {
     const here = parts.filter(({ diffId }) => this.#layers.has(diffId));
-    // Those that are here stay while the others come.
-    using _ = this.#layers.use([...new Set(here.map(({ diffId }) => diffId))]);
     for (const { blob, diffId } of here)
       new LayerProgress(this.#clock, { digest: diffId, totalBytes: blob.bytes }, emit).enter("shared", blob.bytes);
     const missing = new Map(parts.filter((part) => !here.includes(part)).map((part) => [part.diffId, part]));

@@ -11,7 +11,7 @@ import { type CacheFile, filesIn, removeOld } from "./cache-file.ts";
 import { Contexts } from "./contexts.ts";
 import type { Image } from "./image.ts";
 import { LayerProgress } from "./layer-events.ts";
-import { Puller } from "./pull.ts";
+import { type PullEvent, Puller } from "./pull.ts";
 import { type PushedImage, push, temporaryPrefix } from "./push.ts";
 import { formatReference, parseReference, type Reference } from "./reference.ts";
 import { Registries } from "./registries.ts";
@@ -31,6 +31,11 @@ interface Caller {
   readonly onEvent?: ((event: BuildEvent) => void) | undefined;
 }
 
+interface PullOptions extends Caller {
+  readonly pull?: boolean | undefined;
+  readonly hold?: ((layers: readonly Digest[]) => void) | undefined;
+}
+
 /**
  * Images of registries: what their names mean, their layers in the layer store, and the way back. Under `<dataDir>/images`:
  *
@@ -45,7 +50,7 @@ export class ImageStore {
   readonly #records: ImageRecords;
   readonly #contexts: Contexts;
   readonly #puller: Puller;
-  readonly #pulls: SharedWork<Image, BuildEvent>;
+  readonly #pulls: SharedWork<Image, PullEvent>;
   readonly #partial: string;
 
   private constructor(options: Options, registries: Registries, contexts: Contexts, partial: string) {
@@ -85,19 +90,21 @@ export class ImageStore {
   /**
    * All layers of the image are present and unpacked afterwards. Concurrent pulls of one image are one, and so are those of one layer.
    *
-   * @param options - `pull`: asks the registry again what the tag means; else a known one is taken as it is
+   * @param options - `pull`: asks the registry again what the tag means; else a known one is taken as it is. `hold`: is told which layers the
+   *   image is made of before the first of them comes, so that none is removed again before all have come and the caller has used them
    * @throws invalid_input, not_found, unauthorized, unavailable, build_failed (no usable image), quota_exceeded (disk), canceled
    */
-  async pull(reference: string, { pull = false, ...caller }: Caller & { readonly pull?: boolean | undefined } = {}): Promise<Image> {
+  async pull(reference: string, { pull = false, hold = () => {}, signal: given, onEvent = () => {} }: PullOptions = {}): Promise<Image> {
     const parsed = this.#parse(reference);
     const full = formatReference(parsed);
-    if (caller.signal?.aborted) throw canceled();
+    const tell = (event: PullEvent): void => (event.kind === "layers" ? hold(event.ids) : onEvent(event));
+    if (given?.aborted) throw canceled();
     // A digest means the same for ever.
     const known = pull && parsed.digest === null ? undefined : this.#knownRecord(full);
-    if (known) return this.#use(known, caller);
-    return await this.#pulls.run(full, caller, async (signal, emit) => {
+    if (known) return this.#use(known, tell);
+    return await this.#pulls.run(full, { signal: given, onEvent: tell }, async (signal, emit) => {
       const unchanged = await this.#unchanged(parsed, signal);
-      if (unchanged) return this.#use(unchanged, { onEvent: emit });
+      if (unchanged) return this.#use(unchanged, emit);
       const resolved = await this.#puller.resolve(parsed, signal);
       const image = await this.#puller.pull(parsed, resolved, signal, emit);
       const nowMs = this.#options.clock.nowMs();
@@ -206,19 +213,23 @@ export class ImageStore {
   async #unchanged(reference: Reference, signal: AbortSignal | undefined): Promise<ImageRecord | undefined> {
     const record = this.#knownRecord(formatReference(reference));
     if (!record || reference.digest !== null) return record;
-    return (await this.#puller.stillMeans(reference, record.namedDigest, signal)) ? record : undefined;
+    const isSame = await this.#puller.stillMeans(reference, record.namedDigest, signal);
+    // It may have lost layers while the registry was asked.
+    return isSame && this.#hasAll(record.image) ? record : undefined;
   }
 
   #hasAll({ layers }: Image): boolean {
     return layers.every(({ id }) => this.#options.layers.has(id));
   }
 
-  #use(record: ImageRecord, { onEvent }: Caller): Image {
+  /** With the layers here. */
+  #use(record: ImageRecord, emit: (event: PullEvent) => void): Image {
     const { clock } = this.#options;
+    emit({ kind: "layers", ids: [...new Set(record.image.layers.map(({ id }) => id))] });
     this.#records.put({ ...record, lastUsedAtMs: clock.nowMs() });
     for (const { id, origin } of record.image.layers) {
       const bytes = origin?.bytes ?? 0;
-      new LayerProgress(clock, { digest: id, totalBytes: bytes }, onEvent ?? (() => {})).enter("shared", bytes);
+      new LayerProgress(clock, { digest: id, totalBytes: bytes }, emit).enter("shared", bytes);
     }
     return record.image;
   }

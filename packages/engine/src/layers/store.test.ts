@@ -287,6 +287,20 @@ test("never collects what is used or kept, and the longest unused first", async 
   expect(await store.collect(new Set(), { olderThanMs: -1 })).toBe(400);
 });
 
+test("keeps layers from the moment in which they come that somebody holds before", async () => {
+  const store = await openStore();
+  const tar = tarOf({ a: "1" });
+  const [one, two] = [store.hold([digestOf(tar)]), store.hold([digestOf(tar)])];
+  const { id } = await store.add(stream(tar));
+  one[Symbol.dispose]();
+  one[Symbol.dispose]();
+  await store.collect(new Set(), { olderThanMs: -1 });
+  expect((await store.usage()).map((layer) => [layer.id, layer.inUse])).toEqual([[id, true]]);
+  two[Symbol.dispose]();
+  await store.collect(new Set(), { olderThanMs: -1 });
+  expect(store.has(id)).toBe(false);
+});
+
 test("remembers when a layer was last used", async () => {
   const layer = await (await openStore()).add(stream(tarOf({ a: "1" })));
   await lastUsed(layer, 3_600_000);

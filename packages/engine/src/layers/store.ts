@@ -28,7 +28,6 @@ interface Footer {
 
 interface Held {
   readonly layer: Layer;
-  users: number;
   lastUsedAtMs: number;
 }
 
@@ -41,6 +40,8 @@ export class LayerStore {
   readonly #log: Log;
   readonly #tool: string | undefined;
   readonly #held = new Map<Digest, Held>();
+  /** How many hold each, of layers that are here and of those that are to come. */
+  readonly #holders = new Map<Digest, number>();
   /** Of those that say beforehand what they add. */
   readonly #adding = new Map<Digest, Promise<Layer>>();
 
@@ -153,20 +154,30 @@ export class LayerStore {
         });
       return held;
     });
-    for (const held of used) {
-      held.users += 1;
-      touch(held);
-    }
-    let disposed = false;
+    return { layers: used.map(({ layer }) => layer), ...this.hold(ids) };
+  }
+
+  /** The same for layers of which some are not here yet: they stay from the moment in which they come. */
+  hold(ids: readonly Digest[]): Disposable {
+    const touchAll = () => {
+      for (const id of ids) {
+        const held = this.#held.get(id);
+        if (held) touch(held);
+      }
+    };
+    for (const id of ids) this.#holders.set(id, (this.#holders.get(id) ?? 0) + 1);
+    touchAll();
+    let isHeld = true;
     return {
-      layers: used.map(({ layer }) => layer),
       [Symbol.dispose]: () => {
-        if (disposed) return;
-        disposed = true;
-        for (const held of used) {
-          held.users -= 1;
-          touch(held);
+        if (!isHeld) return;
+        isHeld = false;
+        for (const id of ids) {
+          const others = (this.#holders.get(id) ?? 0) - 1;
+          if (others > 0) this.#holders.set(id, others);
+          else this.#holders.delete(id);
         }
+        touchAll();
       },
     };
   }
@@ -174,7 +185,7 @@ export class LayerStore {
   usage(): Promise<readonly { id: Digest; bytes: number; lastUsedAtMs: number; inUse: boolean }[]> {
     const all = [...this.#held.values()];
     return Promise.resolve(
-      all.map(({ layer, users, lastUsedAtMs }) => ({ id: layer.id, bytes: layer.bytes, lastUsedAtMs, inUse: users > 0 })),
+      all.map(({ layer: { id, bytes }, lastUsedAtMs }) => ({ id, bytes, lastUsedAtMs, inUse: this.#holders.has(id) })),
     );
   }
 
@@ -191,9 +202,9 @@ export class LayerStore {
     let total = [...this.#held.values()].reduce((sum, { layer }) => sum + layer.bytes, 0);
     let removedBytes = 0;
     for (const held of candidates) {
-      const { layer, users, lastUsedAtMs } = held;
+      const { layer, lastUsedAtMs } = held;
       // Looked at again one by one: it may be in use by now, or gone.
-      if (users > 0 || this.#held.get(layer.id) !== held) continue;
+      if (this.#holders.has(layer.id) || this.#held.get(layer.id) !== held) continue;
       if (lastUsedAtMs > Date.now() - olderThanMs && total <= bytesMax) continue;
       await this.#remove(layer);
       total -= layer.bytes;
@@ -236,7 +247,7 @@ export class LayerStore {
       return known.layer;
     }
     const dir = this.#dirOf(id);
-    const held = { layer: { id, dir, bytes: footer.bytes, entries: footer.entries }, users: 0, lastUsedAtMs: Date.now() };
+    const held = { layer: { id, dir, bytes: footer.bytes, entries: footer.entries }, lastUsedAtMs: Date.now() };
     // At once, so that of two with the same content the second one finds the first.
     renameSync(made, dir);
     this.#held.set(id, held);
@@ -254,7 +265,7 @@ export class LayerStore {
     }
     const { mtimeMs } = await stat(dir);
     const layer = { id: footer.diff_id, dir, bytes: footer.bytes, entries: footer.entries };
-    this.#held.set(layer.id, { layer, users: 0, lastUsedAtMs: mtimeMs });
+    this.#held.set(layer.id, { layer, lastUsedAtMs: mtimeMs });
   }
 
   #dirOf(id: Digest): string {

@@ -55,6 +55,6 @@ export async function openLayout(dataDir: string, runtimeDir: string): Promise<L
 }
 
 /** By which a VMM calls itself: of this data directory alone, so that its processes are found among those of all users. Letters, digits, hyphens. */
-export function vmId(layout: HostLayout, keeperId: string): string {
+export function vmId(layout: Pick<HostLayout, "cgroupParent">, keeperId: string): string {
   return `${layout.cgroupParent}-${keeperId}`;
 }

@@ -85,7 +85,7 @@ class FirecrackerDriver implements Driver {
   constructor(host: Host, facts: Facts) {
     this.#host = host;
     this.#facts = facts;
-    this.#uids = new Uids(host.layout);
+    this.#uids = new Uids(host);
   }
 
   /** Its disk is a file, so `scratch` makes no difference: it may be larger than the machine's memory, and it is saved with it. */

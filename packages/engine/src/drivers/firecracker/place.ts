@@ -3,7 +3,7 @@ import path from "node:path";
 import { machineDir } from "../host/layout.ts";
 import { vsockName } from "./calls.ts";
 import { cloneFile } from "./disk.ts";
-import { type Host, vmId } from "./host.ts";
+import { type Host, type Layout, vmId } from "./host.ts";
 
 /** Relative names: the same for every VMM, each in a folder of its own, so that what a snapshot says of them is true wherever it is loaded. */
 const apiName = "api.sock";
@@ -15,6 +15,12 @@ const jailLink = "j";
 export interface Jail {
   readonly uid: number;
   readonly gid: number;
+}
+
+/** What decides where jails are. */
+export interface JailHost {
+  readonly layout: Pick<Layout, "machines" | "jails" | "cgroupParent">;
+  readonly firecracker: { readonly path: string };
 }
 
 /**
@@ -48,9 +54,9 @@ export function placeOf(host: Host, keeperId: string, jail: Jail | null, cgroupP
 }
 
 /** What lies outside the shim's folder. Its VMM has ended. */
-export async function removePlace({ layout, firecracker }: Host, keeperId: string): Promise<void> {
-  const jail = path.join(layout.jails, path.basename(firecracker.path), vmId(layout, keeperId));
-  await Promise.all([rm(diskOf(layout.disks, keeperId), { force: true }), rm(jail, { recursive: true, force: true })]);
+export async function removePlace(host: Host, keeperId: string): Promise<void> {
+  const jail = jailDir(host, keeperId);
+  await Promise.all([rm(diskOf(host.layout.disks, keeperId), { force: true }), rm(jail, { recursive: true, force: true })]);
 }
 
 function free({ layout, firecracker, guestPath }: Host, keeperId: string, cgroupProcs: readonly string[]): Place {
@@ -84,10 +90,11 @@ function free({ layout, firecracker, guestPath }: Host, keeperId: string, cgroup
  */
 const startJailer = `while [ "$1" != -- ]; do echo $$ > "$1" || exit 1; shift; done; shift; exec "$@" < /dev/null >&2`;
 
-function jailed({ layout, firecracker, cgroups }: Host, keeperId: string, { uid, gid }: Jail, cgroupProcs: readonly string[]): Place {
+function jailed(host: Host, keeperId: string, { uid, gid }: Jail, cgroupProcs: readonly string[]): Place {
+  const { layout, firecracker, cgroups } = host;
   const id = vmId(layout, keeperId);
   const program = path.basename(firecracker.path);
-  const root = path.join(layout.jails, program, id, "root");
+  const root = jailRoot(host, keeperId);
   const disk = path.join(root, writtenName);
   const jailer = [
     ...[firecracker.jailer ?? "", "--id", id, "--exec-file", firecracker.path, "--uid", String(uid), "--gid", String(gid)],
@@ -128,9 +135,17 @@ function jailed({ layout, firecracker, cgroups }: Host, keeperId: string, { uid,
 }
 
 /** For a jail, so that its socket is reached by a short path. */
-export async function linkJail({ layout, firecracker }: Host, keeperId: string): Promise<void> {
-  const root = path.join(layout.jails, path.basename(firecracker.path), vmId(layout, keeperId), "root");
-  await symlink(root, path.join(machineDir(layout, keeperId), jailLink));
+export async function linkJail(host: Host, keeperId: string): Promise<void> {
+  await symlink(jailRoot(host, keeperId), path.join(machineDir(host.layout, keeperId), jailLink));
+}
+
+/** Where the jailer puts the VMM's whole file system. */
+export function jailRoot(host: JailHost, keeperId: string): string {
+  return path.join(jailDir(host, keeperId), "root");
+}
+
+function jailDir({ layout, firecracker }: JailHost, keeperId: string): string {
+  return path.join(layout.jails, path.basename(firecracker.path), vmId(layout, keeperId));
 }
 
 async function move(from: string, to: string): Promise<void> {

@@ -1,4 +1,4 @@
-import { chmod, mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readFile, rm } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import type { MachineResources } from "../../driver.ts";
@@ -14,7 +14,7 @@ import { cloneFile } from "./disk.ts";
 import type { Host } from "./host.ts";
 import { type Jail, linkJail, type Place, placeOf, removePlace } from "./place.ts";
 import { killVmm } from "./processes.ts";
-import { descriptionName } from "./uids.ts";
+import { descriptionName, writeDescription } from "./uids.ts";
 
 const launchTimeoutMs = 30_000;
 const apiTimeoutMs = 5_000;
@@ -50,7 +50,7 @@ export async function createVmm(host: Host, shape: VmmShape, files: { image: str
   await mkdir(dir, { mode: 0o700 });
   const connections: ShimConnection[] = [];
   try {
-    await writeFile(path.join(dir, descriptionName), JSON.stringify(shape));
+    await writeDescription(dir, shape);
     const cgroupProcs = host.cgroups ? await makeCgroup(host.cgroups, id, shape.resources) : [];
     const place = placeOf(host, id, shape.jail, cgroupProcs);
     await startShim(host, dir);

@@ -64,7 +64,10 @@ export class ShimMachine<K extends Keeper = Keeper> {
   }
 
   end(reason: string): Promise<void> {
-    this.#ending ??= this.#end(reason);
+    this.#ending ??= this.#end(reason).catch((error: unknown) => {
+      this.#ending = undefined;
+      this.log.error({ machine: this.machineId, error: String(error) }, "a machine could not be ended: it may live on until it is swept");
+    });
     return this.#ending;
   }
 

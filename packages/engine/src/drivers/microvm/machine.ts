@@ -142,7 +142,8 @@ export async function activate(
     // Its monitor has gone away, its shim is about to notice: asked to end it now, that would tell our reason instead of the machine's.
     if (saysEnded(error)) await exitWithin(machine, exitNoticedMs);
     await machine.end("start failed");
-    const { reason, detail } = await machine.exited;
+    // Absent where the host did not let go of it.
+    const { reason = "terminated", detail = "" } = (await exitWithin(machine, 0)) ?? {};
     // It is killed for the first page of its memory file that finds no room.
     if (vmm.shape.boots && reason === "killed" && (await isFull(vmm.uses.base.path)))
       throw diskFull(path.dirname(vmm.uses.base.path), error);
