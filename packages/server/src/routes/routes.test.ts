@@ -44,6 +44,31 @@ describe("templates", () => {
     expect(at.engine.templates.get("plain")).toMatchObject({ workload: undefined, resources: { vcpuCount: 1, memSizeMiB: 512 } });
   });
 
+  it.each([{}, { command: [] }, { command: null }])("ignore whatever else stands in the workload %j", async (workload) => {
+    for (const rest of [{ ready: {} }, { ready: { port: 70_000 } }, { ready: "soon" }, { env: { "": "x" } }, { env: 5 }]) {
+      const answer = await post(at, "/v1/templates", { id: "plain", workload: { ...workload, ...rest } });
+      expect([answer.status, at.engine.templates.get("plain")!.workload]).toEqual([200, undefined]);
+    }
+  });
+
+  it("check what stands beside a command, with its keys in any case", async () => {
+    const of = (workload: object) => post(at, "/v1/templates", { id: "app", workload: { command: ["/app"], ...workload } });
+    for (const [workload, cause] of [
+      [{ ready: { port: 0 } }, "workload.ready.port: must be 1 to 65535"],
+      [{ ready: { port: 80, path: 5 } }, "workload.ready.path: "],
+      [{ env: { A: "\0" } }, "workload.env: values must not hold NUL"],
+    ] as const) {
+      const answer = await of(workload);
+      expect([answer.status, answer.json.error.cause]).toEqual([400, expect.stringContaining(cause)]);
+    }
+    expect((await of({ ENV: { Path: "/bin" }, Ready: { PORT: 80, Path: null } })).status).toBe(200);
+    expect(at.engine.templates.get("app")!.workload).toEqual({
+      command: ["/app"],
+      env: { Path: "/bin" },
+      ready: { kind: "http", port: 80, path: "/", expect: 200, timeoutSeconds: 120 },
+    });
+  });
+
   it.each(["../../etc", "a/b", "..", ".", "a\\b", "with space", "", "x".repeat(65), "-leading", 7, null])(
     "refuse the id %j",
     async (id) => {
