@@ -184,6 +184,12 @@ describe("exec", () => {
     expect(at.runtime.starts[1]?.shellCommand).toBeUndefined();
   });
 
+  it("runs an empty command, which is a line that does nothing", async () => {
+    for (const message of [{ command: "" }, {}]) expect(await error(message)).toBeUndefined();
+    expect(at.runtime.starts).toMatchObject([{ argv: ["/bin/sh", "-c", ""] }, { argv: ["/bin/sh", "-c", ""] }]);
+    expect(await error({ command: "", args: ["x"] })).toMatchObject({ code: "invalid_argument" });
+  });
+
   it("gives 30 seconds by default, accepts the ceiling, and refuses more, naming both", async () => {
     for (const [asked, ms] of [
       [0, 30_000],
@@ -202,7 +208,6 @@ describe("exec", () => {
   });
 
   it.each([
-    {},
     { command: "a\0b" },
     { command: "x", cwd: "a\0" },
     { command: "x", env: [{ key: "", value: "1" }] },
