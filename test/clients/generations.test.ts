@@ -126,7 +126,7 @@ const generations: Record<string, (command: string) => Promise<string>> = {
   },
 
   "WebSocket Exec": async (command) => {
-    const messages = [{ open: { command: `cat | sh` } }, { stdin: base64(command) }, { stdinClose: true }].map((message) =>
+    const messages = [{ open: { command: "sh" } }, { stdin: base64(`${command}\nexit\n`) }].map((message) =>
       envelope(JSON.stringify(message)),
     );
     const received = await webSocket(`/sandbox.v1.Sandbox/Exec?sandbox=${sandbox}`, "connect.sandbox.v1", messages);

@@ -244,7 +244,7 @@ describe("an image of another form", () => {
     await withSandbox(await registry.push(imageOf([which("bare")]), "team/bare:1"), async (sandbox) => {
       await sandbox.files.write("/tmp/new", "written");
       expect(await sandbox.files.read("/tmp/new")).toBe("written");
-      await expect(sandbox.exec(["/bin/sh", "-c", "true"])).rejects.toMatchObject({ code: "exec_failed" });
+      await expect(sandbox.exec(["/bin/sh", "-c", "true"])).rejects.toMatchObject({ code: "exec_stream_error" });
     });
   });
 });

@@ -164,6 +164,26 @@ describe("a request", () => {
     expect((await ping(url, session)).status).toBe(200);
   });
 
+  it("is refused with 503 while others hold too much, which is free again when they leave", async () => {
+    const { url } = await start();
+    const session = await initialized(url);
+    const ping = (bytes: number) =>
+      send(url, { body: request(1, "ping", { padding: "x".repeat(bytes) }), headers: { "Mcp-Session-Id": session } });
+    const MiB = 1024 * 1024;
+    const outgoing = Array.from({ length: 4 }, () => {
+      const headers = { "Content-Type": "application/json", "Content-Length": 16 * MiB };
+      return http.request(url, { method: "POST", headers }).on("error", () => {});
+    });
+    await Promise.all(outgoing.map((one) => new Promise((resolve) => one.write("x".repeat(13 * MiB), resolve))));
+    await until("they are held", async () => (await ping(12 * MiB)).status === 503);
+    expect(await ping(12 * MiB)).toMatchObject({ status: 503, headers: { "retry-after": "1" } });
+    expect((await ping(MiB)).status).toBe(200);
+    for (const one of outgoing) one.destroy();
+    await until("there is room again", async () => (await ping(12 * MiB)).status === 200);
+    // Each was let go of with its answer.
+    for (let round = 0; round < 6; round++) expect((await ping(12 * MiB)).status).toBe(200);
+  });
+
   it("of more than 16 MiB is answered 413, whether it says so or not", async () => {
     const { url } = await start();
     const session = await initialized(url);

@@ -81,6 +81,20 @@ describe("a line", () => {
     expect([(await mcp.next()).id, (await mcp.next()).id]).toEqual([6, 7]);
   });
 
+  it("that comes last is read without a newline too", async () => {
+    for (const [last, answer] of [
+      [request(9, "ping"), { id: 9, result: {} }],
+      ["nonsense", error(null, -32_700)],
+    ] as const) {
+      await using fresh = startRaw(["--server", "http://127.0.0.1:9"]);
+      fresh.write(initialize);
+      await fresh.next();
+      fresh.child.stdin.end(last);
+      expect(await fresh.next()).toMatchObject(answer);
+      expect(await fresh.ended).toBe(0);
+    }
+  });
+
   it("of any kind does not end the program", async () => {
     const seed = Number(process.env.MITOS_SEED ?? Math.floor(Math.random() * 2 ** 31));
     let state = seed;

@@ -39,8 +39,33 @@ export function connectionOf(command: Command): Connection {
   return { baseUrl, apiKey: apiKey || process.env.MITOS_API_KEY || savedKey };
 }
 
-export function poolOf(command: Command): string {
-  return globalOptions(command).pool || "python";
+/** @throws UsageError */
+export async function poolOf(command: Command): Promise<string> {
+  const pool = globalOptions(command).pool || "python";
+  const { isId } = await import("@mitos/protocol");
+  const live = "live:";
+  // The handle of a running sandbox, which makes it a fork.
+  return pool.startsWith(live) && isId(pool.slice(live.length)) ? pool : await templateName(pool);
+}
+
+/** @throws UsageError */
+export async function templateName(text: string): Promise<string> {
+  const { isTemplateId } = await import("@mitos/protocol");
+  if (isTemplateId(text)) return text;
+  throw new UsageError(
+    `${JSON.stringify(text)} cannot be the name of a template`,
+    "Give 1 to 64 letters, digits, '_' and '-' that begin with a letter or digit, or an image such as python:3.12-slim.",
+  );
+}
+
+/** @throws UsageError */
+export async function imageReference(text: string): Promise<string> {
+  const { isImageReference } = await import("@mitos/protocol");
+  if (isImageReference(text) || isImageReference(`${text}:latest`)) return text;
+  throw new UsageError(
+    `${JSON.stringify(text)} cannot be an image`,
+    "Give a reference such as python:3.12-slim or registry.example/team/tool:1.",
+  );
 }
 
 /** The innermost command on whose part of the line a flag stands wins. */

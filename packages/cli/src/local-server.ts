@@ -138,7 +138,7 @@ export const logLevels = ["debug", "info", "warn", "error"] as const;
 export type LogLevel = (typeof logLevels)[number];
 
 /** One JSON line on standard error for each event of this level and above. */
-function createLog(from: LogLevel): Log {
+export function createLog(from: LogLevel): Log {
   const line = (level: LogLevel) =>
     logLevels.indexOf(level) < logLevels.indexOf(from)
       ? () => undefined

@@ -144,6 +144,19 @@ describe("every command", () => {
     expect(await refused(["template", "build", "--name", "x"])).toBe(2);
     expect(await refused(["template", "build", "--name", "x", "--dockerfile", "a", "--spec", "b"])).toBe(2);
     expect(await refused(["template", "build", "--name", "x", "--spec", "b", "--build-arg", "A=1"])).toBe(2);
+    for (const name of ["a/b", "with space", "..", "-x", "x".repeat(65), ""]) {
+      for (const verb of ["rm", "logs"]) expect(await refused(["template", verb, "--", name])).toBe(2);
+      expect(await refused(["template", "push", "--", name, "registry.invalid/tool:1"])).toBe(2);
+      expect(await refused(["template", "build", `--name=${name}`, "--dockerfile", dockerfile])).toBe(2);
+    }
+    for (const pool of ["a/b", "with space", "..", "live:", "live:../x"]) {
+      for (const words of [
+        ["run", "true"],
+        ["sandbox", "create"],
+      ])
+        expect(await refused([`--pool=${pool}`, ...words])).toBe(2);
+    }
+    for (const words of [["pull"], ["push", "app"]]) expect(await refused(["template", ...words, "https://registry.example/x"])).toBe(2);
     expect(await refused(["prune"])).toBe(2);
     for (const engine of [[], ["--engine", "gvisor"], ["--engine", "mock"]])
       for (const command of ["serve", "quickstart"]) expect(await refused([command, ...engine, "--accel", "tcg"])).toBe(2);

@@ -48,10 +48,15 @@ class LineTransport implements Transport {
 
   async start(): Promise<void> {
     const close = () => void this.close();
+    // What came last gets the turn that it would have had in front of the end.
+    const closeSoon = () => setImmediate(close);
     this.#input
-      .on("data", (chunk: Buffer) => this.#read(chunk))
-      .on("end", close)
-      .on("close", close)
+      .on("data", (chunk: Buffer) => this.#read(this.#lines.push(chunk)))
+      .on("end", () => {
+        this.#read(this.#lines.end());
+        closeSoon();
+      })
+      .on("close", closeSoon)
       .on("error", close);
     // A client that has stopped reading has gone.
     this.#output.on("error", close);
@@ -74,8 +79,8 @@ class LineTransport implements Transport {
     this.#resolveClosed();
   }
 
-  #read(chunk: Buffer): void {
-    for (const line of this.#lines.push(chunk)) {
+  #read(lines: Iterable<Buffer | typeof tooLong>): void {
+    for (const line of lines) {
       if (this.#isClosed) return;
       if (line === tooLong) {
         const text = `Invalid Request: a message may have ${messageBytesMax} bytes, and this one is longer`;
@@ -114,11 +119,20 @@ class LineSplitter {
       this.#keep(chunk.subarray(from, end < 0 ? chunk.length : end));
       if (end < 0) return;
       from = end + 1;
-      const line = this.#bytes > this.#bytesMax ? tooLong : Buffer.concat(this.#parts);
-      this.#parts = [];
-      this.#bytes = 0;
-      yield line;
+      yield this.#take();
     }
+  }
+
+  /** The last line, which need not end with a newline. */
+  *end(): Generator<Buffer | typeof tooLong, void, undefined> {
+    if (this.#bytes > 0) yield this.#take();
+  }
+
+  #take(): Buffer | typeof tooLong {
+    const line = this.#bytes > this.#bytesMax ? tooLong : Buffer.concat(this.#parts);
+    this.#parts = [];
+    this.#bytes = 0;
+    return line;
   }
 
   #keep(part: Buffer): void {

@@ -89,13 +89,14 @@ export function requireArgv(argv: readonly string[]): readonly string[] {
 }
 
 function exitEvent(exit: Record<string, unknown>, client: ConnectClient): ExecEvent {
-  if (typeof exit.error === "string" && exit.error) throw execFailed(client.redact(exit.error));
+  if (typeof exit.error === "string" && exit.error) throw execFailed(client.redact(exit.error), "exec_stream_error");
   return { type: "exit", exitCode: Number(exit.exitCode ?? 0), execTimeMs: Number(exit.execTimeMs ?? 0) };
 }
 
-export function execFailed(cause: string): AgentRunError {
+/** @param code - published TypeScript clients have one of their own for what the last frame of a stream tells */
+export function execFailed(cause: string, code: "exec_failed" | "exec_stream_error" = "exec_failed"): AgentRunError {
   return new AgentRunError("the program could not be run", {
-    code: "exec_failed",
+    code,
     cause,
     remediation: "Read the cause: check that the program, the working directory and the user exist in the sandbox.",
   });

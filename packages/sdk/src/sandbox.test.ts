@@ -85,11 +85,11 @@ describe("exec", () => {
     expect(error).toMatchObject({ code: "exec_timeout", context: { timeout_s: 30 } });
   });
 
-  it("throws exec_failed when the program could not be started", async () => {
+  it("throws exec_stream_error when the last frame says that the program could not be run", async () => {
     const bogus: Respond = (_request, response) =>
       stream(response, frame({ exit: { exitCode: 1, error: "no such command: bogus" } }), endOfStream);
     await expect(withSandbox(bogus, (sandbox) => sandbox.exec("bogus"))).rejects.toMatchObject({
-      code: "exec_failed",
+      code: "exec_stream_error",
       errorCause: "no such command: bogus",
     });
   });

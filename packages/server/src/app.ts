@@ -6,6 +6,7 @@ import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest, 
 import { accessOfRoute } from "./auth/access.ts";
 import type { ServerContext } from "./context.ts";
 import { isOurFault, toMitosError } from "./errors.ts";
+import type { AnyRequest } from "./http/guard.ts";
 import type { HeldBody } from "./http/held-bodies.ts";
 import { type AnyResponse, endLateBody, retryAfter, sendEnvelope, sendPlain } from "./http/plain.ts";
 import { describeRequest } from "./http/tracing.ts";
@@ -35,7 +36,9 @@ declare module "fastify" {
   }
 }
 
-const methods: readonly HTTPMethods[] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+const methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] as const satisfies HTTPMethods[];
+/** No route takes it. */
+const refusedMethod = "OPTIONS" satisfies (typeof methods)[number];
 
 export async function createApp(context: ServerContext, ports: PortRoutesOptions): Promise<FastifyInstance> {
   const app = Fastify({
@@ -112,6 +115,13 @@ export async function createApp(context: ServerContext, ports: PortRoutesOptions
 
   await app.ready();
   return app;
+}
+
+/** Whatever else a client calls its method, such as TRACE or PROPFIND, the router gets one that is refused where the path exists. */
+export function withKnownMethod(request: AnyRequest): AnyRequest {
+  // The types of HTTP/2 know no setter, where there is one.
+  if (!methods.some((method) => method === request.method)) (request as { method: string }).method = refusedMethod;
+  return request;
 }
 
 /** @throws forbidden, quota_exceeded */

@@ -4,6 +4,7 @@ import type { IncomingMessage } from "node:http";
 import type { Duplex } from "node:stream";
 import type { MitosError } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
+import { withKnownMethod } from "./app.ts";
 import { webSocketAccess } from "./auth/access.ts";
 import { refuseRpc, servicePrefix } from "./connect/handler.ts";
 import type { ServerContext } from "./context.ts";
@@ -69,7 +70,7 @@ export function createDoor(context: ServerContext, { boundHost, app, connect, we
     }
     if (request.headers.expect) response.writeContinue();
     if (isConnect) connect(request, response);
-    else app.routing(request as never, response as never);
+    else app.routing(withKnownMethod(request) as never, response as never);
   };
 
   /** @returns why it is refused where that is decided here */

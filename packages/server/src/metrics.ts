@@ -99,7 +99,7 @@ export function createMetrics(engine: Engine, streams: StreamCap, version: strin
       labelNames: ["code"],
       registers,
     }),
-    text: () => Registry.merge([registry, processRegistry()]).metrics(),
+    text: () => Registry.merge([registry, processMetrics().registry]).metrics(),
   };
 }
 
@@ -207,13 +207,23 @@ interface Row<Label extends string> {
   readonly value: number;
 }
 
-let ofProcess: Registry | undefined;
+let ofProcess: { readonly registry: Registry; readonly unhandledRejections: Counter } | undefined;
 
-/** Processor, memory, descriptors, garbage collection and event-loop lag: once for the process, however many servers it has. */
-function processRegistry(): Registry {
+/** Processor, memory, descriptors, garbage collection, event-loop lag and defects: once for the process, however many servers it has. */
+function processMetrics() {
   if (!ofProcess) {
-    ofProcess = new Registry();
-    collectDefaultMetrics({ register: ofProcess });
+    const registry = new Registry();
+    collectDefaultMetrics({ register: registry });
+    const unhandledRejections = new Counter({
+      name: "mitos_unhandled_rejections_total",
+      help: "Promises that failed while nobody waited for them: defects of the server, each with a line in its log",
+      registers: [registry],
+    });
+    ofProcess = { registry, unhandledRejections };
   }
   return ofProcess;
+}
+
+export function countUnhandledRejection(): void {
+  processMetrics().unhandledRejections.inc();
 }

@@ -7,6 +7,16 @@ import { z } from "zod";
 const idRule = "must be 1 to 64 letters, digits, '_' or '-', and begin with a letter or digit";
 
 export const sandboxId = z.string().refine(isId, idRule) as unknown as z.ZodType<SandboxId>;
+
+/** Of a sandbox that is there already. It is looked up, not checked as input. @see existing */
+export const sandboxName = z.string().min(1, "must not be empty");
+
+/** A name that no sandbox can have is one that none has. @throws not_found */
+export function existing(name: string): SandboxId {
+  if (!isId(name)) throw new MitosError("not_found", { cause: "no sandbox can have this id" });
+  return name as SandboxId;
+}
+
 export const templateId = z
   .string()
   .refine(isTemplateId, `${idRule}; or be an image reference such as python:3.12`) as unknown as z.ZodType<TemplateId>;
@@ -40,11 +50,13 @@ export const path = z
   .refine(noNul, "must not hold NUL")
   .refine((text) => Buffer.byteLength(text) <= limits.pathBytesMax, `must be at most ${limits.pathBytesMax} bytes`);
 
-export const command = z
+/** A line for the shell, to which an empty one is a line that does nothing. */
+export const shellLine = z
   .string()
-  .min(1, "must not be empty")
   .refine(noNul, "must not hold NUL")
   .refine((text) => Buffer.byteLength(text) <= limits.commandBytesMax, `must be at most ${limits.commandBytesMax} bytes`);
+
+export const command = shellLine.min(1, "must not be empty");
 
 export const argv = z
   .array(z.string().refine(noNul, "must not hold NUL"))
@@ -97,7 +109,10 @@ export const resources = z
 /** How many children a sandbox may ask for from inside. */
 export const forkBudget = z.int().min(0).max(limits.forkBudgetMax);
 
-export const seconds = z.int().min(1, "must be at least 1");
+/** Of any size: what is too much is said by the ceiling, not by what a number can count. */
+export const wholeSeconds = z.number().refine(Number.isInteger, "must be a whole number");
+
+export const seconds = wholeSeconds.min(1, "must be at least 1");
 
 /** What kind of file it is among its bits, as a listing tells it, is not set. */
 export const fileMode = z

@@ -18,11 +18,12 @@ export function runCommand(): Command {
     .addOption(new Option("--rm", "terminate the sandbox afterwards, which is the default").conflicts("keep"))
     .action(async (words: string[], { keep = false, ...options }: RunOptions, command: Command) => {
       const line = toCommand(words);
+      const pool = await poolOf(command);
       using interrupt = interruptible();
       const creating = new Creating();
       const sandbox = await withProgress(
         () => creating.text,
-        creating.create(connectionOf(command), poolOf(command), { interrupt: interrupt.signal }),
+        creating.create(connectionOf(command), pool, { interrupt: interrupt.signal }),
       );
       const work = async () =>
         interrupt.signal.aborted ? exitCodes.interrupted : execHere(sandbox, line, toExecOptions(options), interrupt);

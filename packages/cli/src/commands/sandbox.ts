@@ -31,11 +31,12 @@ function createCommand(): Command {
   const command = new Command("create").description("create a sandbox and print its id").addOption(timeoutFlag());
   for (const flag of waitFlags()) command.addOption(flag);
   return command.action(async ({ timeout }: { timeout: number }) => {
+    const pool = await poolOf(command);
     const creating = new Creating();
     const sandbox = await waiting(
       "creating the sandbox",
       timeout,
-      (signal) => creating.create(connectionOf(command), poolOf(command), { signal }),
+      (signal) => creating.create(connectionOf(command), pool, { signal }),
       () => creating.text,
     );
     print(sandbox.id);

@@ -4,8 +4,17 @@ import path from "node:path";
 import type { ImageOptions } from "@mitos/engine";
 import { Command, Option } from "commander";
 import { byteCount, wholeNumber } from "../context.ts";
-import { UsageError } from "../exit.ts";
-import { type Address, defaultDataDir, engineFlags, engineOptions, type LogLevel, logLevels, startLocalServer } from "../local-server.ts";
+import { CommandError, UsageError } from "../exit.ts";
+import {
+  type Address,
+  createLog,
+  defaultDataDir,
+  engineFlags,
+  engineOptions,
+  type LogLevel,
+  logLevels,
+  startLocalServer,
+} from "../local-server.ts";
 import { print } from "../output.ts";
 import { withProgress } from "../progress.ts";
 import { interruptible } from "../signals.ts";
@@ -89,6 +98,8 @@ async function serve(all: ServeOptions, command: Command): Promise<void> {
   const images = await imageOptions({ registry, mirror, insecureRegistry, imageCache });
   const dir = path.resolve(dataDir ?? defaultDataDir());
   using interrupt = interruptible();
+  const { guardProcess } = await import("@mitos/server");
+  using guard = guardProcess(createLog(settings.logLevel));
   const options = { auth, images, ...settings, previewSecret: previewSecret() };
   const server = await withProgress("starting the engine", startLocalServer(address, dir, chosen, options));
   print(
@@ -108,9 +119,17 @@ async function serve(all: ServeOptions, command: Command): Promise<void> {
       `\nThe first key, with the scope admin. It is shown only now:\n\n  ${server.firstKey}\n\nKeep it with: mitos auth login --token <key>`,
     );
   }
-  if (!interrupt.signal.aborted) await once(interrupt.signal, "abort");
+  const stop = AbortSignal.any([interrupt.signal, guard.broken]);
+  if (!stop.aborted) await once(stop, "abort");
   process.stderr.write(ephemeral ? "stopping, and ending all sandboxes\n" : "stopping; sandboxes run on\n");
   await withProgress("stopping", server.close(ephemeral ? "end" : "keep"));
+  if (guard.broken.aborted) {
+    throw new CommandError(
+      "the server has ended because of a defect of its own",
+      "an error was caught by nobody; its line in the log has the stack",
+      "Start it again, and report that line.",
+    );
+  }
 }
 
 /** It comes by the environment only: a command line is everybody's to read. */

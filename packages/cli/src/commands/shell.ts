@@ -15,7 +15,7 @@ export function shellCommand(): Command {
     const { Sandbox } = await import("@mitos/sdk");
     const connection = connectionOf(command);
     if (id !== "new") throw new Exit(await shell(await Sandbox.connect(id, connection)));
-    throw new Exit(await shellThenTerminate(await newSandbox(connection, poolOf(command))));
+    throw new Exit(await shellThenTerminate(await newSandbox(connection, await poolOf(command))));
   });
 }
 

@@ -4,7 +4,7 @@ import { Command, Option } from "commander";
 import { following } from "../building/following.ts";
 import { printEvent } from "../building/report.ts";
 import { duration } from "../building/text.ts";
-import { buildArgument, connectionOf, wholeNumber } from "../context.ts";
+import { buildArgument, connectionOf, templateName, wholeNumber } from "../context.ts";
 import { CommandError, UsageError } from "../exit.ts";
 import { byteSize, print } from "../output.ts";
 
@@ -49,6 +49,7 @@ export function buildCommand(): Command {
     .option("--json", "print the events of the build, one JSON object a line")
     .action(async (options: BuildOptions, command: Command) => {
       requireOneFile(options);
+      await templateName(options.name);
       const started = performance.now();
       let cached = 0;
       let steps = 0;

@@ -2,7 +2,7 @@ import type { NameMeaning, SandboxServer, TemplateInfo } from "@mitos/sdk";
 import { Command } from "commander";
 import { following } from "../building/following.ts";
 import { lineReport, printEvent } from "../building/report.ts";
-import { connectionOf } from "../context.ts";
+import { connectionOf, imageReference, templateName } from "../context.ts";
 import { age, byteSize, isJson, type OutputOptions, outputFlags, print, printFailure, printJson, printTable } from "../output.ts";
 import { interruptible } from "../signals.ts";
 import { buildCommand } from "./template-build.ts";
@@ -26,6 +26,8 @@ function pushCommand(): Command {
     .argument("<reference>", "what the image is called: registry.example/team/tool:1")
     .option(...jsonFlag)
     .action(async (name: string, reference: string, { json = false }: { json?: boolean }, command: Command) => {
+      await templateName(name);
+      await imageReference(reference);
       const server = await connect(command);
       const after = "Push it again when you like: what the registry has already is not sent again.";
       const pushed = await following(`the push of ${name}`, json, after, (progress) => server.pushTemplate(name, reference, progress));
@@ -40,6 +42,7 @@ function pullCommand(): Command {
     .argument("<reference>", "the image, such as python:3.12-slim")
     .option(...jsonFlag)
     .action(async (reference: string, { json = false }: { json?: boolean }, command: Command) => {
+      await imageReference(reference);
       const server = await connect(command);
       const after = "Pull it again when you like: layers that are there are not downloaded again.";
       // Whoever pulls by hand wants to know what the tag means now.
@@ -102,6 +105,7 @@ function logsCommand(): Command {
     .option("-f, --follow", "go on until the build is over")
     .option(...jsonFlag)
     .action(async (name: string, { follow = false, json = false }: { follow?: boolean; json?: boolean }, command: Command) => {
+      await templateName(name);
       const server = await connect(command);
       using interrupt = interruptible();
       using report = json ? undefined : lineReport();
@@ -118,6 +122,7 @@ function removeCommand(): Command {
     .description("delete a template; sandboxes that were made from it run on")
     .argument("<name>", "the template")
     .action(async (name: string, _options: object, command: Command) => {
+      await templateName(name);
       await (await connect(command)).deleteTemplate(name);
       print(`deleted ${name}`);
     });

@@ -12,6 +12,7 @@ import {
 import { messageBytesMax, type Refusal, receive, refuse } from "../json-rpc.ts";
 import type { OpenSession } from "../session.ts";
 import { guardWith } from "./guard.ts";
+import { type HeldMessage, HeldMessages } from "./held-messages.ts";
 import { type SessionLimits, Sessions, sessionLimits } from "./sessions.ts";
 
 export interface HttpOptions {
@@ -32,6 +33,8 @@ export interface HttpServer {
   close(): Promise<void>;
 }
 
+/** From the first byte of a request to its last. */
+const bodyTimeoutMs = 60_000;
 const endpoint = "/mcp";
 const methods = ["GET", "POST", "DELETE"];
 /** Words of the protocol for failures of the transport itself. */
@@ -46,6 +49,7 @@ const transportFailure = -32_000;
  */
 export async function startHttp({ host, port, token, openSession, onerror, limits = sessionLimits }: HttpOptions): Promise<HttpServer> {
   const guard = guardWith(token);
+  const messages = new HeldMessages();
   const sessions = new Sessions(openSession, limits, onerror);
   const sessionless = openSession();
   const modern = createMcpHandler(() => sessionless.createServer(), { legacy: "reject", onerror, maxRequestBodySize: messageBytesMax });
@@ -60,8 +64,15 @@ export async function startHttp({ host, port, token, openSession, onerror, limit
       response.setHeader("Allow", methods.join(", "));
       return sendError(response, 405, refuse(null, transportFailure, `Method not allowed: use ${methods.join(", ")}`));
     }
-    const body = request.method === "POST" ? await readMessage(request) : undefined;
-    if (body && "refusal" in body) return sendError(response, body.status, body.refusal);
+    const held = messages.hold();
+    response.once("close", () => held[Symbol.dispose]());
+    const body = request.method === "POST" ? await readMessage(request, held) : undefined;
+    if (body && "refusal" in body) {
+      // The rest is dropped: many clients read the answer only when they have sent everything.
+      request.resume();
+      if (body.status === 503) response.setHeader("Retry-After", "1");
+      return sendError(response, body.status, body.refusal);
+    }
     const answer = await route(toWebRequest(request, response), body?.message, request, response);
     if (answer) await send(response, answer);
   };
@@ -84,7 +95,7 @@ export async function startHttp({ host, port, token, openSession, onerror, limit
     return sendError(response, 503, refuse(null, transportFailure, "All sessions are in use: end one, or try again later"));
   };
 
-  const server = createServer((request, response) => {
+  const server = createServer({ requestTimeout: bodyTimeoutMs }, (request, response) => {
     serve(request, response).catch((error: Error) => {
       onerror(error);
       if (!response.headersSent) sendError(response, 500, refuse(null, ProtocolErrorCode.InternalError, "Internal error"));
@@ -106,7 +117,7 @@ export async function startHttp({ host, port, token, openSession, onerror, limit
 
 type Body = { readonly message: JSONRPCMessage } | { readonly status: number; readonly refusal: Refusal };
 
-async function readMessage(request: IncomingMessage): Promise<Body> {
+async function readMessage(request: IncomingMessage, held: HeldMessage): Promise<Body> {
   if (!/^application\/json\s*(?:;|$)/i.test(request.headers["content-type"] ?? "")) {
     return { status: 415, refusal: refuse(null, transportFailure, "The Content-Type must be application/json") };
   }
@@ -114,10 +125,16 @@ async function readMessage(request: IncomingMessage): Promise<Body> {
   if (Number(request.headers["content-length"] ?? 0) > messageBytesMax) return tooLarge;
   const chunks: Buffer[] = [];
   let size = 0;
-  // The rest of one that is too long is read and dropped by Node, so that the client reads the answer; destroying it would end the connection.
+  // The answer is sent on the same connection, so an early end must not destroy the request.
   for await (const chunk of request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>) {
     size += chunk.length;
     if (size > messageBytesMax) return tooLarge;
+    if (!held.add(chunk.length)) {
+      return {
+        status: 503,
+        refusal: refuse(null, transportFailure, "Too many large messages are under way: try again when some are answered"),
+      };
+    }
     chunks.push(chunk);
   }
   const received = receive(Buffer.concat(chunks).toString("utf8"));

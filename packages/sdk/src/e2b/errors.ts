@@ -69,6 +69,7 @@ type ClientCode =
   | "invalid_response"
   | "invalid_sandbox_id"
   | "fork_unavailable"
+  | "exec_stream_error"
   | "exec_stream_truncated"
   | "run_code_stream_truncated"
   | "output_too_large";
@@ -124,6 +125,7 @@ const classes: Readonly<Record<ErrorCode | ClientCode, ErrorClass | Readonly<Rec
   invalid_response: SandboxError,
   invalid_sandbox_id: InvalidArgumentError,
   fork_unavailable: TimeoutError,
+  exec_stream_error: InvalidArgumentError,
   exec_stream_truncated: SandboxError,
   run_code_stream_truncated: SandboxError,
   output_too_large: SandboxError,

@@ -1,13 +1,14 @@
 import { describe, expect, it } from "vitest";
 import { envelope } from "../testing/harness.ts";
 import { withExecAliases } from "./aliases.ts";
+import { wholeMessages } from "./whole-messages.ts";
 
 async function read(body: Buffer, chunkBytes: number): Promise<Buffer> {
   const source = (async function* () {
     for (let at = 0; at < body.length; at += chunkBytes) yield body.subarray(at, at + chunkBytes);
   })();
   const out: Uint8Array[] = [];
-  for await (const chunk of withExecAliases(source)) out.push(chunk);
+  for await (const chunk of withExecAliases(wholeMessages(source))) out.push(chunk);
   return Buffer.concat(out);
 }
 

@@ -7,28 +7,21 @@ const envelopeHeaderBytes = 5;
 /** Larger messages pass unread: no request with an alias is near this size. */
 const readBytesMax = 4 * 1024 * 1024;
 
-export async function* withExecAliases(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  let head = Buffer.alloc(0);
-  let passing = false;
-  for await (const chunk of body) {
-    if (passing) {
-      yield chunk;
-      continue;
-    }
-    head = Buffer.concat([head, chunk]);
-    if (head.length < envelopeHeaderBytes) continue;
-    const end = envelopeHeaderBytes + head.readUInt32BE(1);
-    const readable = head[0] === 0 && end <= readBytesMax;
-    if (readable && head.length < end) continue;
-    passing = true;
-    if (!readable) {
-      yield head;
-      continue;
-    }
-    yield envelope(rename(head.subarray(envelopeHeaderBytes, end)));
-    if (head.length > end) yield head.subarray(end);
+/** @param messages - in pieces that end where a message ends */
+export async function* withExecAliases(messages: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  let isFirst = true;
+  for await (const piece of messages) {
+    if (isFirst) yield* renamed(Buffer.from(piece.buffer, piece.byteOffset, piece.byteLength));
+    else yield piece;
+    isFirst = false;
   }
-  if (!passing && head.length > 0) yield head;
+}
+
+function* renamed(piece: Buffer): Generator<Uint8Array> {
+  const end = piece.length < envelopeHeaderBytes ? 0 : envelopeHeaderBytes + piece.readUInt32BE(1);
+  if (end === 0 || end > piece.length || end > readBytesMax || piece[0] !== 0) return yield piece;
+  yield envelope(rename(piece.subarray(envelopeHeaderBytes, end)));
+  if (piece.length > end) yield piece.subarray(end);
 }
 
 function rename(payload: Buffer): Buffer {

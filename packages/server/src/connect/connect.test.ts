@@ -5,12 +5,20 @@ import { gzipSync } from "node:zlib";
 import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { createClient } from "@connectrpc/connect";
 import { createConnectTransport, createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
+import { limits } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
 import { b64, collect, envelope, get, post, send, stream, streamAll, unary, useServer } from "../testing/harness.ts";
 
 const end = { flags: 2, message: {} };
 const rpc = "/sandbox.v1.Sandbox";
+
+function compressed(payload: Uint8Array): Buffer {
+  const head = Buffer.alloc(5);
+  head[0] = 1;
+  head.writeUInt32BE(payload.length, 1);
+  return Buffer.concat([head, payload]);
+}
 
 describe("the wire", () => {
   const at = useServer();
@@ -103,6 +111,17 @@ describe("the wire", () => {
     await collect(plain.frames);
   });
 
+  it("reads messages of a stream in gzip, one with aliases too, and blames the client for broken and for oversized ones", async () => {
+    const headers = { "Content-Type": "application/connect+json", "X-Sandbox-Id": "sb-1", "Connect-Content-Encoding": "gzip" };
+    const answer = async (payload: Uint8Array) => (await send(at, "POST", `${rpc}/ExecStream`, compressed(payload), headers)).text;
+    expect(await answer(gzipSync(JSON.stringify({ command: "true" })))).toContain('{"exit":');
+    const whole = gzipSync(JSON.stringify({ command: "true", later: "x".repeat(1000) }));
+    for (const broken of [whole.subarray(0, 20), Buffer.from("no gzip"), Buffer.concat([whole.subarray(0, 20), Buffer.alloc(20, 255)])]) {
+      expect(await answer(broken)).toContain('"code":"invalid_argument"');
+    }
+    expect(await answer(gzipSync(Buffer.alloc(limits.messageBytesMax + 1)))).toContain('"code":"resource_exhausted"');
+  });
+
   it("answers other methods 405, other types 415, unknown RPCs 404, and bidi RPCs on HTTP/1.1 505", async () => {
     const wrongMethod = await get(at, `${rpc}/List`);
     expect([wrongMethod.status, wrongMethod.headers.allow]).toEqual([405, "POST"]);
@@ -184,6 +203,12 @@ describe("exec", () => {
     expect(at.runtime.starts[1]?.shellCommand).toBeUndefined();
   });
 
+  it("runs an empty command, which is a line that does nothing", async () => {
+    for (const message of [{ command: "" }, {}]) expect(await error(message)).toBeUndefined();
+    expect(at.runtime.starts).toMatchObject([{ argv: ["/bin/sh", "-c", ""] }, { argv: ["/bin/sh", "-c", ""] }]);
+    expect(await error({ command: "", args: ["x"] })).toMatchObject({ code: "invalid_argument" });
+  });
+
   it("gives 30 seconds by default, accepts the ceiling, and refuses more, naming both", async () => {
     for (const [asked, ms] of [
       [0, 30_000],
@@ -202,7 +227,6 @@ describe("exec", () => {
   });
 
   it.each([
-    {},
     { command: "a\0b" },
     { command: "x", cwd: "a\0" },
     { command: "x", env: [{ key: "", value: "1" }] },

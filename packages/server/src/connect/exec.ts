@@ -8,7 +8,7 @@ import { z } from "zod";
 import { toMitosError } from "../errors.ts";
 import { check } from "../http/json.ts";
 import type { Metrics, Outcome } from "../metrics.ts";
-import { argv, checkCeiling, command, env, path, terminalSide } from "../schemas.ts";
+import { argv, checkCeiling, env, path, shellLine, terminalSide } from "../schemas.ts";
 import { ChunkCutter } from "../stream/chunks.ts";
 import { type EndSignals, follow } from "../stream/follow.ts";
 import { type Call, firstMessage, notOpen } from "./call.ts";
@@ -47,7 +47,7 @@ const environment = z
   .transform((vars) => Object.fromEntries(vars.map(({ key, value }) => [key, value])));
 
 const execOpen = z.object({ cwd: path.or(z.literal("")), env: environment.pipe(env) });
-const shell = z.object({ command });
+const shell = z.object({ command: shellLine });
 const words = z.object({ args: argv });
 const terminal = z.object({ term: z.string().max(64), cols: terminalSide, rows: terminalSide });
 
@@ -56,14 +56,17 @@ export function toProcessStart(request: pb.ExecOpen | pb.ExecStreamRequest, ceil
   checkCeiling(request.timeoutSeconds, ceilingSeconds, sandbox);
   const { cwd, env: vars } = check(execOpen, request);
   const pty = "pty" in request && request.pty ? toTerminal(request.pty) : undefined;
-  const program =
-    request.args.length > 0
-      ? { argv: check(words, { args: [request.command, ...request.args] }).args }
-      : { shellCommand: check(shell, request).command };
+  const program = request.args.length > 0 ? { argv: check(words, { args: [request.command, ...request.args] }).args } : toShell(request);
   // A terminal is for a person, who may take longer than half a minute.
   const defaultSeconds = pty ? 0 : limits.execTimeoutSecondsDefault;
   const seconds = request.timeoutSeconds > 0 ? request.timeoutSeconds : defaultSeconds;
   return { ...program, env: vars, cwd: cwd || undefined, pty, timeoutMs: seconds * 1000 };
+}
+
+/** An empty line is one for the shell as well; the engine takes none for a command that is missing. */
+function toShell(request: { readonly command: string }): Pick<ProcessStart, "argv" | "shellCommand"> {
+  const line = check(shell, request).command;
+  return line === "" ? { argv: ["/bin/sh", "-c", ""] } : { shellCommand: line };
 }
 
 function toTerminal({ term, size }: pb.PtyOptions) {

@@ -10,7 +10,7 @@ import {
   contentTypeUnaryJson,
   contentTypeUnaryProto,
 } from "@connectrpc/connect/protocol-connect";
-import { compressionGzip, universalRequestFromNodeRequest } from "@connectrpc/connect-node";
+import { universalRequestFromNodeRequest } from "@connectrpc/connect-node";
 import { isId, limits, MitosError } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { rpcAccess } from "../auth/access.ts";
@@ -24,15 +24,17 @@ import { describeRequest } from "../http/tracing.ts";
 import { writeTo } from "../stream/write.ts";
 import { withExecAliases } from "./aliases.ts";
 import { rawRequest } from "./call.ts";
+import { heldGzip, Inflated } from "./held-gzip.ts";
 import { heldMessages, heldWhole } from "./held-messages.ts";
 import { blamingClient } from "./malformed.ts";
 import { sandboxService } from "./service.ts";
+import { wholeMessages } from "./whole-messages.ts";
 
 export const servicePrefix = `/${pb.Sandbox.typeName}/`;
 
 export function createConnectHandler(context: ServerContext): (request: AnyRequest, response: AnyResponse) => void {
   const router = createConnectRouter({
-    acceptCompression: [compressionGzip],
+    acceptCompression: [heldGzip],
     readMaxBytes: limits.messageBytesMax,
     writeMaxBytes: limits.messageBytesMax,
   });
@@ -90,8 +92,12 @@ async function serve(context: ServerContext, handler: UniversalHandler, { reques
   using held = context.holdBody(request, handler.method.name);
   const contextValues = createContextValues().set(rawRequest, request);
   const universal = universalRequestFromNodeRequest(request, response, undefined, contextValues);
-  const answer = await handler({ ...universal, body: bodyOf(handler, request, { held, silenceMs: context.bodySilenceMs }) });
-  await sendAnswer(await blamingClient(answer), response);
+  const inflated = new Inflated(held);
+  await inflated.during(async () => {
+    const body = bodyOf(handler, request, { held, inflated, silenceMs: context.bodySilenceMs });
+    const answer = await handler({ ...universal, body });
+    await sendAnswer(await blamingClient(answer), response);
+  });
 }
 
 /** The headers wait for the first message, so that an RPC may still set some. */
@@ -112,12 +118,16 @@ async function sendAnswer({ status, header, body, trailer }: UniversalServerResp
   response.end();
 }
 
+/** Connect's streams, and all of gRPC. */
+const hasEnvelopes = /^application\/(?:connect\+|grpc)/;
+
 interface Reading {
   readonly held: HeldBody;
+  readonly inflated: Inflated;
   readonly silenceMs: number;
 }
 
-async function* bodyOf(handler: UniversalHandler, request: AnyRequest, { held, silenceMs }: Reading): AsyncGenerator<Uint8Array> {
+async function* bodyOf(handler: UniversalHandler, request: AnyRequest, { held, inflated, silenceMs }: Reading): AsyncGenerator<Uint8Array> {
   // An answer may be due before the body is read to its end, on the same connection: leaving the body must not destroy it.
   const bytes = request.iterator({ destroyOnReturn: false }) as AsyncIterable<Uint8Array>;
   const { methodKind } = handler.method;
@@ -125,8 +135,10 @@ async function* bodyOf(handler: UniversalHandler, request: AnyRequest, { held, s
   const isCalm = methodKind === "bidi_streaming" ? firstMessageIsWhole() : undefined;
   const received = unlessSilent(bytes, silenceMs, isCalm);
   const isOneMessage = methodKind === "unary" || methodKind === "server_streaming";
-  const body = isOneMessage ? heldWhole(received, held) : heldMessages(received, held);
-  const isJson = (request.headers["content-type"] ?? "").startsWith(contentTypeStreamJson);
+  const counted = isOneMessage ? heldWhole(received, held) : heldMessages(received, held, inflated);
+  const contentType = request.headers["content-type"] ?? "";
+  const body = hasEnvelopes.test(contentType) ? wholeMessages(counted) : counted;
+  const isJson = contentType.startsWith(contentTypeStreamJson);
   try {
     yield* handler.method === pb.Sandbox.method.execStream && isJson ? withExecAliases(body) : body;
   } catch (error) {

@@ -1,6 +1,7 @@
 /** Counts what is held of the body of an RPC. */
 
 import type { HeldBody } from "../http/held-bodies.ts";
+import type { Inflated } from "./held-gzip.ts";
 
 const envelopeHeaderBytes = 5;
 
@@ -12,20 +13,28 @@ export async function* heldWhole(body: AsyncIterable<Uint8Array>, held: HeldBody
   }
 }
 
-/** The same bytes, of which the first message is held, since it says what to do, and of the others what is not whole yet. @throws quota_exceeded */
-export async function* heldMessages(body: AsyncIterable<Uint8Array>, held: HeldBody): AsyncGenerator<Uint8Array> {
+/**
+ * The same bytes, of which the first message is held, with what it has become, since it says what to do, and of the others what is not whole
+ * yet.
+ *
+ * @throws quota_exceeded
+ */
+export async function* heldMessages(body: AsyncIterable<Uint8Array>, held: HeldBody, inflated: Inflated): AsyncGenerator<Uint8Array> {
   const bytesBehindEnd = messageEnds();
   let first = 0;
   let unfinished = 0;
   for await (const chunk of body) {
     unfinished += held.add(chunk.byteLength);
     const rest = bytesBehindEnd(chunk);
+    const endsFirst = first === 0 && rest !== undefined;
     if (rest !== undefined) {
-      first ||= unfinished - rest;
+      if (endsFirst) first = unfinished - rest;
       unfinished = rest;
     }
     yield chunk;
     // Whoever asks for more has done with every message that was whole.
+    const becameMore = inflated.take();
+    if (endsFirst) first += becameMore;
     held.keepOnly(first + unfinished);
   }
 }

@@ -1,6 +1,6 @@
 /**
- * A message that does not parse is the client's fault. connect-es says so of JSON; of protobuf and of broken gzip it says `internal`, which
- * would be ours: here that answer is put right before it leaves.
+ * A message that does not parse is the client's fault. connect-es says so of JSON; of protobuf it says `internal`, which would be ours:
+ * here that answer is put right before it leaves.
  */
 
 import { Code } from "@connectrpc/connect";
@@ -8,7 +8,7 @@ import type { UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { codeToHttpStatus, endStreamFlag } from "@connectrpc/connect/protocol-connect";
 
 const envelopeHeaderBytes = 5;
-const ours = /"code":"internal"(?=,"message":"(?:parse binary: |decompression failed"))/;
+const ours = /"code":"internal"(?=,"message":"parse binary: )/;
 const theirs = '"code":"invalid_argument"';
 
 export async function blamingClient(answer: UniversalServerResponse): Promise<UniversalServerResponse> {

@@ -1,5 +1,6 @@
 import { connect as connectHttp2 } from "node:http2";
 import { connect, type Socket } from "node:net";
+import { gzipSync } from "node:zlib";
 import { limits } from "@mitos/protocol";
 import { afterEach, describe, expect, it } from "vitest";
 import { type Answer, b64, bearer, envelope, get, makeKey, post, send, streamAll, unary, useServer } from "../testing/harness.ts";
@@ -64,10 +65,18 @@ describe("a client that sends more than the server holds", () => {
   const key = () => bearer(makeKey(at, { ...alice, scopes: ["admin"] }));
   const forSandbox = { "X-Sandbox-Id": "sb-1" };
   const asStream = { ...forSandbox, "Content-Type": "application/connect+json" };
+  const asGzip = { ...asStream, "Connect-Content-Encoding": "gzip" };
   const asUnary = { ...forSandbox, "Content-Type": "application/json" };
   const rpc = (name: string) => `/sandbox.v1.Sandbox/${name}`;
   /** Three of the four MiB that the server holds. */
   const much = "x".repeat(3 * MiB);
+
+  function compressed(payload: Uint8Array): Buffer {
+    const head = Buffer.alloc(5);
+    head[0] = 1;
+    head.writeUInt32BE(payload.length, 1);
+    return Buffer.concat([head, payload]);
+  }
 
   afterEach(() => {
     for (const socket of sockets.splice(0)) socket.destroy();
@@ -193,6 +202,46 @@ describe("a client that sends more than the server holds", () => {
     at.runtime.gate.resolve();
     expect((await slow).status).toBe(200);
     await isFree(headers);
+  });
+
+  it.each([
+    ["a unary RPC", "Stat", { ...asUnary, "Content-Encoding": "gzip" }],
+    ["an RPC that answers a stream", "ExecStream", asGzip],
+    ["the first message of an RPC that is sent a stream", "WriteFile", asGzip],
+  ])("is refused when what it has sent to %s inflates to more", async (_what, name, headers) => {
+    const message = gzipSync(JSON.stringify({ path: "/a", later: "x".repeat(5 * MiB) }));
+    const body = headers === asGzip ? compressed(message) : message;
+    const { text } = await send(at, "POST", rpc(name), body, { ...headers, ...key() });
+    expect(text).toContain("too many request bodies are under way");
+  });
+
+  it("has what its first message has become counted until its call is over", async () => {
+    const headers = key();
+    const body = compressed(gzipSync(JSON.stringify({ command: "gated", later: much })));
+    const running = send(at, "POST", rpc("ExecStream"), body, { ...asGzip, ...headers });
+    await expect.poll(() => at.runtime.starts.length).toBe(1);
+    expect((await writeFile(headers, much)).status).toBe(429);
+    at.runtime.gate.resolve();
+    expect((await running).text).toContain('{"exit":');
+    await isFree(headers);
+  });
+
+  it("may send any number of messages in gzip that the sandbox has taken", async () => {
+    const data = compressed(gzipSync(JSON.stringify({ data: b64("x".repeat(MiB / 4)) })));
+    const open = envelope({ open: { path: "/large" } });
+    const count = 40;
+    const socket = begin(rpc("WriteFile"), { ...asGzip, ...key() }, open.length + count * data.length);
+    let answer = "";
+    socket.on("data", (chunk) => {
+      answer += chunk;
+    });
+    socket.write(open);
+    for (let sent = 0; sent < count; sent += 1) {
+      // What arrives together is counted together.
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      socket.write(data);
+    }
+    await expect.poll(() => answer).toContain(`"bytesWritten":"${(count * MiB) / 4}"`);
   });
 
   it("may send any number of messages that the sandbox has taken", async () => {

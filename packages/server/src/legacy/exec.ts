@@ -9,16 +9,16 @@ import { execFrames, toProcessStart } from "../connect/exec.ts";
 import type { ServerContext } from "../context.ts";
 import { toMitosError } from "../errors.ts";
 import { readJson } from "../http/json.ts";
-import { checkCeiling, command, env, path, sandboxId } from "../schemas.ts";
+import { checkCeiling, env, path, sandboxId, shellLine, wholeSeconds } from "../schemas.ts";
 import type { JsonLines } from "../stream/lines.ts";
 import { answerLines, asCall } from "./call.ts";
 
 const execBody = z.object({
   sandbox: sandboxId,
-  command,
+  command: shellLine,
   working_dir: path.or(z.literal("")).nullish(),
   env: env.nullish(),
-  timeout: z.int().nullish(),
+  timeout: wholeSeconds.nullish(),
 });
 
 type ExecBody = z.infer<typeof execBody>;

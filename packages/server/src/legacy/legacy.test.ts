@@ -54,6 +54,10 @@ describe("POST /v1/exec", () => {
     expect(at.runtime.starts).toMatchObject([{ cwd: "/tmp", env: { A: "1" }, timeoutMs: 9000 }, usual, usual]);
   });
 
+  it("runs an empty command, which does nothing", async () => {
+    expect((await post(at, "/v1/exec", { sandbox, command: "" })).json).toMatchObject({ exit_code: 0, stdout: "", stderr: "" });
+  });
+
   it("tells a time-out with 504 and its seconds", async () => {
     const { status, json } = await post(at, "/v1/exec", { sandbox, command: "timeout", timeout: 7 });
     expect([status, json.error.code, json.error.context]).toEqual([504, "exec_timeout", { sandbox, timeout_s: 7 }]);
@@ -189,7 +193,11 @@ describe("POST /v1/files/*", () => {
       expect([status, json.error.code, json.error.context]).toEqual([404, "not_found", { sandbox, path: "/nope" }]);
     }
     const denied = await call("write", { path: "/denied/x", content: "" });
-    expect([denied.status, denied.json.error.code]).toEqual([500, "file_failed"]);
+    expect([denied.status, denied.json.error.code, denied.json.error.context]).toEqual([
+      500,
+      "file_failed",
+      { sandbox, path: "/denied/x" },
+    ]);
   });
 
   it("refuse to put a file of any size into one JSON answer", async () => {
@@ -230,13 +238,15 @@ describe.each(Object.entries(bodies))("%s", (path, body) => {
   });
 });
 
-it.each(["/v1/exec", "/v1/exec/stream", "/v1/run_code/stream"])("%s refuses a time-out above the ceiling", async (path) => {
-  const { status, json } = await post(at, path, { sandbox, ...bodies[path], timeout: 101 });
-  expect([status, json.error.code, json.error.context]).toEqual([
-    400,
-    "timeout_too_large",
-    { sandbox, requested_s: 101, max_timeout_s: 100 },
-  ]);
+it.each(["/v1/exec", "/v1/exec/stream", "/v1/run_code/stream"])("%s refuses a time-out above the ceiling, however large", async (path) => {
+  for (const timeout of [101, 2 ** 53]) {
+    const { status, json } = await post(at, path, { sandbox, ...bodies[path], timeout });
+    expect([status, json.error.code, json.error.context]).toEqual([
+      400,
+      "timeout_too_large",
+      { sandbox, requested_s: timeout, max_timeout_s: 100 },
+    ]);
+  }
   expect([at.runtime.starts, at.runtime.runs]).toEqual([[], []]);
 });
 

@@ -5,11 +5,11 @@ import { z } from "zod";
 import { runCodeStream } from "../connect/run-code.ts";
 import type { ServerContext } from "../context.ts";
 import { readJson } from "../http/json.ts";
-import { checkCeiling, sandboxId } from "../schemas.ts";
+import { checkCeiling, sandboxId, wholeSeconds } from "../schemas.ts";
 import type { JsonLines } from "../stream/lines.ts";
 import { answerLines, asCall } from "./call.ts";
 
-const runCodeBody = z.object({ sandbox: sandboxId, code: z.string(), language: z.string().nullish(), timeout: z.int().nullish() });
+const runCodeBody = z.object({ sandbox: sandboxId, code: z.string(), language: z.string().nullish(), timeout: wholeSeconds.nullish() });
 
 /** The name of the error by which these clients learn that the stream itself was lost. */
 const lossName = "KernelStreamError";

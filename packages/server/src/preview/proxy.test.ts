@@ -99,6 +99,8 @@ describe("POST /v1/preview", () => {
     [{ sandbox: "sb-1", port: "8080" }, 400, "invalid_input"],
     [{ sandbox: "", port: 8080 }, 400, "invalid_input"],
     [{ sandbox: "none", port: 8080 }, 404, "not_found"],
+    [{ sandbox: "../x", port: 8080 }, 404, "not_found"],
+    [{ sandbox: "../x", port: 0 }, 400, "invalid_input"],
   ])("answers %j with %i", async (body, status, code) => {
     const answer = await post(at, "/v1/preview", body);
     expect([answer.status, answer.json.error.code]).toEqual([status, code]);

@@ -100,6 +100,7 @@ describe("a forward", () => {
     ["a port out of range", () => forward(0), 400, "invalid_input"],
     ["a port that is no number", () => forward("80"), 400, "invalid_input"],
     ["an unknown sandbox", () => forward(80, "none"), 404, "not_found"],
+    ["a sandbox that cannot be", () => forward(80, "with%20space"), 404, "not_found"],
   ] as const)("of %s is refused", async (_what, ask, status, code) => {
     const answer = await ask();
     expect([answer.status, answer.json.error.code]).toEqual([status, code]);

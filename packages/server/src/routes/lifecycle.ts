@@ -3,16 +3,17 @@ import { z } from "zod";
 import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { readJson } from "../http/json.ts";
-import { checkCeiling, sandboxId, seconds } from "../schemas.ts";
+import { checkCeiling, existing, sandboxName, seconds } from "../schemas.ts";
 
-const sandboxBody = z.object({ sandbox: sandboxId });
-const timeoutBody = z.object({ sandbox: sandboxId, timeout_seconds: seconds });
+const sandboxBody = z.object({ sandbox: sandboxName });
+const timeoutBody = z.object({ sandbox: sandboxName, timeout_seconds: seconds });
 
 export function lifecycleRoutes(app: FastifyInstance, context: ServerContext): void {
   const { maxExecTimeoutSeconds, metrics } = context;
 
   app.post("/v1/set_timeout", async (request) => {
-    const { sandbox, timeout_seconds } = await readJson(request, timeoutBody);
+    const { sandbox: name, timeout_seconds } = await readJson(request, timeoutBody);
+    const sandbox = existing(name);
     checkCeiling(timeout_seconds, maxExecTimeoutSeconds, sandbox);
     const event = { sandbox_id: sandbox, op: "set_timeout", detail: `timeout_s=${timeout_seconds}` };
     const { deadlineMs } = await audited(context.auditFor(request.raw), event, () =>
@@ -22,7 +23,7 @@ export function lifecycleRoutes(app: FastifyInstance, context: ServerContext): v
   });
 
   app.post("/v1/pause", async (request) => {
-    const { sandbox } = await readJson(request, sandboxBody);
+    const sandbox = existing((await readJson(request, sandboxBody)).sandbox);
     const event = { sandbox_id: sandbox, op: "pause" };
     const done = metrics.pauseSeconds.startTimer();
     await audited(context.auditFor(request.raw), event, () => context.engineFor(request.raw).pause(sandbox));
@@ -31,7 +32,7 @@ export function lifecycleRoutes(app: FastifyInstance, context: ServerContext): v
   });
 
   app.post("/v1/resume", async (request) => {
-    const { sandbox } = await readJson(request, sandboxBody);
+    const sandbox = existing((await readJson(request, sandboxBody)).sandbox);
     const event = { sandbox_id: sandbox, op: "resume" };
     const done = metrics.resumeSeconds.startTimer();
     await audited(context.auditFor(request.raw), event, () => context.engineFor(request.raw).resume(sandbox));

@@ -10,13 +10,13 @@ import { labelOf, nameOf } from "../preview/label.ts";
 import { previewsOff } from "../preview/proxy.ts";
 import type { PreviewSigner } from "../preview/token.ts";
 import type { Forwards } from "../proxy/forwards.ts";
-import { sandboxId } from "../schemas.ts";
+import { existing, sandboxName } from "../schemas.ts";
 import { endpointOf } from "../shapes.ts";
 
 const port = z.int().min(1, "must be 1 to 65535").max(65_535, "must be 1 to 65535");
-const previewBody = z.object({ sandbox: sandboxId, port });
+const previewBody = z.object({ sandbox: sandboxName, port });
 const forwardBody = z.object({ guest_port: port });
-const params = z.object({ id: sandboxId });
+const params = z.object({ id: sandboxName });
 
 export interface PortRoutesOptions {
   /** Undefined = previews are off. */
@@ -34,7 +34,8 @@ export function portRoutes(
 ): void {
   app.post("/v1/preview", async (request): Promise<PreviewJson> => {
     if (!signer) throw previewsOff();
-    const { sandbox, port } = await readJson(request, previewBody);
+    const { sandbox: name, port } = await readJson(request, previewBody);
+    const sandbox = existing(name);
     context.engineFor(request.raw).get(sandbox);
     const expiresUnix = terms.issue(sandbox, Math.floor(Date.now() / 1000) + ttlSeconds);
     const token = signer.sign({ sandbox, port, expiresUnix });
@@ -54,8 +55,9 @@ export function portRoutes(
     const engine = context.engineFor(request.raw);
     if (engine.driverName === "mock")
       throw new MitosError("not_supported", { cause: "the mock engine runs nothing that could be forwarded to" });
-    const { id } = check(params, request.params);
+    const { id: name } = check(params, request.params);
     const { guest_port } = await readJson(request, forwardBody);
+    const id = existing(name);
     // Its state first: a forward to what has ended would never end.
     engine.runtime(id);
     let ok = false;

@@ -1,3 +1,5 @@
+import { once } from "node:events";
+import { connect as connectHttp2 } from "node:http2";
 import { describe, expect, it } from "vitest";
 import { startServer } from "../index.ts";
 import { FakeEngine } from "../testing/fake-engine.ts";
@@ -42,6 +44,31 @@ describe("templates", () => {
     });
     await post(at, "/v1/templates", { id: "plain", workload: { command: [] }, resources: { vcpu_count: 0, mem_size_mib: 0 } });
     expect(at.engine.templates.get("plain")).toMatchObject({ workload: undefined, resources: { vcpuCount: 1, memSizeMiB: 512 } });
+  });
+
+  it.each([{}, { command: [] }, { command: null }])("ignore whatever else stands in the workload %j", async (workload) => {
+    for (const rest of [{ ready: {} }, { ready: { port: 70_000 } }, { ready: "soon" }, { env: { "": "x" } }, { env: 5 }]) {
+      const answer = await post(at, "/v1/templates", { id: "plain", workload: { ...workload, ...rest } });
+      expect([answer.status, at.engine.templates.get("plain")!.workload]).toEqual([200, undefined]);
+    }
+  });
+
+  it("check what stands beside a command, with its keys in any case", async () => {
+    const of = (workload: object) => post(at, "/v1/templates", { id: "app", workload: { command: ["/app"], ...workload } });
+    for (const [workload, cause] of [
+      [{ ready: { port: 0 } }, "workload.ready.port: must be 1 to 65535"],
+      [{ ready: { port: 80, path: 5 } }, "workload.ready.path: "],
+      [{ env: { A: "\0" } }, "workload.env: values must not hold NUL"],
+    ] as const) {
+      const answer = await of(workload);
+      expect([answer.status, answer.json.error.cause]).toEqual([400, expect.stringContaining(cause)]);
+    }
+    expect((await of({ ENV: { Path: "/bin" }, Ready: { PORT: 80, Path: null } })).status).toBe(200);
+    expect(at.engine.templates.get("app")!.workload).toEqual({
+      command: ["/app"],
+      env: { Path: "/bin" },
+      ready: { kind: "http", port: 80, path: "/", expect: 200, timeoutSeconds: 120 },
+    });
   });
 
   it.each(["../../etc", "a/b", "..", ".", "a\\b", "with space", "", "x".repeat(65), "-leading", 7, null])(
@@ -237,10 +264,15 @@ describe("sandboxes", () => {
     });
     expect((await send(at, "DELETE", "/v1/sandboxes/a?subtree=true")).json).toEqual({ status: "terminated", id: "a" });
     expect((await get(at, "/v1/sandboxes/b")).status).toBe(404);
-    expect((await send(at, "DELETE", "/v1/sandboxes/b")).json.error).toMatchObject({
-      code: "not_found",
-      remediation: expect.stringMatching(/./),
-    });
+    for (const id of ["b", "..%2Fx", "with%20space", "x".repeat(65)]) {
+      for (const method of ["DELETE", "GET"]) {
+        const { status, json } = await send(at, method, `/v1/sandboxes/${id}`);
+        expect([status, json.error]).toEqual([
+          404,
+          expect.objectContaining({ code: "not_found", remediation: expect.stringMatching(/./) }),
+        ]);
+      }
+    }
   });
 });
 
@@ -364,8 +396,19 @@ describe("life cycle", () => {
     expect(json.error).toMatchObject({ code: "timeout_too_large", context: { sandbox: "sb-1", requested_s: 701, max_timeout_s: 700 } });
   });
 
-  it.each(["set_timeout", "pause", "resume"])("answers an unknown sandbox on %s with 404", async (route) => {
-    expect((await post(at, `/v1/${route}`, { sandbox: "nope", timeout_seconds: 5 })).status).toBe(404);
+  it("refuses one that is too large to count by the same words", async () => {
+    for (const timeout_seconds of [2 ** 53, 1e300]) {
+      const { status, json } = await post(at, "/v1/set_timeout", { sandbox: "sb-1", timeout_seconds });
+      expect([status, json.error.code, json.error.context.requested_s]).toEqual([400, "timeout_too_large", timeout_seconds]);
+    }
+  });
+
+  it.each(["set_timeout", "pause", "resume"])("answers an unknown sandbox on %s with 404, also one that cannot be", async (route) => {
+    for (const sandbox of ["nope", "../x", "x".repeat(65)]) {
+      const { status, json } = await post(at, `/v1/${route}`, { sandbox, timeout_seconds: 5 });
+      expect([status, json.error.code]).toEqual([404, "not_found"]);
+    }
+    expect((await post(at, `/v1/${route}`, { sandbox: "", timeout_seconds: 5 })).json.error.code).toBe("invalid_input");
   });
 
   it.each(["", "{", "[]", '"x"', "null", "\xff"])("answers the body %j with invalid_json and a remedy", async (body) => {
@@ -383,7 +426,8 @@ describe("life cycle", () => {
 describe("paths and methods", () => {
   const at = useServer();
 
-  it("answers an unknown path with 404 in plain text", async () => {
+  it("answers an unknown path with 404 in plain text, whatever the method", async () => {
+    expect((await send(at, "PROPFIND", "/v1/nothing")).status).toBe(404);
     const { status, headers } = await get(at, "/v1/unknown");
     expect(status).toBe(404);
     expect(headers["content-type"]).toMatch(/^text\/plain/);
@@ -394,10 +438,24 @@ describe("paths and methods", () => {
     ["PUT", "/v1/templates", "POST, GET, HEAD"],
     ["POST", "/v1/health", "GET, HEAD"],
     ["POST", "/v1/sandboxes/sb-1", "GET, HEAD, DELETE"],
+    ["TRACE", "/v1/templates", "POST, GET, HEAD"],
+    ["PROPFIND", "/v1/sandboxes/sb-1", "GET, HEAD, DELETE"],
+    ["QUERY", "/v1/fork", "POST"],
   ])("answers %s %s with 405 and Allow: %s", async (method, path, allow) => {
     const { status, headers } = await send(at, method, path);
     expect(status).toBe(405);
     expect(headers.allow).toBe(allow);
+  });
+
+  it("answers a method that nobody knows over HTTP/2 as well, and counts it under one name", async () => {
+    const session = connectHttp2(at.url);
+    for (const method of ["TRACE", "NO-SUCH-METHOD"]) {
+      const stream = session.request({ ":method": method, ":path": "/v1/templates" }).resume().end();
+      const [headers] = await once(stream, "response");
+      expect([headers[":status"], headers.allow]).toEqual([405, "POST, GET, HEAD"]);
+    }
+    await new Promise<void>((resolve) => session.close(resolve));
+    expect((await get(at, "/metrics")).text).toContain(`{method="OPTIONS",route="/v1/templates",status="405"} 2`);
   });
 
   it("answers malformed percent-encoding with 400, in the form of all errors", async () => {

@@ -4,7 +4,7 @@ import { z } from "zod";
 import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { check } from "../http/json.ts";
-import { sandboxId } from "../schemas.ts";
+import { existing, sandboxId, sandboxName } from "../schemas.ts";
 import { endpointOf, sandboxDetailJson, sandboxJson, treeJson } from "../shapes.ts";
 
 const listQuery = z.looseObject({
@@ -14,7 +14,7 @@ const listQuery = z.looseObject({
   cursor: z.string().max(200).optional(),
 });
 
-const params = z.object({ id: sandboxId });
+const params = z.object({ id: sandboxName });
 const deleteQuery = z.object({ subtree: z.enum(["true", "false"]).default("false") });
 
 export function sandboxRoutes(app: FastifyInstance, context: ServerContext): void {
@@ -35,24 +35,24 @@ export function sandboxRoutes(app: FastifyInstance, context: ServerContext): voi
   });
 
   app.get("/v1/sandboxes/:id", async (request) => {
-    const { id } = check(params, request.params);
+    const id = existing(check(params, request.params).id);
     return sandboxDetailJson(context.engineFor(request.raw).get(id), endpointOf(request));
   });
 
   app.get("/v1/sandboxes/:id/tree", async (request) => {
-    const { id } = check(params, request.params);
+    const id = existing(check(params, request.params).id);
     return treeJson(context.engineFor(request.raw).tree(id), endpointOf(request));
   });
 
   app.get("/v1/sandboxes/:id/console", async (request, reply) => {
-    const { id } = check(params, request.params);
+    const id = existing(check(params, request.params).id);
     const text = await context.engineFor(request.raw).console(id);
     // Whatever a sandbox likes to say: no browser is to take it for a page.
     return reply.type("application/octet-stream").header("x-content-type-options", "nosniff").send(Buffer.from(text));
   });
 
   app.delete("/v1/sandboxes/:id", async (request) => {
-    const { id } = check(params, request.params);
+    const id = existing(check(params, request.params).id);
     const { subtree } = check(deleteQuery, request.query);
     const event = { sandbox_id: id, op: "terminate", detail: `subtree=${subtree}` };
     await audited(context.auditFor(request.raw), event, () =>

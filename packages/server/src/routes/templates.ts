@@ -6,6 +6,7 @@ import { z } from "zod";
 import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
 import { check, readJson } from "../http/json.ts";
+import { tolerate } from "../http/tolerance.ts";
 import { idempotencyKey, once } from "../idempotency.ts";
 import { checkNetwork } from "../network.ts";
 import { argv, buildSteps, command, env, imageName, imageReference, resources, templateId, warmCode } from "../schemas.ts";
@@ -41,13 +42,24 @@ const ready = z
 
 const noWords = z.array(z.never()).max(0);
 
-/** Without a command, and without a wish for the image's own, it is none. */
+/** What goes with a program. */
+const surroundings = z.object({ env: env.nullish(), ready: ready.nullish() });
+
+/** Without a command, and without a wish for the image's own, it is none, whatever else it says. */
 const workload = z
-  .object({ command: argv.or(noWords).nullish(), entrypoint: z.boolean().default(false), env: env.nullish(), ready: ready.nullish() })
+  .object({
+    command: argv.or(noWords).nullish(),
+    entrypoint: z.boolean().default(false),
+    env: z.unknown().optional(),
+    ready: z.unknown().optional(),
+  })
   .refine((wire) => !wire.entrypoint || !wire.command?.length, "has either a command or the image's entrypoint")
-  .transform((wire): Workload | undefined => {
-    if (!wire.entrypoint && !wire.command?.length) return undefined;
-    return { command: wire.command ?? [], env: wire.env ?? {}, ready: wire.ready ?? undefined };
+  .transform(({ command, entrypoint, ...rest }, wire): Workload | undefined => {
+    if (!entrypoint && !command?.length) return undefined;
+    // What a schema does not see inside, the body's own tolerance has left as it was sent.
+    const { data, error } = surroundings.safeParse(tolerate(surroundings, rest));
+    for (const { path, message } of error?.issues ?? []) wire.addIssue({ code: "custom", path, message });
+    return data ? { command: command ?? [], env: data.env ?? {}, ready: data.ready ?? undefined } : z.NEVER;
   });
 
 const templateBody = z.object({

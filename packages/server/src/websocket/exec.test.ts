@@ -59,6 +59,14 @@ describe("Exec over a WebSocket", () => {
     ]);
   });
 
+  it("leaves the input of a program without a terminal open as well, whatever stdinClose says", async () => {
+    const client = await connected();
+    for (const message of [{ open: { command: "cat" } }, { stdin: b64("before\n") }, { stdinClose: true }, open, { stdin: b64("exit\n") }])
+      client.send(message);
+    expect((await client.closed).code).toBe(1000);
+    expect(client.frames.map(({ message }) => message.stdout)).toEqual([b64("before\n"), b64("exit\n"), undefined]);
+  });
+
   it("runs a program without a terminal, with 30 seconds by default", async () => {
     const client = await connected();
     at.runtime.gate.resolve();

@@ -146,7 +146,7 @@ async function run({ context, audit, framing, sandbox, runtime, opening, place }
     };
     using _place = place ?? context.streams.take(sandbox);
     const attachment = runtime.exec(start, signals.client);
-    input.deliver(attachment, pty, (error) => gone.abort(error));
+    input.deliver(attachment, (error) => gone.abort(error));
     for await (const frame of execFrames(attachment, signals, context.metrics)) {
       await send(webSocket, framing.encode(frame));
       if (frame.msg.case === "exit") break;
@@ -196,14 +196,13 @@ class Input {
     }
   }
 
-  deliver(attachment: Attachment, pty: boolean, onError: (error: MitosError) => void): void {
+  /** `stdinClose` and another `open` mean nothing here, as published: the input ends with the socket. */
+  deliver(attachment: Attachment, onError: (error: MitosError) => void): void {
     this.#onError = onError;
     this.#ready.resolve(async ({ msg }) => {
       // What a process no longer reads is not the client's fault.
       if (msg.case === "stdin") await attachment.writeStdin(msg.value).catch(() => {});
       else if (msg.case === "resize") await attachment.resize(msg.value.cols || 80, msg.value.rows || 24).catch(() => {});
-      // On a terminal the end of input is a key, not a message.
-      else if (msg.case === "stdinClose" && msg.value && !pty) await attachment.closeStdin().catch(() => {});
     });
   }
 
