@@ -209,10 +209,10 @@ test("ends with canceled when it is aborted in the middle, also while it waits f
   second.abort();
   expect((await waiting).code).toBe("canceled");
   const making = () => readdir(path.join(dataDir, "layers"));
-  await vi.waitFor(async () => expect(await making()).toHaveLength(1));
+  await expect.poll(making).toHaveLength(1);
   first.abort();
   expect((await adding).code).toBe("canceled");
-  await vi.waitFor(() => expect(closed).toBe(true));
+  await expect.poll(() => closed).toBe(true);
   expect(await making()).toEqual([]);
   expect((await failureOf(store.add(stream(tar), { signal: AbortSignal.abort() }))).code).toBe("canceled");
 });
