@@ -42,10 +42,9 @@ export function connectionOf(command: Command): Connection {
 /** @throws UsageError */
 export async function poolOf(command: Command): Promise<string> {
   const pool = globalOptions(command).pool || "python";
-  const { isId } = await import("@mitos/protocol");
-  const live = "live:";
+  const { isId, livePrefix } = await import("@mitos/protocol");
   // The handle of a running sandbox, which makes it a fork.
-  return pool.startsWith(live) && isId(pool.slice(live.length)) ? pool : await templateName(pool);
+  return pool.startsWith(livePrefix) && isId(pool.slice(livePrefix.length)) ? pool : await templateName(pool);
 }
 
 /** @throws UsageError */

@@ -32,6 +32,11 @@ const referencePattern = new RegExp(
 );
 /** Not a repository: `live:<sandbox id>` names a running sandbox. */
 const reservedPath = "live";
+/**
+ * Of the handle of a running sandbox. Published 0.1.x clients fork a sandbox by creating another one from the `template_id` that its creation
+ * answered. Answering with this handle makes that a fork of the live sandbox. No template can have such a name, so an exact name always wins.
+ */
+export const livePrefix = `${reservedPath}:`;
 
 export function isId(value: unknown): value is string {
   return typeof value === "string" && idPattern.test(value);

@@ -1,7 +1,7 @@
 /** `POST /v1/fork` makes a sandbox from a template, `POST /v1/sandboxes/{id}/fork` forks a running one. */
 
 import type { Actions, ForkRequest, Sandbox } from "@mitos/engine";
-import { type ForkJson, limits, MitosError, newSandboxId, type SandboxId, type TemplateId, toSandboxId } from "@mitos/protocol";
+import { type ForkJson, limits, livePrefix, MitosError, newSandboxId, type SandboxId, type TemplateId, toSandboxId } from "@mitos/protocol";
 import type { FastifyInstance } from "fastify";
 import { z } from "zod";
 import { audited } from "../audit.ts";
@@ -11,12 +11,6 @@ import { idempotencyKey, once } from "../idempotency.ts";
 import { checkNetwork } from "../network.ts";
 import { checkCeiling, env, forkBudget, metadata, resources, sandboxId, seconds, templateId } from "../schemas.ts";
 import { endpointOf, sandboxJson } from "../shapes.ts";
-
-/**
- * Published 0.1.x clients fork a sandbox by creating another one from the `template_id` that its creation answered. Answering with this
- * handle makes that a fork of the live sandbox. No template can have such a name, so an exact name always wins.
- */
-const livePrefix = "live:";
 
 const createBody = z.object({
   id: sandboxId,

@@ -1,5 +1,6 @@
 import type { Sandbox } from "@mitos/engine";
-import type { FastifyInstance } from "fastify";
+import type { SandboxId } from "@mitos/protocol";
+import type { FastifyInstance, FastifyRequest } from "fastify";
 import { z } from "zod";
 import { audited } from "../audit.ts";
 import type { ServerContext } from "../context.ts";
@@ -16,6 +17,11 @@ const listQuery = z.looseObject({
 
 const params = z.object({ id: sandboxName });
 const deleteQuery = z.object({ subtree: z.enum(["true", "false"]).default("false") });
+
+/** @throws invalid_input, not_found for what is no id */
+function sandboxOf(request: FastifyRequest): SandboxId {
+  return existing(check(params, request.params).id);
+}
 
 export function sandboxRoutes(app: FastifyInstance, context: ServerContext): void {
   app.get("/v1/sandboxes", async (request, reply) => {
@@ -35,24 +41,24 @@ export function sandboxRoutes(app: FastifyInstance, context: ServerContext): voi
   });
 
   app.get("/v1/sandboxes/:id", async (request) => {
-    const id = existing(check(params, request.params).id);
+    const id = sandboxOf(request);
     return sandboxDetailJson(context.engineFor(request.raw).get(id), endpointOf(request));
   });
 
   app.get("/v1/sandboxes/:id/tree", async (request) => {
-    const id = existing(check(params, request.params).id);
+    const id = sandboxOf(request);
     return treeJson(context.engineFor(request.raw).tree(id), endpointOf(request));
   });
 
   app.get("/v1/sandboxes/:id/console", async (request, reply) => {
-    const id = existing(check(params, request.params).id);
+    const id = sandboxOf(request);
     const text = await context.engineFor(request.raw).console(id);
     // Whatever a sandbox likes to say: no browser is to take it for a page.
     return reply.type("application/octet-stream").header("x-content-type-options", "nosniff").send(Buffer.from(text));
   });
 
   app.delete("/v1/sandboxes/:id", async (request) => {
-    const id = existing(check(params, request.params).id);
+    const id = sandboxOf(request);
     const { subtree } = check(deleteQuery, request.query);
     const event = { sandbox_id: id, op: "terminate", detail: `subtree=${subtree}` };
     await audited(context.auditFor(request.raw), event, () =>
