@@ -164,18 +164,13 @@ describe("the end of a child while its siblings start", () => {
     await bench.engine.create(sandbox("parent"));
     const before = bench.driver.restores;
     const machines = bench.driver.machines.size;
-    const [started, go] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+    const go = Promise.withResolvers<void>();
     bench.driver.onRestore = (count) => (count === before + 2 ? go.promise : undefined);
-    let opened = 0;
-    bench.onOpen = () => {
-      if (++opened === 1) started.resolve();
-    };
     const forked = expect(bench.engine.fork({ ...plain, ids: [one, two] })).rejects.toMatchObject({ code: "idle_timeout" });
-    await started.promise;
-    await sleep(20); // it waits for its sibling alone
+    await expect.poll(() => bench.seen.adoptions.some(({ sandboxId }) => sandboxId === one)).toBe(true);
     const left: number[] = [];
     const ended = bench.engine.terminate(one).then(() => left.push(bench.driver.machines.size));
-    await sleep(20);
+    expect(await Promise.race([ended, sleep(20, "it waits for its sibling")])).toBe("it waits for its sibling");
     go.resolve();
     await Promise.all([forked, ended]);
     expect(left).toEqual([machines]);
