@@ -3,6 +3,7 @@
 
 mod agent;
 mod boot;
+mod capabilities;
 mod changes_list;
 mod confine;
 mod kvm_probe;

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::reaper::{self, ExitStatus};
 use super::user::User;
 use super::{limits, link_attributes, programs};
+use crate::capabilities;
 
 const NOFILE_DEFAULT: u64 = 65_536;
 const NOFILE_MIN: u64 = 64;
@@ -25,7 +26,6 @@ const UMASK: u32 = 0o022;
 /// net_raw, sys_chroot, mknod, audit_write, setfcap.
 const CAPABILITIES_KEPT: u64 =
     1 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 7 | 1 << 8 | 1 << 10 | 1 << 13 | 1 << 18 | 1 << 27 | 1 << 29 | 1 << 31;
-const CAP_SETPCAP: u64 = 1 << 8;
 
 pub struct Program<'a> {
     /// At least one; a name without `/` is looked up on the PATH of `env`.
@@ -115,46 +115,18 @@ fn is_default(signal: c_int) -> bool {
 
 static BOUNDING_SET_IS_NARROW: AtomicBool = AtomicBool::new(false);
 
-/// Takes from the calling thread, and so from all threads and programs that come of it, what no program may ever gain. The agent itself keeps what it
-/// can do. Before the first thread: then no program has to do it for itself, which is a system call for each capability.
-pub fn narrow_bounding_set() -> io::Result<()> {
-    // SAFETY: system calls only.
-    if unsafe { drop_bounding_set() } {
-        BOUNDING_SET_IS_NARROW.store(true, Ordering::Relaxed);
-        return Ok(());
-    }
-    Err(io::Error::last_os_error())
-}
-
-unsafe fn drop_bounding_set() -> bool {
-    (0..64).filter(|capability| CAPABILITIES_KEPT & (1 << capability) == 0).all(|capability| {
-        // SAFETY: plain system call. EINVAL: beyond the last capability that this kernel knows.
-        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) >= 0 || *libc::__errno_location() == libc::EINVAL }
-    })
+/// What no program may ever gain, the agent gives up for all of them. Before the first thread: then no program has to do it for itself, which is a
+/// system call for each capability.
+pub fn narrow_bounding_set() -> Result<(), String> {
+    capabilities::narrow_bounding_set(CAPABILITIES_KEPT).map_err(|(capability, error)| format!("capability {capability}: {error}"))?;
+    BOUNDING_SET_IS_NARROW.store(true, Ordering::Relaxed);
+    Ok(())
 }
 
 /// Whether the agent may change the bounding set; it may as PID 1 of a sandbox, not in a test as an ordinary user.
 fn may_drop_bounding_set() -> bool {
     static MAY: OnceLock<bool> = OnceLock::new();
-    *MAY.get_or_init(|| {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-        effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).is_some_and(|caps| caps & CAP_SETPCAP != 0)
-    })
-}
-
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct CapabilityData {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
+    *MAY.get_or_init(|| capabilities::may_narrow_bounding_set().unwrap_or(false))
 }
 
 /// The step that failed in the child, for the message.
@@ -337,7 +309,7 @@ impl Prepared {
             {
                 return failed(Step::Filter);
             }
-            if self.drop_bounding_set && !drop_bounding_set() {
+            if self.drop_bounding_set && capabilities::narrow_bounding_set(CAPABILITIES_KEPT).is_err() {
                 return failed(Step::Capabilities);
             }
             if let Some((uid, gid, groups)) = &self.credentials
@@ -347,7 +319,7 @@ impl Prepared {
             {
                 return failed(Step::User);
             }
-            if !drop_capabilities() {
+            if drop_capabilities().is_err() {
                 return failed(Step::Capabilities);
             }
             if libc::chdir(self.cwd.as_ptr()) < 0 {
@@ -368,25 +340,16 @@ impl Prepared {
 }
 
 /// Permitted, effective and ambient sets: no more than an ordinary container's, nothing inheritable.
-unsafe fn drop_capabilities() -> bool {
-    const VERSION_3: u32 = 0x2008_0522;
-    let mut header = CapabilityHeader { version: VERSION_3, pid: 0 };
-    let mut data = [CapabilityData { effective: 0, permitted: 0, inheritable: 0 }; 2];
-    // SAFETY: header and data have the layout of version 3.
-    unsafe {
-        if libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) < 0 {
-            return false;
-        }
-        for (data, kept) in data.iter_mut().zip([CAPABILITIES_KEPT as u32, (CAPABILITIES_KEPT >> 32) as u32]) {
-            data.permitted &= kept;
-            data.effective &= kept;
-            data.inheritable = 0;
-        }
-        // Not every kernel knows ambient capabilities; with nothing inheritable the set is empty anyway.
-        libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-        header.version = VERSION_3;
-        libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) >= 0
+fn drop_capabilities() -> io::Result<()> {
+    let mut sets = capabilities::read()?;
+    for (sets, kept) in sets.iter_mut().zip([CAPABILITIES_KEPT as u32, (CAPABILITIES_KEPT >> 32) as u32]) {
+        sets.permitted &= kept;
+        sets.effective &= kept;
+        sets.inheritable = 0;
     }
+    // Not every kernel knows ambient capabilities; with nothing inheritable the set is empty anyway.
+    let _ = capabilities::clear_ambient();
+    capabilities::write(&sets)
 }
 
 extern "C" fn child_main(argument: *mut c_void) -> c_int {

@@ -4,25 +4,8 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, geteuid, setgroups, setresgid, setresuid};
 use std::fs;
-use std::io;
 
-const CAP_SETPCAP: u32 = 8;
-
-#[repr(C)]
-struct CapabilityHeader {
-    version: u32,
-    pid: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-struct CapabilitySet {
-    effective: u32,
-    permitted: u32,
-    inheritable: u32,
-}
-
-const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
+use crate::capabilities;
 
 /// Held until here: what the launcher has, all capabilities in its user namespace or none. Held afterwards: nothing but the user's own files.
 pub fn drop_all(uid: Option<u32>, gid: Option<u32>) -> Result<(), String> {
@@ -53,43 +36,14 @@ fn leave_groups() -> Result<(), String> {
 
 /// Refused to a process without CAP_SETPCAP, for which no_new_privs says the same: nothing that it executes gains anything.
 fn drop_bounding() -> Result<(), String> {
-    if !may_drop_bounding()? {
+    if !capabilities::may_narrow_bounding_set().map_err(|error| format!("read the capabilities: {error}"))? {
         return Ok(());
     }
-    for capability in 0..64 {
-        // SAFETY: plain numbers.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            let error = io::Error::last_os_error();
-            // The kernel knows no more of them.
-            if error.raw_os_error() == Some(libc::EINVAL) && capability > CAP_SETPCAP {
-                return Ok(());
-            }
-            return Err(format!("drop capability {capability} from the bounding set: {error}"));
-        }
-    }
-    Ok(())
-}
-
-fn may_drop_bounding() -> Result<bool, String> {
-    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
-    let mut sets = [CapabilitySet::default(); 2];
-    // SAFETY: both point to what the kernel expects for version 3: a header and two sets.
-    if unsafe { libc::syscall(libc::SYS_capget, &header, sets.as_mut_ptr()) } != 0 {
-        return Err(format!("read the capabilities: {}", io::Error::last_os_error()));
-    }
-    Ok(sets[0].effective & 1 << CAP_SETPCAP != 0)
+    capabilities::narrow_bounding_set(0)
+        .map_err(|(capability, error)| format!("drop capability {capability} from the bounding set: {error}"))
 }
 
 fn empty_capabilities() -> Result<(), String> {
-    // SAFETY: plain numbers.
-    if unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) } != 0 {
-        return Err(format!("clear the ambient capabilities: {}", io::Error::last_os_error()));
-    }
-    let header = CapabilityHeader { version: CAPABILITY_VERSION_3, pid: 0 };
-    let sets = [CapabilitySet::default(); 2];
-    // SAFETY: as above; the kernel only reads.
-    if unsafe { libc::syscall(libc::SYS_capset, &header, sets.as_ptr()) } != 0 {
-        return Err(format!("empty the capability sets: {}", io::Error::last_os_error()));
-    }
-    Ok(())
+    capabilities::clear_ambient().map_err(|error| format!("clear the ambient capabilities: {error}"))?;
+    capabilities::write(&Default::default()).map_err(|error| format!("empty the capability sets: {error}"))
 }
