@@ -3,6 +3,7 @@ import os from "node:os";
 import path from "node:path";
 import { Sandbox, type SandboxServer } from "@mitos/sdk";
 import { expect } from "vitest";
+import { keepProbes, lendProbes } from "../support/kept-probes.ts";
 import { ServerProcess, type StartOptions } from "../support/server-process.ts";
 import { noTraces, Tracker } from "../support/traces.ts";
 
@@ -26,7 +27,9 @@ export class ServedDirectory implements AsyncDisposable {
   /** @param parent - where the directory is made, for example on a small disk */
   static async open(options: StartOptions = {}, parent: string = os.tmpdir()): Promise<ServedDirectory> {
     const directory = new ServedDirectory(realpathSync(mkdtempSync(path.join(parent, "mitos-faults-"))), options);
+    lendProbes(directory.dataDir);
     await directory.restart();
+    keepProbes(directory.dataDir);
     return directory;
   }
 

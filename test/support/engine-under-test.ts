@@ -19,7 +19,7 @@ export const isolationUnderTest = engineUnderTest === "gvisor" ? "gvisor" : (`mi
  * How many children show that none draws what another has drawn, in forks of how many. Two that went on from one state would show it at once; an
  * emulated processor computes many times longer for each.
  */
-export const drawing = isolationUnderTest === "microvm-tcg" ? { children: 12, forkCount: 6 } : { children: 100, forkCount: 10 };
+export const drawing = isolationUnderTest === "microvm-tcg" ? { children: 6, forkCount: 3 } : { children: 100, forkCount: 10 };
 
 /** What times for work inside are multiplied with: an emulated processor is many times slower, and on a busy host slower still. */
 export const patience = isolationUnderTest === "microvm-tcg" ? 4 : 1;

@@ -9,6 +9,7 @@ import { pickDriver } from "../../packages/engine/src/drivers/pick.ts";
 import type { EgressNetwork } from "../../packages/engine/src/egress/network.ts";
 import { openEngineWith } from "../../packages/engine/src/engine.ts";
 import { engineOptions } from "./engine-under-test.ts";
+import { keepProbes, lendProbes } from "./kept-probes.ts";
 import { noTraces, Tracker } from "./traces.ts";
 
 /** A server with an engine (the real one unless said otherwise) in this process, on a port of its own, with a data directory of its own. */
@@ -76,9 +77,11 @@ export async function startLiveEngine(
   images?: ImageOptions,
 ): Promise<LiveEngine> {
   const dataDir = mkdtempSync(path.join(os.tmpdir(), "mitos-test-"));
+  if (kind === "real") lendProbes(dataDir);
   const tracker = new Tracker(dataDir);
   const options: EngineOptions = { dataDir, ...(kind === "mock" ? { engine: "mock" } : engineOptions), log: quiet, images };
   const engine = await openEngineWith(options, { pickDriver: () => pickDriver(options), ...(egressNetwork ? { egressNetwork } : {}) });
+  if (kind === "real") keepProbes(dataDir);
   return {
     engine,
     dataDir,
