@@ -40,8 +40,9 @@ const COLLECT_BYTES_MAX: usize = 1 << 20;
 const PATH_BYTES_MAX: usize = 4096;
 /// Pieces that one system call takes.
 const IOV_MAX: usize = 256;
-/// Keeps the reply far below the 64 MiB that a message may have.
 const ENTRIES_MAX: usize = 200_000;
+/// Of all entries of a listing, which is one message: the host ends the session over one above 64 MiB.
+const ENTRIES_BYTES_MAX: usize = 48 << 20;
 /// Steps on files that run at the same time; more wait.
 static STEPS: Semaphore = Semaphore::const_new(16);
 
@@ -277,6 +278,7 @@ pub async fn list(first: Bytes, call: Call) -> Result<(), Status> {
             return Ok(vec![info(&place.shown, &place.check(fs::symlink_metadata(&place.real))?)]);
         }
         let mut entries = Vec::new();
+        let mut bytes = 0;
         for entry in place.check(fs::read_dir(&place.real))? {
             // Gone, or not ours to look at: left out.
             let Ok(entry) = entry else { continue };
@@ -284,7 +286,16 @@ pub async fn list(first: Bytes, call: Call) -> Result<(), Status> {
             if entries.len() == ENTRIES_MAX {
                 return Err(Status::new("resource_exhausted", format!("{}: has more than {ENTRIES_MAX} entries; use exec", place.shown)));
             }
-            entries.push(info(&place.below(&entry.file_name().to_string_lossy()), &metadata));
+            let entry = info(&place.below(&entry.file_name().to_string_lossy()), &metadata);
+            bytes += entry.encoded_len();
+            if bytes > ENTRIES_BYTES_MAX {
+                let limit = ENTRIES_BYTES_MAX >> 20;
+                return Err(Status::new(
+                    "resource_exhausted",
+                    format!("{}: its entries take more than {limit} MiB; use exec", place.shown),
+                ));
+            }
+            entries.push(entry);
         }
         Ok(entries)
     })
@@ -821,6 +832,21 @@ pub(super) mod tests {
             ("l", folder.path("l"), false, 0o120_000),
         ];
         assert_eq!(rows, expected);
+    }
+
+    #[tokio::test]
+    async fn a_listing_that_would_be_no_message_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let folder = Folder::new();
+        let parent = format!("{}{}", folder.path(""), format!("/{}", "d".repeat(240)).repeat(15));
+        fs::create_dir_all(&parent).unwrap();
+        // Bytes that are no UTF-8 are told with three each.
+        for index in 0..13_000 {
+            let name = [format!("{index:05}").as_bytes(), &[0xff; 240]].concat();
+            File::create(Path::new(&parent).join(std::ffi::OsStr::from_bytes(&name))).unwrap();
+        }
+        let listed = exchange(list, vec![sandbox::ListRequest { parent, ..Default::default() }]).await;
+        assert_eq!(code(listed.map(|replies| replies[0].len())), "resource_exhausted");
     }
 
     #[tokio::test]
