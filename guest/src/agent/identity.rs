@@ -12,9 +12,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
-use super::limits;
 use super::paths::{self, test_root};
 use super::user::User;
+use super::{limits, small_file};
 use crate::proto::guest::v1 as pb;
 
 /// Everything that ADOPT sets, as it is now.
@@ -115,6 +115,8 @@ pub fn set_base_environment(base: BTreeMap<String, String>) {
 
 const ENTROPY_BYTES: usize = 32;
 const HOST_NAME_BYTES_MAX: usize = 64;
+/// More than lists of unwanted hosts have.
+const HOSTS_BYTES_MAX: u64 = 64 << 20;
 const USER_BYTES_MAX: usize = 256;
 const PATH_BYTES_MAX: usize = 4096;
 /// A clock that is behind by more than the host's is exact is wrong: what it is told was true when it was sent.
@@ -145,7 +147,7 @@ fn renew(request: pb::Adopt) -> Result<Renewed, String> {
     let entropy_credited = renew_entropy(&request.entropy)?;
     let clock_step_nanos = step_clock(request.wall_clock_unix_nanos);
     renew_host_name(&request.host_name)?;
-    write_atomically("/etc/machine-id", &format!("{}\n", request.machine_id), 0o444)?;
+    write_atomically("/etc/machine-id", format!("{}\n", request.machine_id), 0o444)?;
     limits::set_processes_max(request.processes_max);
     {
         let mut state = environment_state();
@@ -164,7 +166,7 @@ fn renew(request: pb::Adopt) -> Result<Renewed, String> {
             defaults.directory = request.default_cwd;
         }
     }
-    write_atomically("/run/sandbox/fork-generation", &format!("{}\n", request.generation), 0o644)?;
+    write_atomically("/run/sandbox/fork-generation", format!("{}\n", request.generation), 0o644)?;
     current().send_replace(Identity {
         sandbox_id: request.sandbox_id,
         template_id: request.template_id,
@@ -261,20 +263,30 @@ fn renew_host_name(name: &str) -> Result<(), String> {
     if test_root().is_none() {
         nix::unistd::sethostname(name).map_err(|error| format!("the host name cannot be set: {error}"))?;
     }
-    write_atomically("/etc/hostname", &format!("{name}\n"), 0o644)?;
-    let hosts = std::fs::read_to_string(paths::own("/etc/hosts")).unwrap_or_else(|_| "127.0.0.1\tlocalhost\n::1\tlocalhost\n".into());
-    write_atomically("/etc/hosts", &hosts_with(&hosts, name), 0o644)
+    write_atomically("/etc/hostname", format!("{name}\n"), 0o644)?;
+    let hosts = hosts(&paths::own("/etc/hosts"));
+    write_atomically("/etc/hosts", hosts_with(&hosts, name), 0o644)
+}
+
+fn hosts(path: &Path) -> Vec<u8> {
+    small_file::read(path, HOSTS_BYTES_MAX).unwrap_or_else(|_| "127.0.0.1\tlocalhost\n::1\tlocalhost\n".into())
 }
 
 /// The file with one line for our own name, the usual place of which is 127.0.1.1.
-fn hosts_with(hosts: &str, name: &str) -> String {
-    let others = hosts.lines().filter(|line| line.split_whitespace().next() != Some("127.0.1.1"));
-    others.map(str::to_owned).chain([format!("127.0.1.1\t{name}")]).map(|line| line + "\n").collect()
+fn hosts_with(hosts: &[u8], name: &str) -> Vec<u8> {
+    let is_ours = |line: &[u8]| line.trim_ascii_start().split(u8::is_ascii_whitespace).next() == Some(b"127.0.1.1");
+    let mut text = Vec::with_capacity(hosts.len() + HOST_NAME_BYTES_MAX);
+    for line in hosts.split_inclusive(|byte| *byte == b'\n').filter(|line| !is_ours(line)) {
+        text.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+        text.push(b'\n');
+    }
+    text.extend_from_slice(format!("127.0.1.1\t{name}\n").as_bytes());
+    text
 }
 
 /// Replaces a file by rename, so that a reader sees the old or the new content and a watcher of the folder one event. One that is a mount of its own,
 /// as a virtual machine's, is written in its place: nobody reads it meanwhile, since programs stand still.
-fn write_atomically(path: &str, content: &str, mode: u32) -> Result<(), String> {
+fn write_atomically(path: &str, content: impl AsRef<[u8]>, mode: u32) -> Result<(), String> {
     let target = paths::own(path);
     let temporary = target.with_extension("mitos-new");
     let write = || -> io::Result<()> {
@@ -286,7 +298,7 @@ fn write_atomically(path: &str, content: &str, mode: u32) -> Result<(), String> 
             _ => {}
         }
         let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-        file.write_all(content.as_bytes())?;
+        file.write_all(content.as_ref())?;
         std::fs::rename(&temporary, &target)
     };
     write().map_err(|error| format!("{path} cannot be written: {error}"))
@@ -337,9 +349,18 @@ mod tests {
     }
 
     #[test]
+    fn names_that_programs_gave_stay_beside_bytes_that_are_no_text() {
+        let path = std::env::temp_dir().join(format!("mitos-hosts-{}", std::process::id()));
+        std::fs::write(&path, b"# caf\xe9\n10.0.0.7 database\n").unwrap();
+        let hosts = hosts(&path);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(hosts_with(&hosts, "a"), b"# caf\xe9\n10.0.0.7 database\n127.0.1.1\ta\n");
+    }
+
+    #[test]
     fn the_hosts_file_has_one_line_for_us() {
-        let once = hosts_with("127.0.0.1 localhost\n", "a");
-        assert_eq!(once, "127.0.0.1 localhost\n127.0.1.1\ta\n");
-        assert_eq!(hosts_with(&once, "b"), "127.0.0.1 localhost\n127.0.1.1\tb\n");
+        let once = hosts_with(b"127.0.0.1 localhost", "a");
+        assert_eq!(once, b"127.0.0.1 localhost\n127.0.1.1\ta\n");
+        assert_eq!(hosts_with(&once, "b"), b"127.0.0.1 localhost\n127.0.1.1\tb\n");
     }
 }

@@ -24,6 +24,7 @@ mod pty;
 pub mod reaper;
 mod ring;
 mod session;
+mod small_file;
 mod socket;
 pub mod spawn;
 mod tunnel;

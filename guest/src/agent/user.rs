@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use super::small_file;
+
 /// More than any real file has; a hostile one is cut here.
 const FILE_BYTES_MAX: u64 = 1 << 20;
-const USUAL_FILE_BYTES: usize = 16 << 10;
 const GROUPS_MAX: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,13 +27,8 @@ pub fn find(name_or_number: &str) -> Result<User, String> {
 }
 
 fn read(path: &Path) -> String {
-    use std::io::Read;
-    // Of a usual file all at once.
-    let mut bytes = Vec::with_capacity(USUAL_FILE_BYTES);
     // A missing file is an image without users: root and numbers still work.
-    if let Ok(file) = std::fs::File::open(path) {
-        let _ = file.take(FILE_BYTES_MAX).read_to_end(&mut bytes);
-    }
+    let bytes = small_file::read(path, FILE_BYTES_MAX).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
@@ -119,6 +115,18 @@ mod tests {
         assert!(find_in("nobody-here", PASSWD, GROUP).is_err());
         assert!(find_in("-1", PASSWD, GROUP).is_err());
         assert!(find_in("4294967295", PASSWD, GROUP).is_err());
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_a_file_holds_nobody_up() {
+        let path = std::env::temp_dir().join(format!("mitos-passwd-{}", std::process::id()));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let (told, answer) = std::sync::mpsc::channel();
+        let fifo = path.clone();
+        std::thread::spawn(move || told.send(read(&fifo)));
+        let answer = answer.recv_timeout(std::time::Duration::from_secs(5));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(answer, Ok(String::new()));
     }
 
     #[test]
