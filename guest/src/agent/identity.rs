@@ -12,6 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 
+use super::files::make_directories;
 use super::paths::{self, test_root};
 use super::user::User;
 use super::{limits, small_file};
@@ -285,7 +286,7 @@ fn hosts_with(hosts: &[u8], name: &str) -> Vec<u8> {
 }
 
 /// Replaces a file by rename, so that a reader sees the old or the new content and a watcher of the folder one event. One that is a mount of its own,
-/// as a virtual machine's, is written in its place: nobody reads it meanwhile, since programs stand still.
+/// as a virtual machine's, is written in its place: nobody reads it meanwhile, since programs stand still. A program may have removed the folder.
 fn write_atomically(path: &str, content: impl AsRef<[u8]>, mode: u32) -> Result<(), String> {
     let target = paths::own(path);
     let temporary = target.with_extension("mitos-new");
@@ -293,6 +294,7 @@ fn write_atomically(path: &str, content: impl AsRef<[u8]>, mode: u32) -> Result<
         if is_mount(&target) {
             return std::fs::write(&target, content);
         }
+        target.parent().map_or(Ok(()), make_directories)?;
         match std::fs::remove_file(&temporary) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -355,6 +357,17 @@ mod tests {
         let hosts = hosts(&path);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(hosts_with(&hosts, "a"), b"# caf\xe9\n10.0.0.7 database\n127.0.1.1\ta\n");
+    }
+
+    #[test]
+    fn a_folder_that_was_removed_is_made_again() {
+        let folder = std::env::temp_dir().join(format!("mitos-identity-{}", std::process::id()));
+        let path = folder.join("run/sandbox/fork-generation");
+        let written = write_atomically(path.to_str().unwrap(), "2\n", 0o644);
+        let content = std::fs::read_to_string(&path);
+        let _ = std::fs::remove_dir_all(&folder);
+        assert_eq!(written, Ok(()));
+        assert_eq!(content.unwrap(), "2\n");
     }
 
     #[test]
