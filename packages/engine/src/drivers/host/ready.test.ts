@@ -19,6 +19,7 @@ const shape = (memSizeMiB: number): Shape => ({ memSizeMiB });
 
 /** Containers whose sentry is a real process that only sleeps. */
 function fakes() {
+  const failing = { from: Number.POSITIVE_INFINITY };
   const living = new Map<string, { container: Container; closed: () => void; kill: () => void }>();
   let made = 0;
   const ready = new ReadyKeepers<Shape, Container>({
@@ -29,6 +30,7 @@ function fakes() {
     wake: ({ sentryPid }) => sendSignal(sentryPid, "SIGCONT"),
     async create(wanted) {
       made += 1;
+      if (made >= failing.from) throw new Error("no room");
       const child = spawn("sleep", ["1000"], { stdio: "ignore" });
       const { promise, resolve } = Promise.withResolvers<undefined>();
       const container = { id: `c${made}`, shape: wanted, sentryPid: child.pid!, control: { closed: promise } } as unknown as Container;
@@ -40,7 +42,7 @@ function fakes() {
       living.delete(container.id);
     },
   });
-  return { ready, living };
+  return { ready, living, failing };
 }
 
 const stateOf = (pid: number) => readFileSync(`/proc/${pid}/stat`, "latin1").split(") ")[1]![0];
@@ -110,6 +112,27 @@ it("keeps to its bounds, and gives up the shapes that were asked for longest ago
   expect(ready.ids().length).toBeLessThanOrEqual(32);
   expect(ready.take(shape(64))).toBeUndefined();
   expect(ready.take(shape(70))).toBeDefined();
+});
+
+it("forgets also those of a shape of which no more could be made", async () => {
+  const { ready, living, failing } = newFakes();
+  failing.from = 2;
+  ready.want(shape(256), 2);
+  await ready.settled();
+  expect(ready.ids()).toEqual(["c1"]);
+  await ready.forget(() => true);
+  expect([...ready.ids(), ...living.keys()]).toEqual([]);
+});
+
+it("does not try again by itself what could not be made", async () => {
+  const { ready, failing } = newFakes();
+  failing.from = 2;
+  ready.want(shape(256), 3);
+  await ready.settled();
+  failing.from = Number.POSITIVE_INFINITY;
+  ready.refill();
+  await ready.settled();
+  expect(ready.ids()).toEqual(["c1"]);
 });
 
 it("leaves nothing when it is closed", async () => {

@@ -108,10 +108,17 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
       try {
         this.#park(key, await this.#parts.create(shape));
       } catch (error) {
-        this.#wanted.delete(key);
+        this.#settleFor(key, shape);
         this.#parts.log.warn({ error: String(error) }, "nothing could be made ready ahead: creates and forks are slower");
       }
     }
+  }
+
+  /** No more than wait already, which stay wanted: what nobody wants, nobody would forget. */
+  #settleFor(key: string, shape: Shape): void {
+    const count = this.#waiting.get(key)?.length ?? 0;
+    if (count > 0) this.#wanted.set(key, { shape, count });
+    else this.#wanted.delete(key);
   }
 
   #missing(): [string, Shape] | undefined {
