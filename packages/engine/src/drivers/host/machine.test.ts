@@ -14,12 +14,16 @@ afterEach(() => {
 });
 
 /** Its shim answers nothing, and `kill` is all there is. */
-function machineOf(kill: () => Promise<void>, log: Log): { machine: ShimMachine; gone: () => void } {
+function machineOf(
+  kill: () => Promise<void>,
+  log: Log,
+  forget = async (): Promise<void> => {},
+): { machine: ShimMachine; gone: () => void } {
   const closed = Promise.withResolvers<undefined>();
   const control = { closed: closed.promise, onEvent: () => {}, request: () => closed.promise.then(() => ({})), close: () => {} };
   const link = { transport: {}, close: () => {} };
   const keeper = { id: "0123456789ab", dir: "/nowhere", shimPid: 2 ** 22 + 1, control, link } as unknown as Keeper;
-  const atEnd = { kill, forget: async () => {}, exit: async () => ({ reason: "killed", detail: "", atUnixMs: 0 }) as const };
+  const atEnd = { kill, forget, exit: async () => ({ reason: "killed", detail: "", atUnixMs: 0 }) as const };
   return { machine: new ShimMachine("m1", keeper, resources, atEnd, log), gone: () => closed.resolve(undefined) };
 }
 
@@ -44,4 +48,16 @@ it("tells the log of a machine that the host does not let go of, rejects nobody'
   await vi.advanceTimersByTimeAsync(20_000);
   await endedNow;
   expect(await machine.exited).toMatchObject({ reason: "killed" });
+});
+
+it("tells how a machine ended of which something cannot be removed", async () => {
+  const said: string[] = [];
+  const { machine, gone } = machineOf(
+    async () => {},
+    { ...quiet, error: (_, message) => said.push(message) },
+    () => Promise.reject(new Error("EBUSY")),
+  );
+  gone();
+  expect(await machine.exited).toMatchObject({ reason: "killed" });
+  expect(said).toEqual(["something of an ended machine could not be removed"]);
 });

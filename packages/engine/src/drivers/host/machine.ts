@@ -29,7 +29,7 @@ export class ShimMachine<K extends Keeper = Keeper> {
   readonly machineId: string;
   readonly keeper: K;
   readonly transport: FrameTransport;
-  /** Resolves when the machine has ended and nothing of it is left on the host. Never rejects. */
+  /** Resolves when the machine has ended and nothing of it is left on the host, as far as that can be removed. Never rejects. */
   readonly exited: Promise<MachineExit>;
   protected readonly log: Log;
   readonly #atEnd: MachineEnd;
@@ -103,17 +103,17 @@ export class ShimMachine<K extends Keeper = Keeper> {
     await control.closed;
     if (this.#released) return new Promise(() => {});
     link.close();
+    let exit: MachineExit = { reason: "lost", detail: "something of it could not be removed from the host", atUnixMs: Date.now() };
     try {
       const told = (await readExit(dir)) ?? {};
       if (!told.reason) await this.#atEnd.kill();
       await processGone(shimPid);
-      const exit = await this.#atEnd.exit(told, resources);
+      exit = await this.#atEnd.exit(told, resources);
       await this.#atEnd.forget();
-      return exit;
     } catch (error) {
       this.log.error({ machine: this.machineId, error }, "something of an ended machine could not be removed");
-      return { reason: "lost", detail: "something of it could not be removed from the host", atUnixMs: Date.now() };
     }
+    return exit;
   }
 }
 

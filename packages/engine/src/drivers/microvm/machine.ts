@@ -34,8 +34,8 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
       {
         kill: () => killKeeper(host.layout, vmm.id),
         forget: async () => {
-          await forget(host, machineId, vmm.id);
-          release(vmm.uses);
+          // Its processes have ended, whatever of it stays.
+          await forget(host, machineId, vmm.id).finally(() => release(vmm.uses));
         },
         exit: (told, resources) => toGuestExit(vmm.dir, told, resources),
       },
