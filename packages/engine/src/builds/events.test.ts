@@ -133,4 +133,18 @@ describe("the log of a build", () => {
     await expect(read(toTemplateId("b"))).rejects.toMatchObject({ code: "not_found" });
     expect(textsOf(await read(toTemplateId("a")))).toEqual(["done"]);
   });
+
+  it("stays when a build of that name begins while old ones are removed", async () => {
+    const again = toTemplateId("again");
+    logs.begin(again).end({ kind: "done", creationTimeMs: 1 });
+    await logs.close();
+    clock.advance(60_000);
+    const collected = logs.collect(new Set(), 1_000);
+    const log = logs.begin(again);
+    await collected;
+    log.add(warning("new"));
+    log.end({ kind: "done", creationTimeMs: 2 });
+    await log.written;
+    expect(textsOf(await read(again))).toEqual(["new", "done"]);
+  });
 });

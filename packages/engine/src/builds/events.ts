@@ -84,7 +84,8 @@ export class BuildLogs {
 
   /** Removes logs that are older and whose templates are gone. @returns removed bytes */
   async collect(keep: ReadonlySet<TemplateId>, olderThanMs: number): Promise<number> {
-    const kept = new Set([...keep, ...this.#open.keys()].map((id) => this.#fileOf(id)));
+    const filesOf = (ids: Iterable<TemplateId>) => new Set(Array.from(ids, (id) => this.#fileOf(id)));
+    const kept = filesOf([...keep, ...this.#open.keys()]);
     const rest: { file: string; bytes: number; atMs: number }[] = [];
     for (const file of await this.#files()) {
       const found = kept.has(file) ? undefined : await stat(file).catch(() => undefined);
@@ -93,8 +94,15 @@ export class BuildLogs {
     rest.sort((a, b) => b.atMs - a.atMs);
     const untilMs = this.#clock.nowMs() - olderThanMs;
     const old = rest.filter(({ atMs }, index) => atMs <= untilMs || index >= logsMax);
-    for (const { file } of old) await rm(file, { force: true });
-    return old.reduce((sum, { bytes }) => sum + bytes, 0);
+    let removedBytes = 0;
+    for (const { file, bytes, atMs } of old) {
+      // Looked at again one by one: a build of that name may have begun meanwhile.
+      const now = await stat(file).catch(() => undefined);
+      if (now?.mtimeMs !== atMs || filesOf(this.#open.keys()).has(file)) continue;
+      await rm(file, { force: true });
+      removedBytes += bytes;
+    }
+    return removedBytes;
   }
 
   /** Ends what a build that would not end has left open. Resolves when all that was said is on the disk. */

@@ -21,18 +21,22 @@ export async function filesIn(dir: string): Promise<CacheFile[]> {
 }
 
 /**
- * Removes files that were last used before a time, and the oldest ones beyond a sum.
+ * Removes files that were last used before a time, and the oldest ones beyond a sum. Each is looked at again when its turn comes: one that was used
+ * meanwhile stays.
  *
+ * @param options.isInUse - of a file that its time of last use does not tell of
  * @returns removed bytes
  */
 export async function removeOld(
   files: readonly CacheFile[],
-  { usedBeforeMs, bytesMax }: { usedBeforeMs: number; bytesMax: number },
+  { usedBeforeMs, bytesMax, isInUse }: { usedBeforeMs: number; bytesMax: number; isInUse: (file: string) => boolean },
 ): Promise<number> {
   let left = files.reduce((sum, { bytes }) => sum + bytes, 0);
   let removed = 0;
   for (const { file, bytes, usedAtMs } of [...files].sort((a, b) => a.usedAtMs - b.usedAtMs)) {
     if (usedAtMs > usedBeforeMs && left <= bytesMax) break;
+    const now = await stat(file).catch(() => undefined);
+    if (now && (now.mtimeMs !== usedAtMs || isInUse(file))) continue;
     await rm(file, { force: true });
     left -= bytes;
     removed += bytes;

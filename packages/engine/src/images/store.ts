@@ -194,10 +194,9 @@ export class ImageStore {
       if (image.layers.every(({ id }) => keepLayers.has(id))) continue;
       if (lastUsedAtMs <= usedBeforeMs || !this.#hasAll(image)) this.#records.delete(image.reference);
     }
-    const idle = (await this.#cacheFiles()).filter(
-      ({ file }) => !this.#puller.filesInUse.has(file) && !path.basename(file).startsWith(temporaryPrefix),
-    );
-    return await removeOld(idle, { usedBeforeMs, bytesMax });
+    const isInUse = (file: string) => this.#puller.filesInUse.has(file) || path.basename(file).startsWith(temporaryPrefix);
+    const idle = (await this.#cacheFiles()).filter(({ file }) => !isInUse(file));
+    return await removeOld(idle, { usedBeforeMs, bytesMax, isInUse });
   }
 
   #parse(reference: string): Reference {
