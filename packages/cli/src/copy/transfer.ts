@@ -114,9 +114,14 @@ const filesAtOnce = 4;
 
 /** Files of a folder are small as a rule: several at once. The first failure ends it. */
 export async function forEachFile<T>(items: readonly T[], copy: (item: T) => Promise<void>): Promise<void> {
-  const rest = items.values();
+  const rest = oneByOne(items);
   const workers = Array.from({ length: filesAtOnce }, async () => {
     for (const item of rest) await copy(item);
   });
   await Promise.all(workers);
+}
+
+/** For several loops at once: one that is left by an error ends the others, which an array's own iterator does not do. */
+function* oneByOne<T>(items: readonly T[]): Generator<T, void, undefined> {
+  yield* items;
 }
