@@ -19,7 +19,12 @@ async function uploadStream(transfer: Transfer, { path: to }: { path: string }):
   if (isFolderPath(to) || (await transfer.remoteKind(to)) === "folder") {
     throw copyError(`${to} is a folder`, "standard input has no name that it could get there", "Name the file: <id>:<path>/<name>.");
   }
-  await transfer.sandbox.files.write(to, transfer.counted(process.stdin), { signal: transfer.signal });
+  try {
+    await transfer.sandbox.files.write(to, transfer.counted(process.stdin), { signal: transfer.signal });
+  } finally {
+    // An input that goes on would keep this process, whether anybody takes it or not.
+    process.stdin.destroy();
+  }
 }
 
 /** Under the source's name where a folder is, or is meant to be. */
