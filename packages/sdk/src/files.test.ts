@@ -40,6 +40,45 @@ describe("read", () => {
   });
 });
 
+describe("a stream that does not reach its end", () => {
+  const half: Respond = (_request, response) => response.writeHead(200, { "Content-Length": "8" }).write("half");
+
+  it("fails with transport_error when the server goes away", async () => {
+    const respond: Respond = (request, response) => {
+      half(request, response);
+      setTimeout(() => response.destroy(), 50);
+    };
+    await withFiles(respond, async (files) => {
+      const stream = await files.readStream("/a");
+      await expect(new Response(stream).text()).rejects.toMatchObject({ code: "transport_error" });
+    });
+  });
+
+  it("fails with canceled when its signal fires", async () => {
+    await withFiles(half, async (files) => {
+      const controller = new AbortController();
+      const stream = await files.readStream("/a", { signal: controller.signal });
+      setTimeout(() => controller.abort(), 50);
+      await expect(new Response(stream).text()).rejects.toMatchObject({ code: "canceled" });
+    });
+  });
+
+  it("closes its request when it is left early", async () => {
+    const { promise: closed, resolve } = Promise.withResolvers<void>();
+    const respond: Respond = (request, response) => {
+      response.on("close", resolve);
+      half(request, response);
+    };
+    await withFiles(respond, async (files) => {
+      for await (const part of await files.readStream("/a")) {
+        expect(Buffer.from(part).toString()).toBe("half");
+        break;
+      }
+      await closed;
+    });
+  });
+});
+
 describe("write", () => {
   const written: Respond = (request, response) => {
     const data = request.messages()[1]?.data as string;

@@ -81,12 +81,13 @@ export class SandboxFiles {
     return join(chunks);
   }
 
-  /** Of any size, a part at a time. */
+  /** Of any size, a part at a time. What breaks it off is an error of the stream: transport_error, or canceled. */
   async readStream(path: string, options: ReadStreamOptions = {}): Promise<ReadableStream<Uint8Array>> {
     const { offset = 0, length } = options;
     const headers: Record<string, string> = {};
     if (offset > 0 || length !== undefined) headers.Range = `bytes=${offset}-${length === undefined ? "" : offset + length - 1}`;
-    return this.#http.getStream(this.#raw({ path }), { headers, signal: options.signal });
+    const response = await this.#http.send("GET", this.#raw({ path }), undefined, { headers, signal: options.signal });
+    return this.#http.stream(`reading ${path}`, response, options.signal);
   }
 
   /** Creates or replaces a file, with the folders above it. Streams are of any size and never held in memory. */

@@ -104,6 +104,24 @@ export class HttpClient {
     }
   }
 
+  /** The body of an answer for whoever asked for a stream: it fails as a request does, and nothing is read ahead. */
+  stream(what: string, response: Response, signal?: AbortSignal): ReadableStream<Uint8Array> {
+    const reader = bodyOf(response).getReader();
+    return new ReadableStream<Uint8Array>(
+      {
+        pull: async (controller) => {
+          const { done, value } = await reader.read().catch((error: unknown) => {
+            throw this.failure(what, error, signal);
+          });
+          if (done) controller.close();
+          else controller.enqueue(value);
+        },
+        cancel: (reason) => reader.cancel(reason),
+      },
+      { highWaterMark: 0 },
+    );
+  }
+
   /** The whole body of an answer. @throws transport_error when it breaks off */
   async bytes(path: string, response: Response): Promise<Uint8Array<ArrayBuffer>> {
     try {
