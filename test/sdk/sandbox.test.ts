@@ -51,6 +51,15 @@ describe("files", () => {
     expect(new Uint8Array(part)).toEqual(large.subarray(1_000_000, 1_000_005));
   });
 
+  it("are read in parts, also those that are empty or say so", async () => {
+    await sandbox.files.write("/workspace/empty", "");
+    const read = async (path: string, length: number) => new Response(await sandbox.files.readStream(path, { length })).text();
+    expect(await read("/workspace/empty", 10)).toBe("");
+    expect(await read("/workspace/large", 0)).toBe("");
+    expect(await read("/proc/version", 5)).toBe("Linux");
+    await expect(read("/workspace/missing", 0)).rejects.toMatchObject({ code: "not_found" });
+  });
+
   it("are written several at once, from text, bytes, a blob and a stream", async () => {
     const content = [
       "text",

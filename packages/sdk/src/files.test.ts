@@ -40,6 +40,32 @@ describe("read", () => {
   });
 });
 
+describe("a part of a file", () => {
+  /** As the server answers: a range that begins behind the end is refused, one without a last byte goes to the end. */
+  const serve =
+    (content: string): Respond =>
+    ({ headers: { range } }, response) => {
+      const [, first = "0", last] = /^bytes=(\d+)-(\d*)$/.exec(range ?? "") ?? [];
+      if (range === undefined || (last && Number(last) < Number(first))) return response.writeHead(200).end(content);
+      if (Number(first) >= content.length) return json(response, 416, { error: { code: "invalid_input", message: "m", remediation: "r" } });
+      return response.writeHead(206).end(content.slice(Number(first), last ? Number(last) + 1 : undefined));
+    };
+
+  it.each([
+    ["nothing", "content", { length: 0 }, ""],
+    ["nothing of the middle", "content", { offset: 3, length: 0 }, ""],
+    ["the beginning", "content", { length: 3 }, "con"],
+    ["the end", "content", { offset: 3 }, "tent"],
+    ["the beginning of an empty file", "", { length: 3 }, ""],
+  ])("%s is exactly that", async (_what, content, part, expected) => {
+    expect(await withFiles(serve(content), async (files) => new Response(await files.readStream("/a", part)).text())).toBe(expected);
+  });
+
+  it("that begins behind the end is refused", async () => {
+    await expect(withFiles(serve("content"), (files) => files.readStream("/a", { offset: 7 }))).rejects.toMatchObject({ status: 416 });
+  });
+});
+
 describe("a stream that does not reach its end", () => {
   const half: Respond = (_request, response) => response.writeHead(200, { "Content-Length": "8" }).write("half");
 

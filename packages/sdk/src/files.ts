@@ -83,11 +83,18 @@ export class SandboxFiles {
 
   /** Of any size, a part at a time. What breaks it off is an error of the stream: transport_error, or canceled. */
   async readStream(path: string, options: ReadStreamOptions = {}): Promise<ReadableStream<Uint8Array>> {
-    const { offset = 0, length } = options;
-    const headers: Record<string, string> = {};
-    if (offset > 0 || length !== undefined) headers.Range = `bytes=${offset}-${length === undefined ? "" : offset + length - 1}`;
-    const response = await this.#http.send("GET", this.#raw({ path }), undefined, { headers, signal: options.signal });
-    return this.#http.stream(`reading ${path}`, response, options.signal);
+    const { offset = 0, length, signal } = options;
+    const get = (headers = {}) => this.#http.send("GET", this.#raw({ path }), undefined, { headers, signal });
+    // A header cannot ask for nothing.
+    const last = length ? offset + length - 1 : "";
+    const response = await get(offset > 0 || length ? { Range: `bytes=${offset}-${last}` } : {}).catch((error: unknown) => {
+      // An empty file has no first byte to begin with; files such as those of /proc say that they are empty.
+      if (offset === 0 && error instanceof AgentRunError && error.status === 416) return get();
+      throw error;
+    });
+    const content = this.#http.stream(`reading ${path}`, response, signal);
+    const isWhole = length === undefined || (length > 0 && response.status === 206);
+    return isWhole ? content : firstBytes(content, length);
   }
 
   /** Creates or replaces a file, with the folders above it. Streams are of any size and never held in memory. */
@@ -238,6 +245,27 @@ function toBody(content: Blob | ReadableStream<Uint8Array> | AsyncIterable<Uint8
       await iterator.return?.();
     },
   });
+}
+
+function firstBytes(content: ReadableStream<Uint8Array>, length: number): ReadableStream<Uint8Array> {
+  const reader = content.getReader();
+  let left = length;
+  return new ReadableStream<Uint8Array>(
+    {
+      async pull(controller) {
+        const value = left > 0 ? (await reader.read()).value : undefined;
+        if (value) {
+          controller.enqueue(value.subarray(0, left));
+          left -= value.length;
+        } else {
+          controller.close();
+          await reader.cancel();
+        }
+      },
+      cancel: (reason) => reader.cancel(reason),
+    },
+    { highWaterMark: 0 },
+  );
 }
 
 function truncatedFile(path: string): AgentRunError {
