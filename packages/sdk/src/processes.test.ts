@@ -71,6 +71,18 @@ describe("a background process", () => {
     });
   });
 
+  it("is not followed for ever where the server only ever says that it cannot go on", async () => {
+    let tries = 0;
+    const respond = processServer((_request, response) => {
+      tries++;
+      response.end(lines({ error: { code: "internal", message: "m", remediation: "r" } }));
+    });
+    await withSandbox(respond, async (sandbox) => {
+      await expect(sandbox.connectProcess(7).wait()).rejects.toMatchObject({ code: "exec_stream_truncated" });
+      expect(tries).toBe(6);
+    });
+  });
+
   it("reports output that is no longer kept as a gap, and goes on behind it", async () => {
     const respond = processServer((_request, response) =>
       response.end(lines({ gap: { stream: "stdout", from: 0, to: 100 } }, output("stdout", 100, "late"), exit(0))),

@@ -92,9 +92,10 @@ export class ProcessClient {
     for (;;) {
       try {
         for await (const line of this.#lines(pid, at, follow, options.signal)) {
-          failures = 0;
           const event = toProcessEvent(line, tokenOf(this.#http));
+          // Also where the server only says why it cannot go on.
           if (!event) continue;
+          failures = 0;
           if (event.type === "stdout" || event.type === "stderr") at[event.type] = event.offset + event.data.length;
           else if (event.type === "gap") at[event.stream] = event.to;
           yield event;
