@@ -16,6 +16,9 @@ export function waitFlags(): readonly [Option, Option] {
   ];
 }
 
+/** A timer that is to wait for longer, some 24 days, fires at once. */
+const timerMsMax = 2 ** 31 - 1;
+
 /**
  * @param timeoutSeconds - 0 = as long as it takes. Its end is exit code 124.
  * @param progress - says how far it is. Default: what it is
@@ -28,7 +31,7 @@ export async function waiting<T>(
 ): Promise<T> {
   using interrupt = interruptible();
   if (timeoutSeconds === 0) return withProgress(progress, work(interrupt.signal));
-  const deadline = AbortSignal.timeout(timeoutSeconds * 1000);
+  const deadline = AbortSignal.timeout(Math.min(timeoutSeconds * 1000, timerMsMax));
   const elapsed = new Promise<never>((_, reject) => {
     deadline.addEventListener("abort", () => reject(waitElapsed(what, timeoutSeconds)), { once: true });
   });

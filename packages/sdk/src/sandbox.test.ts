@@ -254,6 +254,14 @@ describe("fork", () => {
     timeouts.mockRestore();
   });
 
+  it("is waited for though its time-out is longer than a timer can be", async () => {
+    const slow: Respond = async (request, response) => {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      json(response, 200, row(request.json().id as string));
+    };
+    expect(await withSandbox(slow, (sandbox) => sandbox.fork(1, { timeoutMs: 2 ** 31 }))).toHaveLength(1);
+  });
+
   it("that is not answered in time is fork_unavailable", async () => {
     const never: Respond = () => undefined;
     await expect(withSandbox(never, (sandbox) => sandbox.fork(1, { timeoutMs: 30 }))).rejects.toMatchObject({ code: "fork_unavailable" });

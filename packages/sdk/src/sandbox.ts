@@ -11,6 +11,7 @@ import { BackgroundProcess, ProcessClient, type ProcessInfo, type ProcessOptions
 import { type ConnectPtyOptions, type CreatePtyOptions, createPty, Pty } from "./pty.ts";
 import { type Execution, parseRunCodeConnect, type RunCodeCallbacks } from "./run-code.ts";
 import { SandboxServer } from "./server.ts";
+import { timerMs } from "./timer.ts";
 import { type Preview, previewFromWire, type SandboxTree, type ServerSandbox, sandboxFromWire } from "./types.ts";
 
 /** What a handle needs to know. `create` and `Sandbox.connect` make handles. */
@@ -327,7 +328,7 @@ export class Sandbox {
 
   async #fork(ids: readonly string[], options: ForkOptions): Promise<unknown> {
     const { timeoutMs = forkTimeoutMs, signal } = options;
-    const deadline = AbortSignal.timeout(timeoutMs);
+    const deadline = AbortSignal.timeout(timerMs(timeoutMs));
     const body = {
       ...(ids.length === 1 ? { id: ids[0] } : { ids }),
       count: ids.length,

@@ -18,6 +18,16 @@ function startOneSandbox(): Promise<FakeServer> {
   return startFakeServer((_request, response) => json(response, 200, { id: "sb-1", template_id: "python", state: "running" }));
 }
 
+it("a time-out may be a part of a second, and longer than a timer can be", async () => {
+  await using server = await startFakeServer(async (request, response) => {
+    if (request.path === "/v1/pause") await new Promise((resolve) => setTimeout(resolve, 20));
+    json(response, 200, { id: "sb-1", template_id: "python", state: "running" });
+  });
+  const sandbox = await new Daytona({ apiUrl: server.url }).get("sb-1");
+  for (const seconds of [1.2345, 30 * 86_400, 1e9]) await sandbox.stop(seconds);
+  expect(sandbox.state).toBe("stopped");
+});
+
 describe("what goes to the server", () => {
   it("has the client's key, the region for its target, and what the sandbox is created with", async () => {
     await using server = await startOneSandbox();

@@ -3,6 +3,7 @@
  */
 
 import { AgentRunError } from "../errors.ts";
+import { timerMs } from "../timer.ts";
 
 /** What an error tells beside its text. */
 export interface DaytonaErrorOptions {
@@ -129,7 +130,7 @@ export async function within<T>(
 ): Promise<T> {
   requireTimeout(timeoutSeconds);
   if (timeoutSeconds === 0) return translated(() => call(undefined), missing);
-  const signal = AbortSignal.timeout(timeoutSeconds * 1000);
+  const signal = AbortSignal.timeout(timerMs(timeoutSeconds * 1000));
   const timeUp = new Promise<never>((_resolve, reject) => {
     signal.addEventListener("abort", () => reject(givenUp(what, timeoutSeconds)), { once: true });
   });

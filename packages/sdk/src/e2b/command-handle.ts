@@ -1,5 +1,6 @@
 import { AgentRunError, EXEC_TIMEOUT_EXIT_CODE } from "../errors.ts";
 import type { ProcessClient, ProcessEvent } from "../processes.ts";
+import { timerMs } from "../timer.ts";
 import { SandboxError, TimeoutError, toE2BError } from "./errors.ts";
 import { type RequestOpts, request } from "./request.ts";
 
@@ -114,7 +115,7 @@ export class CommandHandle {
 
   async #listen(): Promise<CommandResult> {
     const { listenMs = 0, signal, startedWithTimeoutMs = 0, stdoutFrom, stderrFrom } = this.#options;
-    const timer = listenMs > 0 ? setTimeout(() => this.#stop.abort(timedOut(listenMs, "listening")), listenMs) : undefined;
+    const timer = listenMs > 0 ? setTimeout(() => this.#stop.abort(timedOut(listenMs, "listening")), timerMs(listenMs)) : undefined;
     const stop = signal ? AbortSignal.any([signal, this.#stop.signal]) : this.#stop.signal;
     try {
       const exit = await this.#follow(this.#processes.output(this.pid, { stdoutFrom, stderrFrom, signal: stop }), stop);

@@ -28,6 +28,12 @@ it("has no time-out with 0, and gives what came", async () => {
   expect(await request("file", { requestTimeoutMs: 0 }, () => new Promise((resolve) => setTimeout(resolve, 5, "late")))).toBe("late");
 });
 
+it("takes a time-out that is longer than a timer can be", async () => {
+  const late = () => new Promise((resolve) => setTimeout(resolve, 20, "late"));
+  for (const requestTimeoutMs of [2 ** 31, Number.POSITIVE_INFINITY])
+    expect(await request("file", { requestTimeoutMs }, late)).toBe("late");
+});
+
 it("maps our errors and leaves others", async () => {
   const ours = new AgentRunError("no", { code: "conflict" });
   await expect(request("file", {}, () => Promise.reject(ours))).rejects.toBeInstanceOf(SandboxError);

@@ -1,3 +1,4 @@
+import { timerMs } from "../timer.ts";
 import { type Subject, TimeoutError, toE2BError } from "./errors.ts";
 
 /** How long to wait for one request, and what cancels it. */
@@ -28,7 +29,7 @@ export async function request<T>(
   signal?.throwIfAborted();
   const deadline = new AbortController();
   const either = signal ? AbortSignal.any([signal, deadline.signal]) : deadline.signal;
-  const timer = requestTimeoutMs > 0 ? setTimeout(() => deadline.abort(), requestTimeoutMs) : undefined;
+  const timer = requestTimeoutMs > 0 ? setTimeout(() => deadline.abort(), timerMs(requestTimeoutMs)) : undefined;
   const work = run(either);
   work.catch(() => undefined); // may fail after the race is over
   try {

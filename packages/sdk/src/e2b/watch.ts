@@ -1,5 +1,6 @@
 import type { FileEvent } from "../files.ts";
 import type { Sandbox } from "../sandbox.ts";
+import { timerMs } from "../timer.ts";
 import { type EntryInfo, FileType, findEntries } from "./entries.ts";
 import { InvalidArgumentError, SandboxError, TimeoutError, toE2BError } from "./errors.ts";
 import { home, homeOf, inWorkspace, workspace } from "./home.ts";
@@ -67,7 +68,7 @@ export async function startWatch(
     throw error;
   }
   const late = () => stop.abort(new TimeoutError(`watching took longer than timeoutMs (${timeoutMs}); pass a larger one, or 0 for none`));
-  const timer = timeoutMs > 0 ? setTimeout(late, timeoutMs) : undefined;
+  const timer = timeoutMs > 0 ? setTimeout(late, timerMs(timeoutMs)) : undefined;
   void watching
     .finally(() => clearTimeout(timer))
     .then(
