@@ -38,6 +38,7 @@ FLUSH_SECONDS = 0.1
 # An error's value and each of its traceback lines; a program can raise an exception with a gigabyte of text.
 ERROR_TEXT_MAX = 256 * 1024
 TRACEBACK_LINES_MAX = 400
+TRACEBACK_TEXT_MAX = 4 * 1024 * 1024
 # One event line. The agent ends a kernel that sends more than 96 MiB; here the cell gets an error and the kernel lives.
 EVENT_BYTES_MAX = 60 * 1024 * 1024
 # Cells whose source is kept for tracebacks.
@@ -317,8 +318,8 @@ class PyplotFinder(importlib.abc.MetaPathFinder):
 # ---------------------------------------------------------------- errors
 
 
-def cut(text):
-    return text if len(text) <= ERROR_TEXT_MAX else text[:ERROR_TEXT_MAX] + "… (%d characters)" % len(text)
+def cut(text, longest=ERROR_TEXT_MAX):
+    return text if len(text) <= longest else text[:longest] + "… (%d characters)" % len(text)
 
 
 def report_error(error, lines):
@@ -329,9 +330,13 @@ def report_error(error, lines):
     if len(lines) > TRACEBACK_LINES_MAX:
         half = TRACEBACK_LINES_MAX // 2
         lines = lines[:half] + ["… (%d lines left out)" % (len(lines) - 2 * half)] + lines[-half:]
+    longest = ERROR_TEXT_MAX
+    if sum(min(len(line), longest) for line in lines) > TRACEBACK_TEXT_MAX:
+        longest = TRACEBACK_TEXT_MAX // len(lines)
+    traceback = [cut(line, longest) for line in lines]
     flush_output()
-    name = type(error).__name__
-    events.send({"event": "error", "id": events.cell, "name": name, "value": cut(value), "traceback": [cut(line) for line in lines]})
+    name = cut(type(error).__name__)
+    events.send({"event": "error", "id": events.cell, "name": name, "value": cut(value), "traceback": traceback})
 
 
 # ---------------------------------------------------------------- the two ways to run a cell

@@ -306,6 +306,10 @@ class PythonCase(KernelCase):
         self.assertEqual(self.run_error("def f():\n    f()\nf()").error["name"], "RecursionError")
         outcome = self.run_error("raise ValueError('x' * 5_000_000)")
         self.assertLess(len(json.dumps(outcome.error)), 2_000_000)
+        # Each line is short enough, and all of them together are more than one event may be.
+        outcome = self.run_error("raise ValueError('\\n'.join(['x' * 250_000] * 300))")
+        self.assertEqual(outcome.error["name"], "ValueError")
+        self.assertLess(len(json.dumps(outcome.error)), 10_000_000)
         self.assertEqual(self.run_ok("1 + 1").text, "2")
 
     def test_says_that_there_is_no_standard_input(self):

@@ -105,6 +105,20 @@ os.system("echo from a program")`,
     }
   });
 
+  it("that tells of an error larger than a message may be keeps the sandbox's other calls", async () => {
+    const { error } = await run(
+      [
+        "import gc, os",
+        'kernel = next(each for each in gc.get_objects() if type(each).__name__ == "Events")',
+        'head = f\'{{"event":"error","id":{kernel.cell},"name":"Large","traceback":[],"value":"\'.encode()',
+        'for piece in [head, *[b"x" * 2**20] * 65, b\'"}\\n\']:',
+        "    while piece: piece = piece[os.write(kernel.fd, piece):]",
+      ].join("\n"),
+    );
+    expect(error).toMatchObject({ name: "KernelOutputTooLarge", value: "an error is above 64 MiB" });
+    expect((await run("1 + 1")).text).toBe("2");
+  });
+
   it("starts a kernel that died again, and says that its state is gone", async () => {
     expect((await run("import os; os._exit(3)")).error?.name).toBe("KernelDied");
     const { error } = await run("x");

@@ -38,7 +38,7 @@ const FOLDER: &str = "/run/mitos/kernels";
 const CHUNK_BYTES_MAX: usize = 32 * 1024;
 const EVENT_BYTES_MAX: usize = 96 * 1024 * 1024;
 /// What fits into one message of the link.
-const RESULT_BYTES_MAX: usize = 64 * 1024 * 1024 - 1024;
+const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024 - 1024;
 /// Taken from a pipe before an event is handed on; a pipe holds no more unless its program made it larger.
 const DRAIN_BYTES_MAX: usize = 1024 * 1024;
 /// Output of a cell that is being interrupted while its caller does not read.
@@ -497,18 +497,14 @@ impl Keeper {
                             "result" if discard => {}
                             "result" => {
                                 let message = result_message(event);
-                                if message.encoded_len() > RESULT_BYTES_MAX {
-                                    failed = true;
-                                    out.push(&error_message("KernelOutputTooLarge", "a result is above 64 MiB", vec![]));
-                                } else {
-                                    out.push(&message);
-                                }
+                                failed |= is_too_large(&message);
+                                out.push(&sendable(message, "a result"));
                             }
                             "error" if !failed => {
                                 failed = true;
                                 // The time-out is what the caller has to know; that it came as an interrupt is not.
                                 if !matches!(stop, Some((Stop::Deadline, _))) {
-                                    out.push(&error_message(&event.name, &event.value, event.traceback));
+                                    out.push(&sendable(error_message(&event.name, &event.value, event.traceback), "an error"));
                                 }
                             }
                             "done" => {
@@ -731,6 +727,15 @@ fn result_message(event: Event) -> RunCodeResponse {
 
 fn error_message(name: &str, value: &str, traceback: Vec<String>) -> RunCodeResponse {
     RunCodeResponse { msg: Some(Output::Error(RunError { name: name.into(), value: value.into(), traceback })) }
+}
+
+fn is_too_large(message: &RunCodeResponse) -> bool {
+    message.encoded_len() > MESSAGE_BYTES_MAX
+}
+
+/// The message, or what says that it is more than the host takes: it would end the session over it.
+fn sendable(message: RunCodeResponse, what: &str) -> RunCodeResponse {
+    if is_too_large(&message) { error_message("KernelOutputTooLarge", &format!("{what} is above 64 MiB"), vec![]) } else { message }
 }
 
 fn exit_code(code: i32) -> RunCodeResponse {
