@@ -104,6 +104,20 @@ describe("a background process", () => {
     });
   });
 
+  it("takes input that is larger than a request, in order, and none at all", async () => {
+    await withSandbox(done, async (sandbox, server) => {
+      const background = sandbox.execBackground("cat", { stdin: true });
+      await background.writeStdin("");
+      const input = Buffer.alloc(20 * 1024 * 1024, "0123456789");
+      await background.writeStdin(input, { close: true });
+      const sent = server.requests.filter(({ path }) => path.endsWith("/stdin")).map((request) => request.json());
+      expect(sent.map(({ close }) => close)).toEqual([false, false, true]);
+      expect(Buffer.concat(sent.map(({ data }) => Buffer.from(data as string, "base64"))).equals(input)).toBe(true);
+      await background.writeStdin("", { close: true });
+      expect(server.requests.at(-1)?.json()).toEqual({ data: "", close: true });
+    });
+  });
+
   it("that cannot be started fails in `wait` and `started`, and is not running", async () => {
     const refuse: Respond = (_request, response) =>
       json(response, 409, { error: { code: "sandbox_not_running", message: "m", remediation: "r" } });

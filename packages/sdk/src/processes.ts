@@ -112,8 +112,15 @@ export class ProcessClient {
     }
   }
 
-  async writeStdin(pid: number, data: Uint8Array, options: { close?: boolean } = {}): Promise<void> {
-    await this.#http.post(`${this.#base}/${pid}/stdin`, { data: encodeBase64(data), close: options.close ?? false });
+  /** Of any size, one request after the other. */
+  async writeStdin(pid: number, data: Uint8Array, { close = false }: { close?: boolean } = {}): Promise<void> {
+    if (data.length === 0 && !close) return; // nothing that a request could ask for
+    let at = 0;
+    do {
+      const piece = data.subarray(at, at + stdinPieceBytes);
+      at += piece.length;
+      await this.#http.post(`${this.#base}/${pid}/stdin`, { data: encodeBase64(piece), close: close && at === data.length });
+    } while (at < data.length);
   }
 
   /** @param group - the whole process group. Default: true */
@@ -137,6 +144,8 @@ export class ProcessClient {
 }
 
 const reconnectsMax = 5;
+/** A quarter of what one request may have, since it is sent as base64 in JSON. */
+const stdinPieceBytes = 8 * 1024 * 1024;
 
 async function pauseBetweenTries(failures: number, signal?: AbortSignal): Promise<void> {
   if (failures === 0) return;
