@@ -65,6 +65,7 @@ fn find_in(wanted: &str, passwd: &str, group: &str) -> Result<User, String> {
     Ok(user)
 }
 
+/// Not the one that means "as before" to the kernel: a program would stay root.
 fn number(text: &str) -> Option<u32> {
     text.parse().ok().filter(|id| *id != u32::MAX)
 }
@@ -79,7 +80,7 @@ fn group_lines(group: &str) -> impl Iterator<Item = GroupLine<'_>> {
     group.lines().filter_map(|line| {
         let mut fields = line.split(':');
         let (name, _, gid, members) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-        Some(GroupLine { name, gid: gid.parse().ok()?, members })
+        Some(GroupLine { name, gid: number(gid)?, members })
     })
 }
 
@@ -87,7 +88,7 @@ fn parse_passwd_line(line: &str) -> Option<User> {
     let fields: Vec<&str> = line.split(':').collect();
     let [name, _, uid, gid, _, home, ..] = fields.as_slice() else { return None };
     let home = if home.is_empty() { "/" } else { home };
-    Some(User { name: (*name).into(), uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: home.into(), groups: vec![] })
+    Some(User { name: (*name).into(), uid: number(uid)?, gid: number(gid)?, home: home.into(), groups: vec![] })
 }
 
 #[cfg(test)]
@@ -115,6 +116,7 @@ mod tests {
         assert!(find_in("nobody-here", PASSWD, GROUP).is_err());
         assert!(find_in("-1", PASSWD, GROUP).is_err());
         assert!(find_in("4294967295", PASSWD, GROUP).is_err());
+        assert!(find_in("eve", "eve:x:4294967295:4294967295::/:", GROUP).is_err());
     }
 
     #[test]
