@@ -496,9 +496,9 @@ impl Keeper {
                         match event.event.as_str() {
                             "result" if discard => {}
                             "result" => {
-                                let message = result_message(event);
-                                failed |= is_too_large(&message);
-                                out.push(&sendable(message, "a result"));
+                                let message = sendable(result_message(event), "a result");
+                                failed |= matches!(message.msg, Some(Output::Error(_)));
+                                out.push(&message);
                             }
                             "error" if !failed => {
                                 failed = true;
@@ -729,13 +729,12 @@ fn error_message(name: &str, value: &str, traceback: Vec<String>) -> RunCodeResp
     RunCodeResponse { msg: Some(Output::Error(RunError { name: name.into(), value: value.into(), traceback })) }
 }
 
-fn is_too_large(message: &RunCodeResponse) -> bool {
-    message.encoded_len() > MESSAGE_BYTES_MAX
-}
-
 /// The message, or what says that it is more than the host takes: it would end the session over it.
 fn sendable(message: RunCodeResponse, what: &str) -> RunCodeResponse {
-    if is_too_large(&message) { error_message("KernelOutputTooLarge", &format!("{what} is above 64 MiB"), vec![]) } else { message }
+    if message.encoded_len() <= MESSAGE_BYTES_MAX {
+        return message;
+    }
+    error_message("KernelOutputTooLarge", &format!("{what} is above 64 MiB"), vec![])
 }
 
 fn exit_code(code: i32) -> RunCodeResponse {
