@@ -97,7 +97,7 @@ export class SandboxFiles {
     return isWhole ? content : firstBytes(content, length);
   }
 
-  /** Creates or replaces a file, with the folders above it. Streams are of any size and never held in memory. */
+  /** Creates or replaces a file, with the folders above it. Streams are of any size and never held in memory. Bytes must not change until it resolves. */
   async write(path: string, content: FileContent, options: WriteOptions = {}): Promise<void> {
     const bytes = bytesOf(content);
     if (bytes instanceof Uint8Array && bytes.length <= messageBytesMax) return this.#writeMessage(path, bytes, options);

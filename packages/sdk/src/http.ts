@@ -8,8 +8,12 @@ export interface RequestOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** Streams are sent as they come and never held in memory. */
+/** Streams are sent as they come and never held in memory. Bytes must not change until the request has ended. */
 export type RequestBody = string | Uint8Array<ArrayBuffer> | Blob | ReadableStream<Uint8Array>;
+
+/** Fewer bytes are copied sooner than a stream is set up. */
+const streamedBytesMin = 1024 * 1024;
+const pieceBytes = 1024 * 1024;
 
 let readToken: (http: HttpClient) => string | undefined;
 
@@ -145,9 +149,27 @@ export class HttpClient {
   }
 }
 
-/** A browser sends a stream over HTTP/2 only; there it is gathered first, into a Blob, which a browser keeps on disk when it is large. */
+/**
+ * A browser sends a stream over HTTP/2 only; there it is gathered first, into a Blob, which a browser keeps on disk when it is large. Elsewhere many
+ * bytes become a stream: given as they are, fetch copies them all before it sends the first one.
+ */
 async function sendable(body: RequestBody): Promise<RequestBody> {
-  return body instanceof ReadableStream && !hasEnvironment() ? new Response(body).blob() : body;
+  if (!hasEnvironment()) return body instanceof ReadableStream ? new Response(body).blob() : body;
+  return body instanceof Uint8Array && body.byteLength > streamedBytesMin ? streamOf(body) : body;
+}
+
+function streamOf(bytes: Uint8Array): ReadableStream<Uint8Array> {
+  let at = 0;
+  return new ReadableStream(
+    {
+      pull(controller) {
+        controller.enqueue(bytes.subarray(at, at + pieceBytes));
+        at += pieceBytes;
+        if (at >= bytes.byteLength) controller.close();
+      },
+    },
+    { highWaterMark: 0 },
+  );
 }
 
 function notTheApi(baseUrl: string): string {
