@@ -1,15 +1,17 @@
-// Finds runsc, or gets one: built from its source where Go is, since newer ones are faster, else the distribution's package.
-import { rmSync } from "node:fs";
+// Finds runsc, or gets one: built from its source where Go is, since newer ones are faster, else the distribution's package. For the bench
+// the package as well.
+import { existsSync, rmSync } from "node:fs";
 import path from "node:path";
 import { unpackDistributionPackages } from "./distribution-package.mjs";
-import { cache, capture, SetupError } from "./run.mjs";
+import { cache, capture, root, SetupError } from "./run.mjs";
 import { buildRunsc, builtVersion } from "./runsc-build.mjs";
 
 /** The first release with the checkpoint flags that the driver needs (--exclude-committed-zero-pages, --compression). */
 const oldestVersion = "20240401";
 const built = path.join(cache, "runsc-built/runsc");
 const packageFolder = path.join(cache, "runsc");
-const unpacked = path.join(packageFolder, "usr/bin/runsc");
+/** Where the distribution's is unpacked to. The engine takes it only where there is no other one. */
+export const distributionRunsc = binaryIn(packageFolder);
 
 /** @returns a note about where it was found. */
 export async function ensureRunsc(options) {
@@ -20,19 +22,52 @@ export async function ensureRunsc(options) {
   if (!isBuilt) rmSync(built, { force: true });
   const problem = isBuilt ? undefined : await buildRunsc(built, options);
   if (!problem) return note("built", built);
-  if (!isUsable(unpacked)) {
-    const { signal } = options;
-    await unpackDistributionPackages(["runsc"], { folder: packageFolder, suites: suitesWithRunsc, remedy: installYourself, signal });
+  await unpackOnce(packageFolder, options);
+  return `${note("the distribution's", distributionRunsc)}; ${problem}`;
+}
+
+/**
+ * The distribution's beside whichever Mitos uses: what is done with it by hand is what Mitos is judged by. It can be done without.
+ *
+ * @param options.folder - what it is unpacked to
+ * @returns a note: its version, or why there is none
+ */
+export async function ensureBaselineRunsc({ signal, folder = packageFolder }) {
+  try {
+    await unpackOnce(folder, { signal });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    return `none: ${error.message.split("\n")[0]}; the bench judges by the runsc that Mitos uses`;
   }
-  if (!isUsable(unpacked)) {
-    throw new SetupError(`the distribution's runsc (${version(unpacked) || "unknown"}) is older than ${oldestVersion}`, installYourself);
+  return note("the distribution's", binaryIn(folder));
+}
+
+/** Folder → its unpacking, which the two above share when they are under way at once. */
+const unpacking = new Map();
+
+function unpackOnce(folder, options) {
+  if (!unpacking.has(folder)) unpacking.set(folder, unpack(folder, options));
+  return unpacking.get(folder);
+}
+
+/** One that is too old is kept, so that it is not fetched again by every set-up. */
+async function unpack(folder, { signal }) {
+  const binary = binaryIn(folder);
+  if (!existsSync(binary)) {
+    await unpackDistributionPackages(["runsc"], { folder, suites: suitesWithRunsc, remedy: installYourself, signal });
   }
-  return `${note("the distribution's", unpacked)}; ${problem}`;
+  if (isUsable(binary)) return;
+  const tooOld = `the distribution's runsc (${version(binary) || "unknown"}) is older than ${oldestVersion}`;
+  throw new SetupError(`${tooOld}; to look for a newer one, remove ${path.relative(root, folder)}`, installYourself);
+}
+
+function binaryIn(folder) {
+  return path.join(folder, "usr/bin/runsc");
 }
 
 /** The first usable one in the order in which the engine looks. */
 export function findRunsc() {
-  const ours = [built, unpacked].map((path) => ({ where: ".cache", path }));
+  const ours = [built, distributionRunsc].map((path) => ({ where: ".cache", path }));
   return foreignRunsc() ?? ours.find(({ path }) => isUsable(path));
 }
 

@@ -10,7 +10,7 @@ import { lockFile } from "./lock-addresses.mjs";
 import { ensureMicrovm } from "./microvm/index.mjs";
 import { npmInstall } from "./npm-install.mjs";
 import { answers, cache, capture, captureBeside, pinnedNode, root, SetupError, step, stepsBeside } from "./run.mjs";
-import { ensureRunsc } from "./runsc.mjs";
+import { ensureBaselineRunsc, ensureRunsc } from "./runsc.mjs";
 
 /** @param options - `development`: also what the checks and tests need, about 2.5 GB; what runs Mitos is 0.4 GB */
 export async function setup({ development = false } = {}) {
@@ -25,6 +25,7 @@ export async function setup({ development = false } = {}) {
     "npm packages": (options) => installPackages(development, options),
     "guest agent": buildGuest,
     "runsc (gVisor)": ensureRunsc,
+    ...(development ? { "runsc of the bench's baseline": ensureBaselineRunsc } : {}),
   });
   if (!development) return;
   await step("Chromium", ensureChromium);
