@@ -1,34 +1,51 @@
+import { findRunsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
+import { baselineRunsc } from "./baseline-runsc.ts";
 import { BenchServer } from "./bench-server.ts";
 import { ByHand } from "./by-hand.ts";
+import type { Hand } from "./hands.ts";
+import { baseline as ofBaseline, sameBuild as ofSameBuild } from "./row.ts";
+
+type OpenParts = Pick<Bench, "server" | "baseline" | "sameBuild" | "notes" | "signal">;
 
 /** What rows are measured with: a server, and runsc by hand. */
 export class Bench implements AsyncDisposable {
   readonly server: BenchServer;
-  readonly hand: ByHand;
+  /** What ours is judged by, with the distribution's runsc where that can be had. */
+  readonly baseline: ByHand;
+  /** With the server's runsc: shown beside it. The same object where that is what is judged by. */
+  readonly sameBuild: ByHand;
+  /** What is otherwise than usual. */
+  readonly notes: readonly string[];
   /** Fires when it is to end. Whatever takes longer than a few seconds looks at it in between. */
   readonly signal: AbortSignal;
+  readonly #toDispose: AsyncDisposableStack;
 
-  private constructor(server: BenchServer, hand: ByHand, signal: AbortSignal) {
-    this.server = server;
-    this.hand = hand;
-    this.signal = signal;
+  private constructor(open: OpenParts, toDispose: AsyncDisposableStack) {
+    this.server = open.server;
+    this.baseline = open.baseline;
+    this.sameBuild = open.sameBuild;
+    this.notes = open.notes;
+    this.signal = open.signal;
+    this.#toDispose = toDispose;
   }
 
   static async open(signal = new AbortController().signal): Promise<Bench> {
-    const server = await BenchServer.start();
-    try {
-      return new Bench(server, await ByHand.open(server.dataDir), signal);
-    } catch (error) {
-      await server[Symbol.asyncDispose]();
-      throw error;
-    }
+    await using toDispose = new AsyncDisposableStack();
+    const server = toDispose.use(await BenchServer.start());
+    const own = await findRunsc(undefined);
+    const { runsc, notes } = await baselineRunsc(own);
+    const baseline = toDispose.use(await ByHand.open(server.dataDir, runsc));
+    const sameBuild = runsc === own ? baseline : toDispose.use(await ByHand.open(server.dataDir, own));
+    return new Bench({ server, baseline, sameBuild, notes, signal }, toDispose.move());
+  }
+
+  /** Each different one: all of them are measured in every round. */
+  get hands(): readonly Hand[] {
+    const judging = { hand: this.baseline, sample: ofBaseline };
+    return this.sameBuild === this.baseline ? [judging] : [judging, { hand: this.sameBuild, sample: ofSameBuild }];
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    try {
-      await this.hand[Symbol.asyncDispose]();
-    } finally {
-      await this.server[Symbol.asyncDispose]();
-    }
+    await this.#toDispose.disposeAsync();
   }
 }

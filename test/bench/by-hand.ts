@@ -4,7 +4,7 @@ import { mkdir, mkdtemp, open, readFile, rm, writeFile } from "node:fs/promises"
 import os from "node:os";
 import path from "node:path";
 import { resourceDefaults } from "@mitos/protocol";
-import { findNodeForMachines, findRunsc, type Runsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
+import { findNodeForMachines, type Runsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
 import { type MachineRoot, openHostRoot } from "../../packages/engine/src/drivers/gvisor/root.ts";
 import { ociSpec } from "../../packages/engine/src/drivers/gvisor/spec.ts";
 import { newKeeperId } from "../../packages/engine/src/drivers/host/layout.ts";
@@ -14,7 +14,7 @@ import { until } from "../support/until.ts";
 const errorBytesMax = 4096;
 
 /**
- * What somebody does with runsc alone: the same build, the same root file system, mounts and capabilities as a sandbox has, no network, and otherwise
+ * What somebody does with one build of runsc alone: the same root file system, mounts and capabilities as a sandbox has, no network, and otherwise
  * the flags that runsc takes by itself. Without root its commands run in a user namespace of their own, as those of the engine do.
  */
 export class ByHand implements AsyncDisposable {
@@ -44,8 +44,8 @@ export class ByHand implements AsyncDisposable {
   }
 
   /** @param dataDir - whose root is used: of an engine that is open */
-  static async open(dataDir: string): Promise<ByHand> {
-    const [runsc, guest, node] = await Promise.all([findRunsc(undefined), findGuest(undefined), findNodeForMachines()]);
+  static async open(dataDir: string, runsc: Runsc): Promise<ByHand> {
+    const [guest, node] = await Promise.all([findGuest(undefined), findNodeForMachines()]);
     const root = await openHostRoot(path.join(dataDir, "gvisor"), guest, node);
     const dir = await mkdtemp(path.join(os.tmpdir(), "mitos-bench-hand-"));
     await mkdir(path.join(dir, "state"));

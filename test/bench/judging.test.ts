@@ -1,7 +1,12 @@
-import { describe, expect, it } from "vitest";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import os from "node:os";
+import path from "node:path";
+import { afterAll, describe, expect, it } from "vitest";
+import type { Runsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
 import { parseArguments, parseRoundsAndFile } from "./arguments.ts";
+import { baselineRunsc } from "./baseline-runsc.ts";
 import type { Bench } from "./bench.ts";
-import { figureOf } from "./report.ts";
+import { type Figure, figureOf, type Report, tableOf } from "./report.ts";
 import { type Bound, type Judge, type Line, ours, type Row, type Step } from "./row.ts";
 import { measure } from "./runner.ts";
 import { fitScale, fullScale } from "./scale.ts";
@@ -17,6 +22,18 @@ describe("statistics", () => {
   });
 });
 
+const reportWith = (...figures: Figure[]): Report => ({
+  host: { cpu: "a processor", cores: 2, memoryMiB: 4096, kernel: "6", load: 0 },
+  engine: "gvisor",
+  runsc: "runsc of ours",
+  runscByHand: "runsc of theirs",
+  startedAt: "2026-01-01",
+  rounds: 1,
+  notes: [],
+  figures,
+  failures: [],
+});
+
 describe("a line", () => {
   const lineOf = (judge: Judge, reach?: Bound, aim?: Bound): Line => ({
     what: "a line",
@@ -26,7 +43,7 @@ describe("a line", () => {
     ...(reach ? { reach } : {}),
     ...(aim ? { aim } : {}),
   });
-  const taken = { ours: [10, 10, 40], baseline: [20, 20, 20] };
+  const taken = { ours: [10, 10, 40], baseline: [20, 20, 20], sameBuild: [] };
 
   it.each<[Judge, Bound, boolean]>([
     ["ratio", { atMost: 0.5 }, true],
@@ -41,12 +58,64 @@ describe("a line", () => {
     expect(figureOf(lineOf(judge, bound), taken)).toMatchObject({ isReached, isAimed: null });
     expect(figureOf(lineOf(judge, undefined, bound), taken)).toMatchObject({ isReached: null, isAimed: isReached });
   });
+
+  it("shows the ratio to the same build, and is not judged by it", () => {
+    const line = lineOf("ratio", { atMost: 0.5 });
+    const figure = figureOf(line, { ...taken, sameBuild: [8, 8, 8] });
+    expect(figure).toMatchObject({
+      ratio: 0.5,
+      sameBuild: { median: 8, p99: 8, samples: [8, 8, 8] },
+      sameBuildRatio: 1.25,
+      isReached: true,
+    });
+    expect(tableOf(reportWith(figure))).toContain("| a line | 10.0 ms | 40.0 | 20.0 (another) | 0.50 | 1.25 | ≤ 0.5 | yes |");
+  });
+
+  it("has no ratio to the same build where that has no samples of its own", () => {
+    const figure = figureOf(lineOf("ratio"), taken);
+    expect(figure).toMatchObject({ ratio: 0.5, sameBuild: null, sameBuildRatio: null });
+    expect(tableOf(reportWith(figure))).toContain("| a line | 10.0 ms | 40.0 | 20.0 (another) | 0.50 |  |  |  |");
+  });
 });
 
 it("of a rate the 99th percentile is the slow end", () => {
   const line: Line = { what: "a line", unit: "MiB/s", judge: "median" };
-  expect(figureOf(line, { ours: [3, 1, 2], baseline: [] }).ours).toMatchObject({ median: 2, p99: 1 });
-  expect(figureOf({ ...line, unit: "ms" }, { ours: [3, 1, 2], baseline: [] }).ours).toMatchObject({ median: 2, p99: 3 });
+  const rates = { ours: [3, 1, 2], baseline: [], sameBuild: [] };
+  expect(figureOf(line, rates).ours).toMatchObject({ median: 2, p99: 1 });
+  expect(figureOf({ ...line, unit: "ms" }, rates).ours).toMatchObject({ median: 2, p99: 3 });
+});
+
+it("the table's first line tells the build of both", () => {
+  expect(tableOf(reportWith()).split("\n")[0]).toContain(", runsc of ours, by hand runsc of theirs, ");
+});
+
+describe("the runsc that is judged by", () => {
+  const folder = mkdtempSync(path.join(os.tmpdir(), "mitos-bench-judging-"));
+  afterAll(() => rmSync(folder, { recursive: true }));
+  const own: Runsc = { path: "/ours/runsc", build: "runsc 20260905.0", ownFlags: [], fileId: "ours" };
+  const distributionOf = (version: string) => {
+    const file = path.join(folder, version);
+    writeFileSync(file, `#!/bin/sh\necho runsc version ${version}\n`, { mode: 0o755 });
+    return file;
+  };
+
+  it("is the distribution's where that is another version than ours", async () => {
+    const distribution = distributionOf("20240729.0");
+    expect(await baselineRunsc(own, distribution)).toMatchObject({ runsc: { path: distribution, build: "runsc 20240729.0" }, notes: [] });
+  });
+
+  it("is ours where both are of one version, so that nothing is measured twice", async () => {
+    expect((await baselineRunsc(own, distributionOf("20260905.0"))).runsc).toBe(own);
+  });
+
+  it("is ours, with a note, where the distribution has none or too old a one", async () => {
+    const missing = await baselineRunsc(own, path.join(folder, "missing"));
+    expect(missing.runsc).toBe(own);
+    expect(missing.notes).toEqual([expect.stringMatching(/the build that is ours as well: .*missing cannot be run$/)]);
+    const tooOld = await baselineRunsc(own, distributionOf("20221219.0"));
+    expect(tooOld.runsc).toBe(own);
+    expect(tooOld.notes).toEqual([expect.stringMatching(/is of 20221219: too old/)]);
+  });
 });
 
 describe("the runner", () => {
@@ -108,7 +177,7 @@ describe("the runner", () => {
     );
     const { lines } = await measure([row, rowOf("never begun", [])], benchOf(stop.signal), { rounds: 9 });
     expect(closed).toBe(1);
-    expect([...lines.values()]).toEqual([{ ours: [1], baseline: [] }]);
+    expect([...lines.values()]).toEqual([{ ours: [1], baseline: [], sameBuild: [] }]);
   });
 });
 

@@ -7,7 +7,10 @@ import { median, quantile } from "./statistics.ts";
 export interface Circumstances {
   readonly host: HostDescription;
   readonly engine: string;
+  /** Of the sandboxes. */
   readonly runsc: string;
+  /** Of what is done by hand and judged by. */
+  readonly runscByHand: string;
   readonly startedAt: string;
   readonly rounds: number;
   /** What was measured otherwise than usual. */
@@ -30,6 +33,10 @@ export interface Figure {
   readonly baseline: (SideFigures & { readonly what: string }) | null;
   /** Our median to the baseline's, or our 99th percentile to our median where that is what is promised. */
   readonly ratio: number | null;
+  /** What the baseline does, with our build of runsc. Null where that is the baseline's build, and where the baseline is none of runsc by hand. */
+  readonly sameBuild: SideFigures | null;
+  /** Our median to that of `sameBuild`. */
+  readonly sameBuildRatio: number | null;
   readonly reach: Bound | null;
   readonly aim: Bound | null;
   /** Null where nothing is promised. */
@@ -59,6 +66,7 @@ export function figureOf(line: Line, taken: Taken): Figure {
   const ours = sideOf(taken.ours, line.unit);
   const baseline = line.baseline === undefined ? null : { what: line.baseline, ...sideOf(taken.baseline, line.unit) };
   const ratio = line.judge === "tail" ? ours.p99 / ours.median : baseline ? ours.median / baseline.median : null;
+  const sameBuild = taken.sameBuild.length > 0 ? sideOf(taken.sameBuild, line.unit) : null;
   const judged = line.judge === "median" ? ours.median : ratio;
   const holds = (bound: Bound | undefined) => (bound === undefined || judged === null ? null : isWithin(judged, bound));
   return {
@@ -68,6 +76,8 @@ export function figureOf(line: Line, taken: Taken): Figure {
     ours,
     baseline,
     ratio,
+    sameBuild,
+    sameBuildRatio: sameBuild && ours.median / sameBuild.median,
     reach: line.reach ?? null,
     aim: line.aim ?? null,
     isReached: holds(line.reach),
@@ -89,10 +99,11 @@ function isWithin(value: number, bound: Bound): boolean {
 }
 
 /** As Markdown: the table, and what there is to know about it. */
-export function tableOf({ figures, failures, notes, host, engine, runsc, startedAt, rounds }: Report): string {
+export function tableOf({ figures, failures, notes, host, engine, runsc, runscByHand, startedAt, rounds }: Report): string {
   return [
-    `${hostLine(host)}, ${engine}, ${runsc}, ${rounds} rounds, ${startedAt}\n`,
-    "| what | ours, median | p99 | baseline, median | ratio | reach, then aim for | reached |\n| --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    `${hostLine(host)}, ${engine}, ${runsc}, by hand ${runscByHand}, ${rounds} rounds, ${startedAt}\n`,
+    "| what | ours, median | p99 | baseline, median | ratio | ÷ same build | reach, then aim for | reached |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ...figures.map(rowOf),
     ...notes.map((note) => `\nNote: ${note}.`),
     ...failures.map(({ row, error }) => `\nFailed: ${row}: ${error}`),
@@ -100,14 +111,15 @@ export function tableOf({ figures, failures, notes, host, engine, runsc, started
 }
 
 function rowOf(figure: Figure): string {
-  const { what, unit, ours, baseline, ratio, isReached, isAimed } = figure;
+  const { what, unit, ours, baseline, ratio, sameBuildRatio, isReached, isAimed } = figure;
   const reached = isAimed ? "yes, and the aim" : isReached === null ? "" : isReached ? "yes" : "**no**";
   const cells = [
     what,
     `${number(ours.median)} ${unit}`,
     number(ours.p99),
     baseline ? `${number(baseline.median)} (${baseline.what})` : "",
-    ratio === null ? "" : ratio.toFixed(2),
+    ratio?.toFixed(2) ?? "",
+    sameBuildRatio?.toFixed(2) ?? "",
     boundsText(figure),
     reached,
   ];

@@ -23,7 +23,8 @@ export interface Line {
   readonly aim?: Bound;
 }
 
-export type Side = "ours" | "baseline";
+/** `sameBuild`: what the baseline does, with the build of runsc that is ours where the baseline's is another one. Shown, and not judged by. */
+export type Side = "ours" | "baseline" | "sameBuild";
 
 export interface Sample {
   readonly line: Line;
@@ -56,4 +57,8 @@ export function ours(line: Line, value: number): Sample {
 
 export function baseline(line: Line, value: number): Sample {
   return { line, side: "baseline", value };
+}
+
+export function sameBuild(line: Line, value: number): Sample {
+  return { line, side: "sameBuild", value };
 }

@@ -60,7 +60,15 @@ async function measureRows(chosen: readonly Row[], { rounds, progress, signal }:
   const onRound = ({ name }: Row, round: number, all: number) => progress.say(`${name}: round ${round + 1} of ${all}`);
   const measured = await measure(chosen, bench, { rounds, onRound });
   const isPartial = signal.aborted ? ["interrupted: not everything was measured"] : [];
-  const circumstances = { host, engine: "gvisor", runsc: bench.hand.build, startedAt, rounds, notes: [...notes, ...isPartial] };
+  const circumstances = {
+    host,
+    engine: "gvisor",
+    runsc: bench.sameBuild.build,
+    runscByHand: bench.baseline.build,
+    startedAt,
+    rounds,
+    notes: [...notes, ...bench.notes, ...isPartial],
+  };
   const report = reportOf(circumstances, measured);
   // Before the server ends, which fails when it leaves something.
   process.stdout.write(`\n${tableOf(report)}\n`);

@@ -22,7 +22,7 @@ export async function measure(rows: readonly Row[], bench: Bench, options: Measu
   const failures: { row: string; error: unknown }[] = [];
   for (const row of rows) {
     if (bench.signal.aborted) break;
-    for (const line of row.lines) lines.set(line, { ours: [], baseline: [] });
+    for (const line of row.lines) lines.set(line, { ours: [], baseline: [], sameBuild: [] });
     try {
       await measureRow(row, bench, options, (line, side, value) => {
         const taken = lines.get(line);

@@ -1,7 +1,7 @@
 import { resourceDefaults } from "@mitos/protocol";
 import type { CreateOptions } from "@mitos/sdk";
 import type { Way } from "../bench-server.ts";
-import { baseline, type Line, ours, type Row } from "../row.ts";
+import { type Line, ours, type Row } from "../row.ts";
 import { timedMs } from "../statistics.ts";
 
 const byHand = "`runsc run … echo`";
@@ -31,7 +31,7 @@ export function createRow(): Row {
   return {
     name: "create",
     lines: [ready, empty, nothing],
-    async open({ server, hand }) {
+    async open({ server, hands }) {
       const toFirstResult = async (way: Way, options: Omit<CreateOptions, "baseUrl"> = {}) => {
         const [sandbox, ms] = await server.start(way, async () => {
           const started = performance.now();
@@ -49,11 +49,11 @@ export function createRow(): Row {
           async () => [ours(empty, await toFirstResult("prepared", { resources: unlikeTemplate }))],
           // Nothing can be ready for an amount of memory that nobody has asked for yet.
           async (round) => [ours(nothing, await toFirstResult("unprepared", { resources: { memSizeMiB: memSizeMiB + 2 + round } }))],
-          async () => {
+          ...hands.map(({ hand, sample }) => async () => {
             await server.machines.atRest();
             const ms = await timedMs(async () => requireEcho(await hand.run(["echo", "ready"])));
-            return [ready, empty, nothing].map((line) => baseline(line, ms));
-          },
+            return [ready, empty, nothing].map((line) => sample(line, ms));
+          }),
         ],
         async [Symbol.asyncDispose]() {},
       };

@@ -1,3 +1,4 @@
+import { removeEach, startEach } from "../hands.ts";
 import { baseline, type Line, ours, type Row } from "../row.ts";
 import { timedMs } from "../statistics.ts";
 
@@ -22,19 +23,25 @@ export function execRow(): Row {
   return {
     name: "exec",
     lines: [exec, code],
-    async open({ server, hand }) {
+    async open({ server, hands }) {
       const sandbox = await server.create();
-      const container = await hand.start(["sleep", "infinity"]);
+      const containers = await startEach(hands, (hand) => hand.start(["sleep", "infinity"]));
       await server.machines.atRest();
       // Live ones have done something before: the first time, what was saved with the template comes into memory.
-      await Promise.all([sandbox.exec("true"), sandbox.runCode("1+1"), hand.exec(container, ["true"])]);
+      await Promise.all([
+        sandbox.exec("true"),
+        sandbox.runCode("1+1"),
+        ...containers.map(({ hand, container }) => hand.exec(container, ["true"])),
+      ]);
       return {
         steps: [
           async () => {
             const ms = await timedMs(() => sandbox.exec("true"));
             return [ours(exec, ms), baseline(code, ms)];
           },
-          async () => [baseline(exec, await timedMs(() => hand.exec(container, ["true"])))],
+          ...containers.map(({ hand, container, sample }) => async () => [
+            sample(exec, await timedMs(() => hand.exec(container, ["true"]))),
+          ]),
           async () => [
             ours(
               code,
@@ -46,7 +53,7 @@ export function execRow(): Row {
           ],
         ],
         async [Symbol.asyncDispose]() {
-          await Promise.all([sandbox.terminate(), hand.remove(container)]);
+          await Promise.all([sandbox.terminate(), removeEach(containers)]);
         },
       };
     },

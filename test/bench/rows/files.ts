@@ -1,4 +1,5 @@
-import { baseline, type Line, ours, type Row, type Side } from "../row.ts";
+import { removeEach, startEach } from "../hands.ts";
+import { type Line, ours, type Row } from "../row.ts";
 import type { Scale } from "../scale.ts";
 import { timedMs } from "../statistics.ts";
 
@@ -21,15 +22,14 @@ export function filesRow({ fileMiB }: Scale): Row {
   return {
     name: "files",
     lines: [written, read],
-    async open({ server, hand }) {
+    async open({ server, hands }) {
       const sandbox = await server.create();
-      const container = await hand.start(["sleep", "infinity"]);
+      const containers = await startEach(hands, (hand) => hand.start(["sleep", "infinity"]));
       await server.machines.atRest();
-      const samples = (
-        sample: (line: Line, value: number) => { line: Line; side: Side; value: number },
-        write: number,
-        readBack: number,
-      ) => [sample(written, rate(write)), sample(read, rate(readBack))];
+      const samples = (sample: typeof ours, write: number, readBack: number) => [
+        sample(written, rate(write)),
+        sample(read, rate(readBack)),
+      ];
       return {
         steps: [
           async () => {
@@ -37,14 +37,14 @@ export function filesRow({ fileMiB }: Scale): Row {
             const readBack = await timedMs(async () => requireWhole(await lengthOf(await sandbox.files.readStream(file)), bytes));
             return samples(ours, write, readBack);
           },
-          async () => {
+          ...containers.map(({ hand, container, sample }) => async () => {
             const write = await timedMs(() => hand.exec(container, ["sh", "-c", `cat > ${file}`], bytes));
             const readBack = await timedMs(async () => requireWhole(await lengthOf(await hand.exec(container, ["cat", file])), bytes));
-            return samples(baseline, write, readBack);
-          },
+            return samples(sample, write, readBack);
+          }),
         ],
         async [Symbol.asyncDispose]() {
-          await Promise.all([sandbox.terminate(), hand.remove(container)]);
+          await Promise.all([sandbox.terminate(), removeEach(containers)]);
         },
       };
     },

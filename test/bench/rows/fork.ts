@@ -1,5 +1,6 @@
 import type { Sandbox } from "@mitos/sdk";
-import { baseline, type Line, ours, type Row } from "../row.ts";
+import { removeEach, startEach } from "../hands.ts";
+import { type Line, ours, type Row } from "../row.ts";
 import type { Scale } from "../scale.ts";
 import { timedMs } from "../statistics.ts";
 import { holdState, startHolding } from "./state.ts";
@@ -26,10 +27,10 @@ export function forkRow({ stateMiB: [mib], forkCount }: Scale): Row {
   return {
     name: "fork",
     lines: [one, many],
-    async open({ server, hand }) {
+    async open({ server, hands }) {
       const parent = await server.create();
       await holdState(parent, mib);
-      const container = await startHolding(hand, mib);
+      const containers = await startEach(hands, (hand) => startHolding(hand, mib));
       const forkMs = async (count: number) => {
         let children: readonly Sandbox[] = [];
         await server.machines.atRest();
@@ -44,7 +45,7 @@ export function forkRow({ stateMiB: [mib], forkCount }: Scale): Row {
         steps: [
           async () => [ours(one, await server.start("prepared", () => forkMs(1)))],
           async () => [ours(many, await forkMs(forkCount))],
-          async () => {
+          ...containers.map(({ hand, container, sample }) => async () => {
             let copy = "";
             await server.machines.atRest();
             const ms = await timedMs(async () => {
@@ -52,11 +53,11 @@ export function forkRow({ stateMiB: [mib], forkCount }: Scale): Row {
               await hand.exec(copy, ["true"]);
             });
             await hand.remove(copy);
-            return [baseline(one, ms), baseline(many, ms * forkCount)];
-          },
+            return [sample(one, ms), sample(many, ms * forkCount)];
+          }),
         ],
         async [Symbol.asyncDispose]() {
-          await Promise.all([parent.terminate(), hand.remove(container)]);
+          await Promise.all([parent.terminate(), removeEach(containers)]);
         },
       };
     },
