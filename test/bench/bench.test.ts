@@ -18,7 +18,7 @@ describe("a small run", () => {
   let report: Report;
   beforeAll(async () => {
     if (engineUnderTest !== "gvisor") return;
-    await using bench = await Bench.open();
+    await using bench = await Bench.open({ warmUp: smallScale.warmUp });
     const measured = await measure(rowsOf(smallScale), bench, { rounds: 1, onRound: ({ name }) => begun.push(name) });
     const { build: runsc } = bench.sameBuild;
     const { build: runscByHand } = bench.baseline;

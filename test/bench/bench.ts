@@ -4,10 +4,17 @@ import { BenchServer } from "./bench-server.ts";
 import { ByHand } from "./by-hand.ts";
 import type { Hand } from "./hands.ts";
 import { baseline as ofBaseline, sameBuild as ofSameBuild } from "./row.ts";
+import { type WarmUp, warmUp } from "./warm-up.ts";
+
+export interface BenchOptions {
+  readonly warmUp: WarmUp;
+  /** Default: never fires. */
+  readonly signal?: AbortSignal;
+}
 
 type OpenParts = Pick<Bench, "server" | "baseline" | "sameBuild" | "notes" | "signal">;
 
-/** What rows are measured with: a server, and runsc by hand. */
+/** What rows are measured with: a server that has served for a while, and runsc by hand. */
 export class Bench implements AsyncDisposable {
   readonly server: BenchServer;
   /** What ours is judged by, with the distribution's runsc where that can be had. */
@@ -29,13 +36,14 @@ export class Bench implements AsyncDisposable {
     this.#toDispose = toDispose;
   }
 
-  static async open(signal = new AbortController().signal): Promise<Bench> {
+  static async open({ warmUp: calls, signal = new AbortController().signal }: BenchOptions): Promise<Bench> {
     await using toDispose = new AsyncDisposableStack();
     const server = toDispose.use(await BenchServer.start());
     const own = await findRunsc(undefined);
     const { runsc, notes } = await baselineRunsc(own);
     const baseline = toDispose.use(await ByHand.open(server.dataDir, runsc));
     const sameBuild = runsc === own ? baseline : toDispose.use(await ByHand.open(server.dataDir, own));
+    await warmUp(server, calls, signal);
     return new Bench({ server, baseline, sameBuild, notes, signal }, toDispose.move());
   }
 

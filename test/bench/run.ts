@@ -55,8 +55,8 @@ interface Watched {
 async function measureRows(chosen: readonly Row[], { rounds, progress, signal }: Watched): Promise<Report> {
   const host = describeHost();
   const startedAt = new Date().toISOString();
-  progress.say("starting the server");
-  await using bench = await Bench.open(signal);
+  progress.say("starting the server, and letting it serve some hundred calls before anything is measured");
+  await using bench = await Bench.open({ warmUp: scale.warmUp, signal });
   const onRound = ({ name }: Row, round: number, all: number) => progress.say(`${name}: round ${round + 1} of ${all}`);
   const measured = await measure(chosen, bench, { rounds, onRound });
   const isPartial = signal.aborted ? ["interrupted: not everything was measured"] : [];

@@ -1,5 +1,9 @@
+import type { WarmUp } from "./warm-up.ts";
+
 /** How much of everything is measured. */
 export interface Scale {
+  /** What a new server serves before. */
+  readonly warmUp: WarmUp;
   /** What the interpreter of a forked parent holds: the first is promised something, the others show the curve. */
   readonly stateMiB: readonly [first: number, ...more: number[]];
   /** Children of the large fork. */
@@ -23,6 +27,8 @@ export interface Scale {
 }
 
 export const fullScale: Scale = {
+  // Cells and small files took half of their first time after about a hundred, and then no less. A create has little code that the others do not run.
+  warmUp: { execs: 300, cells: 300, files: 100, creates: 10 },
   stateMiB: [30, 256, 1024],
   forkCount: 16,
   fileMiB: 64,
@@ -40,6 +46,8 @@ export const fullScale: Scale = {
 
 /** For the tests: every step of every row, once. */
 export const smallScale: Scale = {
+  // No figure of it is looked at closely.
+  warmUp: { execs: 3, cells: 3, files: 2, creates: 1 },
   stateMiB: [4, 8],
   forkCount: 2,
   fileMiB: 4,

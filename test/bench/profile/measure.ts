@@ -3,6 +3,7 @@ import type { Sandbox } from "@mitos/sdk";
 import { BenchServer } from "../bench-server.ts";
 import { holdState } from "../rows/state.ts";
 import { median, timedMs } from "../statistics.ts";
+import { type WarmUp, warmUp } from "../warm-up.ts";
 import { type Part, partsOf } from "./parts.ts";
 import type { Path } from "./picture.ts";
 import { TraceSink } from "./trace-sink.ts";
@@ -64,10 +65,18 @@ async function timedStart(server: BenchServer, way: "pooled" | "unprepared", opt
   return ms;
 }
 
+export interface ProfileOptions {
+  readonly rounds: number;
+  readonly warmUp: WarmUp;
+  readonly say: (what: string) => void;
+}
+
 /** Where the time of each hot path goes, by the traces of a server of its own. Medians of each part, so that they add up to about the median. */
-export async function measurePaths({ rounds, say }: { rounds: number; say: (what: string) => void }): Promise<readonly Path[]> {
+export async function measurePaths({ rounds, warmUp: calls, say }: ProfileOptions): Promise<readonly Path[]> {
   await using sink = await TraceSink.open();
   await using server = await BenchServer.start({ env: sink.env });
+  say("letting the server serve some hundred calls before anything is measured");
+  await warmUp(server, calls);
   const sandbox = await server.create();
   await holdState(sandbox, stateMiB);
   await Promise.all([sandbox.exec("true"), sandbox.fork(1).then(([child]) => child?.terminate())]);

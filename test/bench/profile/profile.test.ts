@@ -1,5 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { onlyOn } from "../../support/only-on.ts";
+import { smallScale } from "../scale.ts";
 import { measurePaths } from "./measure.ts";
 import { partsOf } from "./parts.ts";
 import { drawPaths, tableOfPaths, totalOf } from "./picture.ts";
@@ -43,7 +44,7 @@ describe("a small profile", () => {
   onlyOn("gvisor", "how machines start elsewhere is another matter");
 
   it("finds the parts of every hot path, and draws them", async () => {
-    const paths = await measurePaths({ rounds: 1, say: () => {} });
+    const paths = await measurePaths({ rounds: 1, warmUp: smallScale.warmUp, say: () => {} });
     expect(paths).toHaveLength(5);
     const [waiting, nothing, exec, code, fork] = paths.map(({ parts }) => parts.map(({ what }) => what));
     expect(waiting).not.toContain("runsc restores");
