@@ -3,6 +3,7 @@ import { type Line, ours, type Row } from "../row.ts";
 import type { Scale } from "../scale.ts";
 import { timedMs } from "../statistics.ts";
 
+/** Not there before, neither here nor by hand: what is written over another file is kept apart until it is complete. */
 const file = "/workspace/bench";
 
 /** Large enough to travel over the raw route. */
@@ -35,11 +36,13 @@ export function filesRow({ fileMiB }: Scale): Row {
           async () => {
             const write = await timedMs(() => sandbox.files.write(file, bytes));
             const readBack = await timedMs(async () => requireWhole(await lengthOf(await sandbox.files.readStream(file)), bytes));
+            await sandbox.files.remove(file);
             return samples(ours, write, readBack);
           },
           ...containers.map(({ hand, container, sample }) => async () => {
             const write = await timedMs(() => hand.exec(container, ["sh", "-c", `cat > ${file}`], bytes));
             const readBack = await timedMs(async () => requireWhole(await lengthOf(await hand.exec(container, ["cat", file])), bytes));
+            await hand.exec(container, ["rm", file]);
             return samples(sample, write, readBack);
           }),
         ],
