@@ -4,9 +4,11 @@ import { Exit, exitCodes, type Failure, toFailure } from "./exit.ts";
 import { printFailure } from "./output.ts";
 import { buildProgram } from "./program.ts";
 import { interruptAll } from "./signals.ts";
+import { keepYoungGenerationSmall } from "./young-generation.ts";
 
 /** @param args - without the interpreter and the script. Sets the exit code of the process. */
 export async function main(args: readonly string[]): Promise<void> {
+  if (args[0] === "serve") keepYoungGenerationSmall();
   let hasReader = true;
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
     if (error.code !== "EPIPE") process.exit(exitCodes.failure);
