@@ -3,7 +3,8 @@
  * of an ExecStream request.
  */
 
-const envelopeHeaderBytes = 5;
+import { envelope, envelopeHeaderBytes } from "../envelope.ts";
+
 /** Larger messages pass unread: no request with an alias is near this size. */
 const readBytesMax = 4 * 1024 * 1024;
 
@@ -20,11 +21,12 @@ export async function* withExecAliases(messages: AsyncIterable<Uint8Array>): Asy
 function* renamed(piece: Buffer): Generator<Uint8Array> {
   const end = piece.length < envelopeHeaderBytes ? 0 : envelopeHeaderBytes + piece.readUInt32BE(1);
   if (end === 0 || end > piece.length || end > readBytesMax || piece[0] !== 0) return yield piece;
-  yield envelope(rename(piece.subarray(envelopeHeaderBytes, end)));
+  yield envelope(renameExecAliases(piece.subarray(envelopeHeaderBytes, end)));
   if (piece.length > end) yield piece.subarray(end);
 }
 
-function rename(payload: Buffer): Buffer {
+/** The same of the message itself. */
+export function renameExecAliases(payload: Buffer): Buffer {
   let message: unknown;
   try {
     message = JSON.parse(payload.toString());
@@ -42,10 +44,4 @@ function rename(payload: Buffer): Buffer {
 
 function isPlainObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-function envelope(payload: Buffer): Buffer {
-  const head = Buffer.alloc(envelopeHeaderBytes);
-  head.writeUInt32BE(payload.length, 1);
-  return Buffer.concat([head, payload]);
 }

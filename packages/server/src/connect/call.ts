@@ -1,6 +1,6 @@
 /** What is the same for every RPC: whose sandbox, when it ends, its errors, its line in the audit log. */
 
-import { Code, ConnectError, createContextKey, type HandlerContext } from "@connectrpc/connect";
+import { Code, ConnectError, type ContextValues, createContextKey } from "@connectrpc/connect";
 import type { Runtime } from "@mitos/engine";
 import { isId, MitosError, type SandboxId } from "@mitos/protocol";
 import type { ServerContext } from "../context.ts";
@@ -10,6 +10,14 @@ import { clientSignal, type EndSignals } from "../stream/follow.ts";
 
 /** The request that an RPC came with. */
 export const rawRequest = createContextKey<AnyRequest | undefined>(undefined);
+
+/** What an RPC is told of its request beside the message: a part of what connect-es tells. */
+export interface RpcContext {
+  readonly requestHeader: { get(name: string): string | null };
+  /** Fires when the client has gone or its deadline is over. */
+  readonly signal: AbortSignal;
+  readonly values: ContextValues;
+}
 
 export const contextHeader = "Mitos-Context";
 
@@ -24,7 +32,7 @@ export interface Call {
 }
 
 export function unary<Request, Response>(context: ServerContext, op: string, handle: (request: Request, call: Call) => Promise<Response>) {
-  return async (request: Request, handler: HandlerContext): Promise<Response> => {
+  return async (request: Request, handler: RpcContext): Promise<Response> => {
     const record = recorder(context, op, handler);
     try {
       const response = await handle(request, toCall(context, handler));
@@ -42,7 +50,7 @@ export function streaming<Request, Response>(
   op: string,
   handle: (request: Request, call: Call) => AsyncIterable<Response>,
 ) {
-  return async function* (request: Request, handler: HandlerContext): AsyncGenerator<Response> {
+  return async function* (request: Request, handler: RpcContext): AsyncGenerator<Response> {
     const record = recorder(context, op, handler);
     let ok = false;
     try {
@@ -56,7 +64,7 @@ export function streaming<Request, Response>(
   };
 }
 
-function toCall(context: ServerContext, handler: HandlerContext): Call {
+function toCall(context: ServerContext, handler: RpcContext): Call {
   const version = handler.requestHeader.get("Connect-Protocol-Version");
   if (version !== null && version !== "1") {
     throw new ConnectError(`Connect-Protocol-Version must be 1, not ${version.slice(0, 20)}`, Code.InvalidArgument);
@@ -78,25 +86,25 @@ export function parseCodeContext(header: string | string[] | null | undefined): 
   return header;
 }
 
-function requestOf(handler: HandlerContext): AnyRequest {
+function requestOf(handler: RpcContext): AnyRequest {
   const request = handler.values.get(rawRequest);
   if (!request) throw new Error("broken invariant: an RPC without its request");
   return request;
 }
 
-function sandboxOf(handler: HandlerContext): SandboxId {
+function sandboxOf(handler: RpcContext): SandboxId {
   const id = handler.requestHeader.get("X-Sandbox-Id");
   if (!isId(id)) throw new MitosError("invalid_input", { cause: id ? "X-Sandbox-Id is malformed" : "X-Sandbox-Id is missing" });
   return id as SandboxId;
 }
 
-function recorder(context: ServerContext, op: string, handler: HandlerContext): (ok: boolean) => void {
+function recorder(context: ServerContext, op: string, handler: RpcContext): (ok: boolean) => void {
   const audit = context.auditFor(requestOf(handler));
   const id = handler.requestHeader.get("X-Sandbox-Id");
   return (ok) => audit.record({ sandbox_id: isId(id) ? id : "", op, ok });
 }
 
-function translated({ log }: ServerContext, op: string, handler: HandlerContext, error: unknown): ConnectError {
+function translated({ log }: ServerContext, op: string, handler: RpcContext, error: unknown): ConnectError {
   // The deadline or the client's own reset says more than what its abort made of the work.
   if (handler.signal.aborted && handler.signal.reason instanceof ConnectError) return handler.signal.reason;
   if (error instanceof ConnectError) return error;

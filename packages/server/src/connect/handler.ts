@@ -2,6 +2,7 @@
 
 import { randomUUID } from "node:crypto";
 import type { ServerResponse } from "node:http";
+import type { DescMethod } from "@bufbuild/protobuf";
 import { ConnectError, createConnectRouter, createContextValues } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import {
@@ -22,8 +23,9 @@ import { type AnyResponse, endLateBody, sendConnectError, sendEndStream, sendPla
 import { firstMessageIsWhole, unlessSilent } from "../http/silence.ts";
 import { describeRequest } from "../http/tracing.ts";
 import { writeTo } from "../stream/write.ts";
-import { withExecAliases } from "./aliases.ts";
+import { renameExecAliases, withExecAliases } from "./aliases.ts";
 import { rawRequest } from "./call.ts";
+import { directFormat, type Implementation, serveDirectly } from "./direct.ts";
 import { heldGzip, Inflated } from "./held-gzip.ts";
 import { heldMessages, heldWhole } from "./held-messages.ts";
 import { blamingClient } from "./malformed.ts";
@@ -38,7 +40,8 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     readMaxBytes: limits.messageBytesMax,
     writeMaxBytes: limits.messageBytesMax,
   });
-  router.service(pb.Sandbox, sandboxService(context));
+  const service = sandboxService(context);
+  router.service(pb.Sandbox, service);
   const handlers = new Map(router.handlers.map((handler) => [handler.requestPath, handler]));
 
   return (request, response) => {
@@ -68,7 +71,8 @@ export function createConnectHandler(context: ServerContext): (request: AnyReque
     const denied = context.auth?.authorise(request, response, rpcAccess[localName as keyof typeof rpcAccess], name);
     if (denied) return refuseRpc(request, response, denied);
     response.once("finish", () => endLateBody(request));
-    serve(context, handler, { request, response }).catch((error: unknown) => {
+    const implementation = service[localName as keyof typeof service] as Implementation;
+    serve(context, { handler, implementation, request, response }).catch((error: unknown) => {
       context.log.debug({ requestId, rpc: method.name, code: ConnectError.from(error).code }, "an RPC was broken off");
       request.destroy();
     });
@@ -84,18 +88,34 @@ export function refuseRpc(request: AnyRequest, response: AnyResponse, error: Mit
 }
 
 interface Exchange {
+  readonly handler: UniversalHandler;
+  readonly implementation: Implementation;
   readonly request: AnyRequest;
   readonly response: AnyResponse;
 }
 
-async function serve(context: ServerContext, handler: UniversalHandler, { request, response }: Exchange): Promise<void> {
-  using held = context.holdBody(request, handler.method.name);
+async function serve(context: ServerContext, exchange: Exchange): Promise<void> {
+  const { request, response, implementation, handler } = exchange;
+  const { method } = handler;
+  using held = context.holdBody(request, method.name);
+  const silenceMs = context.bodySilenceMs;
+  const format = directFormat(method, request);
+  if (!format) return await serveByLibrary(exchange, held, (inflated) => bodyOf(handler, request, { held, inflated, silenceMs }));
+  const rename = hasAliases(method, format.contentType) ? renameExecAliases : undefined;
+  const unread = await serveDirectly({ method, format, implementation, request, response, held, silenceMs, rename });
+  if (unread) await serveByLibrary(exchange, held, () => whole(unread));
+}
+
+async function serveByLibrary(
+  { handler, request, response }: Exchange,
+  held: HeldBody,
+  bodyWith: (inflated: Inflated) => AsyncIterable<Uint8Array>,
+): Promise<void> {
   const contextValues = createContextValues().set(rawRequest, request);
   const universal = universalRequestFromNodeRequest(request, response, undefined, contextValues);
   const inflated = new Inflated(held);
   await inflated.during(async () => {
-    const body = bodyOf(handler, request, { held, inflated, silenceMs: context.bodySilenceMs });
-    const answer = await handler({ ...universal, body });
+    const answer = await handler({ ...universal, body: bodyWith(inflated) });
     await sendAnswer(await blamingClient(answer), response);
   });
 }
@@ -138,12 +158,19 @@ async function* bodyOf(handler: UniversalHandler, request: AnyRequest, { held, i
   const counted = isOneMessage ? heldWhole(received, held) : heldMessages(received, held, inflated);
   const contentType = request.headers["content-type"] ?? "";
   const body = hasEnvelopes.test(contentType) ? wholeMessages(counted) : counted;
-  const isJson = contentType.startsWith(contentTypeStreamJson);
   try {
-    yield* handler.method === pb.Sandbox.method.execStream && isJson ? withExecAliases(body) : body;
+    yield* hasAliases(handler.method, contentType) ? withExecAliases(body) : body;
   } catch (error) {
     throw error instanceof MitosError ? toConnectError(error) : error;
   }
+}
+
+function hasAliases(method: DescMethod, contentType: string): boolean {
+  return method === pb.Sandbox.method.execStream && contentType.startsWith(contentTypeStreamJson);
+}
+
+async function* whole(body: Buffer): AsyncGenerator<Uint8Array> {
+  yield body;
 }
 
 function acceptPost({ method }: UniversalHandler): string {

@@ -1,9 +1,8 @@
 /** Counts what is held of the body of an RPC. */
 
+import { envelopeHeaderBytes } from "../envelope.ts";
 import type { HeldBody } from "../http/held-bodies.ts";
 import type { Inflated } from "./held-gzip.ts";
-
-const envelopeHeaderBytes = 5;
 
 /** The same bytes, all of which are held: one message, which says what to do. @throws quota_exceeded */
 export async function* heldWhole(body: AsyncIterable<Uint8Array>, held: HeldBody): AsyncGenerator<Uint8Array> {

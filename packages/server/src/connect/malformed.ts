@@ -5,9 +5,9 @@
 
 import { Code } from "@connectrpc/connect";
 import type { UniversalServerResponse } from "@connectrpc/connect/protocol";
-import { codeToHttpStatus, endStreamFlag } from "@connectrpc/connect/protocol-connect";
+import { codeToHttpStatus } from "@connectrpc/connect/protocol-connect";
+import { envelope, envelopeHeaderBytes, flagEndOfStream } from "../envelope.ts";
 
-const envelopeHeaderBytes = 5;
 const ours = /"code":"internal"(?=,"message":"parse binary: )/;
 const theirs = '"code":"invalid_argument"';
 
@@ -27,17 +27,12 @@ export async function blamingClient(answer: UniversalServerResponse): Promise<Un
 
 /** Every chunk is one envelope. */
 async function* withEndPutRight(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  for await (const chunk of body) yield chunk[0] === endStreamFlag ? endPutRight(chunk) : chunk;
+  for await (const chunk of body) yield chunk[0] === flagEndOfStream ? endPutRight(chunk) : chunk;
 }
 
-function endPutRight(envelope: Uint8Array): Uint8Array {
-  const text = Buffer.from(envelope.subarray(envelopeHeaderBytes)).toString();
-  if (!ours.test(text)) return envelope;
-  const payload = Buffer.from(text.replace(ours, theirs));
-  const head = Buffer.alloc(envelopeHeaderBytes);
-  head[0] = endStreamFlag;
-  head.writeUInt32BE(payload.byteLength, 1);
-  return Buffer.concat([head, payload]);
+function endPutRight(end: Uint8Array): Uint8Array {
+  const text = Buffer.from(end.subarray(envelopeHeaderBytes)).toString();
+  return ours.test(text) ? envelope(Buffer.from(text.replace(ours, theirs)), flagEndOfStream) : end;
 }
 
 async function* of(bytes: Uint8Array): AsyncGenerator<Uint8Array> {

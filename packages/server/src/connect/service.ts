@@ -10,7 +10,9 @@ import { archive, list, mkdir, readFile, remove, stat, upload, watch, writeFile 
 import { portForward, processes, signal, vitals } from "./processes.ts";
 import { runCode, runCodeStream } from "./run-code.ts";
 
-export function sandboxService(context: ServerContext): ServiceImpl<typeof pb.Sandbox> {
+export type SandboxService = ReturnType<typeof sandboxService>;
+
+export function sandboxService(context: ServerContext) {
   return {
     exec: streaming(context, "exec", exec),
     execStream: streaming(context, "exec", execStream),
@@ -33,7 +35,7 @@ export function sandboxService(context: ServerContext): ServiceImpl<typeof pb.Sa
     checkpoint: unary(context, "checkpoint", () => refuse("Checkpoint", "POST /v1/pause")),
     extendLifetime: unary(context, "extendlifetime", () => refuse("ExtendLifetime", "POST /v1/set_timeout")),
     budget: unary(context, "budget", () => refuse("Budget", "GET /v1/sandboxes/{id}")),
-  };
+  } satisfies ServiceImpl<typeof pb.Sandbox>;
 }
 
 /** What a program outside a sandbox asks of it has a route of its own. */

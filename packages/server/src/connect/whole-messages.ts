@@ -1,6 +1,5 @@
 import { limits } from "@mitos/protocol";
-
-const envelopeHeaderBytes = 5;
+import { envelopeHeaderBytes } from "../envelope.ts";
 
 /**
  * The same bytes, in pieces that end where a message ends. However small the pieces are in which it comes, a message is put together once;

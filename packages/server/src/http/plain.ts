@@ -1,8 +1,9 @@
 import type { ServerResponse } from "node:http";
 import type { Http2ServerResponse } from "node:http2";
 import type { ConnectError } from "@connectrpc/connect";
-import { codeToHttpStatus, endStreamFlag, endStreamToJson, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
+import { codeToHttpStatus, endStreamToJson, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
 import type { MitosError } from "@mitos/protocol";
+import { envelope, flagEndOfStream } from "../envelope.ts";
 import { retryAfterSeconds } from "../errors.ts";
 import type { AnyRequest } from "./guard.ts";
 
@@ -64,13 +65,13 @@ export function sendConnectError(response: AnyResponse, error: ConnectError): vo
 
 /** The error of a Connect stream that does not begin, outside the Connect handler. */
 export function sendEndStream(response: AnyResponse, contentType: string, error: ConnectError): void {
-  const payload = Buffer.from(JSON.stringify(endStreamToJson(new Headers(), error, undefined)));
-  const head = Buffer.alloc(5);
-  head[0] = endStreamFlag;
-  head.writeUInt32BE(payload.length, 1);
-  (response as ServerResponse).writeHead(200, {
-    "content-type": contentType,
-    "content-length": String(head.length + payload.length),
-  });
-  response.end(Buffer.concat([head, payload]));
+  const end = endOfStream(error);
+  (response as ServerResponse).writeHead(200, { "content-type": contentType, "content-length": String(end.byteLength) });
+  response.end(end);
+}
+
+/** What ends a Connect stream. @param error - undefined: it ends well */
+export function endOfStream(error?: ConnectError): Buffer {
+  const end = error ? JSON.stringify(endStreamToJson(new Headers(), error, undefined)) : "{}";
+  return envelope(Buffer.from(end), flagEndOfStream);
 }

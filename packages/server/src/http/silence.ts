@@ -1,8 +1,8 @@
 /** Request bodies that stop coming: without an end to the wait, each would hold its call for as long as its client likes. */
 
 import { MitosError } from "@mitos/protocol";
-
-const envelopeHeaderBytes = 5;
+import { envelopeHeaderBytes } from "../envelope.ts";
+import type { AnyRequest } from "./guard.ts";
 
 /**
  * The same bytes. Only the wait for the next ones counts, not the time that whoever reads takes over the last.
@@ -31,6 +31,31 @@ export async function* unlessSilent(
   }
 }
 
+/**
+ * Reads a body to its end, piece by piece.
+ *
+ * @throws invalid_input when the client is silent for too long, canceled when it goes away, and what `take` throws
+ */
+export function readToEnd(body: AnyRequest, silenceMs: number, take: (piece: Buffer) => void): Promise<void> {
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  const timer = setTimeout(() => reject(silent(silenceMs)), silenceMs);
+  const onData = (piece: Buffer) => {
+    timer.refresh();
+    try {
+      take(piece);
+    } catch (error) {
+      reject(error);
+    }
+  };
+  const onEnd = () => resolve();
+  const onClose = () => reject(new MitosError("canceled", { cause: "the client went away in the middle of its request" }));
+  body.on("data", onData).on("end", onEnd).on("close", onClose);
+  return promise.finally(() => {
+    clearTimeout(timer);
+    body.off("data", onData).off("end", onEnd).off("close", onClose);
+  });
+}
+
 /** For `isCalm`: once the first message of a stream is whole, the client speaks when it has something to say. */
 export function firstMessageIsWhole(): (chunk: Uint8Array) => boolean {
   const head = Buffer.alloc(envelopeHeaderBytes);
@@ -42,14 +67,18 @@ export function firstMessageIsWhole(): (chunk: Uint8Array) => boolean {
   };
 }
 
+function silent(ms: number): MitosError {
+  return new MitosError("invalid_input", { cause: `no byte of the request's body came for ${ms / 1000} s` });
+}
+
 async function within<T>(next: Promise<T>, ms: number): Promise<T> {
-  const { promise: silent, reject } = Promise.withResolvers<never>();
+  const { promise: silence, reject } = Promise.withResolvers<never>();
   const timer = setTimeout(() => {
-    reject(new MitosError("invalid_input", { cause: `no byte of the request's body came for ${ms / 1000} s` }));
+    reject(silent(ms));
   }, ms);
   next.catch(() => {}); // may fail after the race is over
   try {
-    return await Promise.race([next, silent]);
+    return await Promise.race([next, silence]);
   } finally {
     clearTimeout(timer);
   }

@@ -7,10 +7,8 @@ import { fromJson, type JsonValue, toJson } from "@bufbuild/protobuf";
 import { MitosError } from "@mitos/protocol";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import type { RawData } from "ws";
+import { envelope, envelopeHeaderBytes, flagEndOfStream } from "../envelope.ts";
 import type { Framing } from "./session.ts";
-
-const envelopeHeaderBytes = 5;
-const endStreamFlag = 0x02;
 
 export const execFraming: Framing = { path: `/${pb.Sandbox.typeName}/Exec`, subprotocol: "connect.sandbox.v1", decode, encode };
 
@@ -34,9 +32,5 @@ function decode(data: RawData, isBinary: boolean): pb.ExecRequest {
 
 function encode(response: pb.ExecResponse): Uint8Array {
   const payload = Buffer.from(JSON.stringify(toJson(pb.ExecResponseSchema, response)));
-  const message = Buffer.allocUnsafe(envelopeHeaderBytes + payload.length);
-  message[0] = response.msg.case === "exit" ? endStreamFlag : 0;
-  message.writeUInt32BE(payload.length, 1);
-  payload.copy(message, envelopeHeaderBytes);
-  return message;
+  return envelope(payload, response.msg.case === "exit" ? flagEndOfStream : 0);
 }
