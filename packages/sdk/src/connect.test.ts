@@ -63,10 +63,17 @@ describe("envelopes", () => {
     expect(await failure(read((_request, response) => stream(response, huge)))).toMatchObject({ code: "internal_error" });
   });
 
-  it("leave the connection usable for the next call", async () => {
-    await using server = await startFakeServer((_request, response) => stream(response, frame({ eof: true }), endOfStream));
+  it.each([
+    ["whoever reads to the end", false],
+    ["whoever leaves after the last that says anything", true],
+  ])("leave the connection usable for the next call: %s", async (_who, leaves) => {
+    await using server = await startFakeServer((_request, response) =>
+      stream(response, Buffer.concat([frame({ eof: true }), endOfStream])),
+    );
     const client = new ConnectClient(server.url, "sb");
-    for (let call = 0; call < 10; call++) for await (const _ of client.serverStream("ReadFile", { path: "/a" }));
+    for (let call = 0; call < 10; call++) {
+      for await (const { eof } of client.serverStream("ReadFile", { path: "/a" })) if (eof && leaves) break;
+    }
     // Two, because a call may begin a moment before the last connection is back in the pool.
     expect(new Set(server.requests.map(({ connection }) => connection)).size).toBeLessThanOrEqual(2);
   });

@@ -9,6 +9,7 @@ const frameBytesMax = limits.messageBytesMax;
 /** Tells the code of the catalogue where Connect's own is coarser. */
 const codeHeader = "mitos-error-code";
 const retryAfterHeader = "retry-after";
+const utf8 = new TextDecoder();
 
 /** A protobuf message in its JSON form. */
 export type Message = Record<string, unknown>;
@@ -110,22 +111,13 @@ export function encodeEnvelopes(messages: readonly Message[]): Uint8Array<ArrayB
 export async function* decodeEnvelopes(body: ReadableStream<Uint8Array>, token?: string): AsyncGenerator<Message, void, undefined> {
   const reader = body.getReader();
   const buffer = new ChunkBuffer();
-  const decoder = new TextDecoder();
+  let isOver = false;
   try {
     for (;;) {
-      while (buffer.length >= headerBytes) {
-        const header = buffer.peek(headerBytes);
-        const flags = header[0]!;
-        const length = new DataView(header.buffer, header.byteOffset).getUint32(1);
-        if (flags & flagCompressed) throw brokenStream("the server sent a compressed frame unasked");
-        if (length > frameBytesMax) throw brokenStream(`the server sent a frame of ${length} bytes; ${frameBytesMax} are accepted`);
-        if (buffer.length < headerBytes + length) break;
-        buffer.take(headerBytes);
-        const message = parseJson(decoder.decode(buffer.take(length)));
-        if (!isObject(message)) throw brokenStream("the server sent a frame that is not a JSON object");
-        if (flags & flagEndOfStream) {
-          // Read to the end of the body: only then can the connection be used again.
-          await reader.read();
+      for (let frame = nextFrame(buffer); frame; frame = nextFrame(buffer)) {
+        const { isEnd, message } = frame;
+        if (isEnd) {
+          isOver = true;
           const { error, metadata } = message;
           if (isObject(error)) {
             throw errorForConnect(error as ConnectFailure, token, inTrailer(metadata, codeHeader), inTrailer(metadata, retryAfterHeader));
@@ -140,9 +132,37 @@ export async function* decodeEnvelopes(body: ReadableStream<Uint8Array>, token?:
       buffer.push(value);
     }
   } finally {
-    // Before the end of the body this closes the request; after it, it does nothing.
-    await reader.cancel().catch(() => undefined);
+    // Read to the end of the body: only then can the connection be used again. Whoever leaves after the last message that says anything leaves
+    // before the end, which has mostly come with it.
+    const atEnd = (isOver || isEndNext(buffer)) && (await reader.read().catch(() => ({ done: true }))).done;
+    // Before the end of the body this closes the request.
+    if (!atEnd) await reader.cancel().catch(() => undefined);
   }
+}
+
+/** The next message, when it is here in full. @throws internal_error */
+function nextFrame(buffer: ChunkBuffer): { readonly isEnd: boolean; readonly message: Message } | undefined {
+  const head = headOf(buffer);
+  if (!head) return undefined;
+  const { flags, length } = head;
+  if (flags & flagCompressed) throw brokenStream("the server sent a compressed frame unasked");
+  if (length > frameBytesMax) throw brokenStream(`the server sent a frame of ${length} bytes; ${frameBytesMax} are accepted`);
+  if (buffer.length < headerBytes + length) return undefined;
+  buffer.take(headerBytes);
+  const message = parseJson(utf8.decode(buffer.take(length)));
+  if (!isObject(message)) throw brokenStream("the server sent a frame that is not a JSON object");
+  return { isEnd: (flags & flagEndOfStream) !== 0, message };
+}
+
+function isEndNext(buffer: ChunkBuffer): boolean {
+  const head = headOf(buffer);
+  return head !== undefined && (head.flags & flagEndOfStream) !== 0 && buffer.length >= headerBytes + head.length;
+}
+
+function headOf(buffer: ChunkBuffer): { readonly flags: number; readonly length: number } | undefined {
+  if (buffer.length < headerBytes) return undefined;
+  const header = buffer.peek(headerBytes);
+  return { flags: header[0]!, length: new DataView(header.buffer, header.byteOffset).getUint32(1) };
 }
 
 /** Bytes that have arrived and not been used; joins pieces only where a frame spans them. */

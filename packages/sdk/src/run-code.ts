@@ -64,6 +64,8 @@ export interface Execution {
   error: ExecutionError | null;
 }
 
+const utf8 = new TextDecoder();
+
 /** Called while the code runs. */
 export interface RunCodeCallbacks {
   onStdout?: ((text: string) => void) | undefined;
@@ -155,8 +157,7 @@ function textValues(data: unknown): Record<string, string> {
 }
 
 function decodeValues(data: unknown): Record<string, string> {
-  const decoder = new TextDecoder();
-  return Object.fromEntries(Object.entries(textValues(data)).map(([type, value]) => [type, decoder.decode(decodeBase64(value))]));
+  return Object.fromEntries(Object.entries(textValues(data)).map(([type, value]) => [type, utf8.decode(decodeBase64(value))]));
 }
 
 function truncated(): AgentRunError {

@@ -38,22 +38,30 @@ export async function* unlessSilent(
  */
 export function readToEnd(body: AnyRequest, silenceMs: number, take: (piece: Buffer) => void): Promise<void> {
   const { promise, resolve, reject } = Promise.withResolvers<void>();
-  const timer = setTimeout(() => reject(silent(silenceMs)), silenceMs);
+  const stop = () => {
+    clearTimeout(timer);
+    body.off("data", onData).off("end", onEnd).off("close", onClose);
+  };
+  const fail = (error: unknown) => {
+    stop();
+    reject(error);
+  };
   const onData = (piece: Buffer) => {
     timer.refresh();
     try {
       take(piece);
     } catch (error) {
-      reject(error);
+      fail(error);
     }
   };
-  const onEnd = () => resolve();
-  const onClose = () => reject(new MitosError("canceled", { cause: "the client went away in the middle of its request" }));
+  const onEnd = () => {
+    stop();
+    resolve();
+  };
+  const onClose = () => fail(new MitosError("canceled", { cause: "the client went away in the middle of its request" }));
+  const timer = setTimeout(() => fail(silent(silenceMs)), silenceMs);
   body.on("data", onData).on("end", onEnd).on("close", onClose);
-  return promise.finally(() => {
-    clearTimeout(timer);
-    body.off("data", onData).off("end", onEnd).off("close", onClose);
-  });
+  return promise;
 }
 
 /** For `isCalm`: once the first message of a stream is whole, the client speaks when it has something to say. */
