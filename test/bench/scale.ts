@@ -28,7 +28,7 @@ export interface Scale {
 
 export const fullScale: Scale = {
   // Cells and small files took half of their first time after about a hundred, and then no less. A create has little code that the others do not run.
-  warmUp: { execs: 300, cells: 300, files: 100, creates: 10 },
+  warmUp: { execs: 300, cells: 300, files: 100, largeFiles: 20, creates: 10 },
   stateMiB: [30, 256, 1024],
   forkCount: 16,
   fileMiB: 64,
@@ -47,7 +47,7 @@ export const fullScale: Scale = {
 /** For the tests: every step of every row, once. */
 export const smallScale: Scale = {
   // No figure of it is looked at closely.
-  warmUp: { execs: 3, cells: 3, files: 2, creates: 1 },
+  warmUp: { execs: 3, cells: 3, files: 2, largeFiles: 1, creates: 1 },
   stateMiB: [4, 8],
   forkCount: 2,
   fileMiB: 4,
