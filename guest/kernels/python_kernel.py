@@ -76,8 +76,10 @@ class Events:
         self.pid = os.getpid()
         self.lock = threading.Lock()
         self.cell = 0
+        self.held = b""
 
-    def send(self, event):
+    def send(self, event, hold=False):
+        """With `hold` it goes with the next one, which is due at once: what comes together wakes everybody on the way to the client once."""
         if os.getpid() != self.pid:  # a child that user code forked has no agent to talk to
             return
         # Not as ASCII: an escaped lone surrogate is nothing that the agent could decode, an unescaped one becomes a question mark here.
@@ -85,13 +87,26 @@ class Events:
         if len(line) > EVENT_BYTES_MAX:
             raise KernelOutputTooLarge("a result of %d bytes is above the limit of %d bytes" % (len(line), EVENT_BYTES_MAX))
         with interrupts.deferred(), self.lock:
-            view = memoryview(line)
-            while view:
-                view = view[os.write(self.fd, view) :]
+            line, self.held = self.held + line, b""
+            if hold:
+                self.held = line
+            else:
+                self.write(line)
 
-    def result(self, data, text=""):
+    def release(self):
+        """Sends what is held, where something takes its time before the next one."""
+        with interrupts.deferred(), self.lock:
+            line, self.held = self.held, b""
+            self.write(line)
+
+    def write(self, line):
+        view = memoryview(line)
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+    def result(self, data, text="", hold=False):
         flush_output()
-        self.send({"event": "result", "id": self.cell, "text": text, "data": data})
+        self.send({"event": "result", "id": self.cell, "text": text, "data": data}, hold)
 
 
 class Interrupts:
@@ -272,6 +287,7 @@ def show_figures(*_args, **_options):
     helpers = sys.modules.get("matplotlib._pylab_helpers")
     if helpers is None:
         return
+    events.release()
     for manager in helpers.Gcf.get_all_fig_managers():
         figure = manager.canvas.figure
         helpers.Gcf.destroy(manager)
@@ -405,7 +421,8 @@ class PlainShell:
         data = bundle_of(value)
         if is_figure(value):
             shown_value["figure"] = value
-        events.result(data, data.get("text/plain", ""))
+        # It is the end of the cell.
+        events.result(data, data.get("text/plain", ""), hold=True)
 
     def remember(self, name, source):
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)

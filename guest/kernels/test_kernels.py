@@ -504,8 +504,11 @@ class PythonWithPackagesCase(PythonCase):
         self.assertIsNone(self.chart("plt.imshow([[1, 2], [3, 4]])"))
 
 
-class PlainPythonWithPackagesCase(PythonWithPackagesCase):
-    """numpy and matplotlib, but no IPython."""
+class WithoutIPython(KernelCase):
+    """Whatever is installed here."""
+
+    language = "python"
+    packages = ""
 
     def setUp(self):
         hidden = tempfile.TemporaryDirectory()
@@ -513,8 +516,24 @@ class PlainPythonWithPackagesCase(PythonWithPackagesCase):
         os.mkdir(os.path.join(hidden.name, "IPython"))
         with open(os.path.join(hidden.name, "IPython", "__init__.py"), "w") as file:
             file.write("raise ImportError('hidden by the test')\n")
-        self.environment = {"PYTHONPATH": hidden.name + ":" + EXTRA, "MPLCONFIGDIR": MATPLOTLIB_CACHE}
+        self.environment = {"PYTHONPATH": ":".join(filter(None, [hidden.name, self.packages])), "MPLCONFIGDIR": MATPLOTLIB_CACHE}
         super().setUp()
+
+
+class BarePythonCase(WithoutIPython):
+    def test_tells_the_value_and_the_end_of_a_cell_in_one_write(self):
+        for n in range(20):
+            self.kernel.start("%d + 1" % n)
+            self.assertTrue(select.select([self.kernel.events], [], [], PATIENCE_SECONDS)[0])
+            events = [json.loads(line) for line in os.read(self.kernel.events, 65536).splitlines()]
+            self.assertEqual([event["event"] for event in events], ["result", "done"])
+            self.assertEqual(events[0]["text"], str(n + 1))
+
+
+class PlainPythonWithPackagesCase(WithoutIPython, PythonWithPackagesCase):
+    """numpy and matplotlib, but no IPython."""
+
+    packages = EXTRA
 
     def test_runs_in_the_shell_of_ipython_with_magics_and_commands(self):
         self.assertEqual(self.run_error("get_ipython()").error["name"], "NameError")

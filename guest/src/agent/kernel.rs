@@ -476,11 +476,13 @@ impl Keeper {
         let mut stop: Option<(Stop, u8)> = None;
         let mut failed = false;
         let loss = loop {
+            // What is here already is taken first: a result and the end of its cell come together, and go on together.
+            let at_hand = kernel.has_line();
             // While the caller does not read, the kernel's pipes fill up and its code waits; when it is being stopped it must not wait.
-            let read = out.is_empty() || stop.is_some();
+            let read = out.is_empty() || stop.is_some() || at_hand;
             let discard = out.unread_bytes >= UNREAD_BYTES_MAX;
             tokio::select! {
-                () = out.send_one(), if !out.is_empty() => {}
+                () = out.send_one(), if !out.is_empty() && !at_hand => {}
                 happened = kernel.next(read) => match happened {
                     Happened::Output(stream, data) => {
                         if !discard {
@@ -1037,13 +1039,17 @@ impl Kernel {
         }
     }
 
-    fn take_line(&mut self) -> Option<Vec<u8>> {
+    fn has_line(&mut self) -> bool {
         let found = self.line[self.searched..].iter().position(|byte| *byte == b'\n');
-        let Some(found) = found else {
-            self.searched = self.line.len();
+        self.searched = found.map_or(self.line.len(), |found| self.searched + found);
+        found.is_some()
+    }
+
+    fn take_line(&mut self) -> Option<Vec<u8>> {
+        if !self.has_line() {
             return None;
-        };
-        let rest = self.line.split_off(self.searched + found + 1);
+        }
+        let rest = self.line.split_off(self.searched + 1);
         self.searched = 0;
         let mut line = std::mem::replace(&mut self.line, rest);
         line.pop();
