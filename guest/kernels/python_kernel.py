@@ -87,20 +87,17 @@ class Events:
         if len(line) > EVENT_BYTES_MAX:
             raise KernelOutputTooLarge("a result of %d bytes is above the limit of %d bytes" % (len(line), EVENT_BYTES_MAX))
         with interrupts.deferred(), self.lock:
-            line, self.held = self.held + line, b""
-            if hold:
-                self.held = line
-            else:
-                self.write(line)
+            self.held += line
+            if not hold:
+                self.write_held()
 
     def release(self):
         """Sends what is held, where something takes its time before the next one."""
         with interrupts.deferred(), self.lock:
-            line, self.held = self.held, b""
-            self.write(line)
+            self.write_held()
 
-    def write(self, line):
-        view = memoryview(line)
+    def write_held(self):
+        view, self.held = memoryview(self.held), b""
         while view:
             view = view[os.write(self.fd, view) :]
 

@@ -3,6 +3,8 @@ import v8 from "node:v8";
 /** Two halves of 2 MiB, of which one is in use. */
 const wantedBytes = 4 * 1024 * 1024;
 const pieceLength = 4096;
+/** Enough in any case. */
+const piecesMax = 1024;
 
 /**
  * Keeps V8's space for new objects at 4 MiB, where it would grow to 64. Contents of files pass through a server in buffers outside that space, which are
@@ -12,7 +14,7 @@ const pieceLength = 4096;
 export function keepYoungGenerationSmall(): void {
   // It grows when what is new has outlived a collection.
   const alive: unknown[] = [];
-  while (youngBytes() < wantedBytes && alive.length * pieceLength < wantedBytes) alive.push(new Array(pieceLength).fill(alive.length));
+  while (youngBytes() < wantedBytes && alive.length < piecesMax) alive.push(new Array(pieceLength).fill(alive.length));
   // Node has no other way to set it in a process that runs; 1 = not at all.
   v8.setFlagsFromString("--semi-space-growth-factor=1");
 }

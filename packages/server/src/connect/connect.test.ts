@@ -13,12 +13,7 @@ import { b64, collect, envelope, get, post, send, stream, streamAll, unary, useS
 const end = { flags: 2, message: {} };
 const rpc = "/sandbox.v1.Sandbox";
 
-function compressed(payload: Uint8Array): Buffer {
-  const head = Buffer.alloc(5);
-  head[0] = 1;
-  head.writeUInt32BE(payload.length, 1);
-  return Buffer.concat([head, payload]);
-}
+const compressed = (payload: Uint8Array) => envelope(payload, 1);
 
 describe("the wire", () => {
   const at = useServer();

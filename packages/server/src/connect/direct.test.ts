@@ -2,9 +2,8 @@ import { gzipSync } from "node:zlib";
 import { create, toBinary } from "@bufbuild/protobuf";
 import { sandbox as pb } from "@mitos/protocol/proto";
 import { describe, expect, it } from "vitest";
-import { envelope } from "../envelope.ts";
 import type { AnyRequest } from "../http/guard.ts";
-import { type Answer, type Harness, send, useServer } from "../testing/harness.ts";
+import { type Answer, envelope, type Harness, send, useServer } from "../testing/harness.ts";
 import { directFormat } from "./direct.ts";
 
 const json = (message: object) => Buffer.from(JSON.stringify(message));
@@ -52,13 +51,13 @@ describe("a call is answered the same on the short way and on the long one:", ()
     ["a short answer that might be compressed", "Stat", json({ path: "/f" }), { ...unaryJson, "Accept-Encoding": "gzip" }],
     ["a compressed request", "Stat", gzipSync(json({ path: "/f" })), { ...unaryJson, "Content-Encoding": "gzip" }],
     ["a deadline", "Stat", json({ path: "/f" }), { ...unaryJson, "Connect-Timeout-Ms": "5000" }],
-    ["a stream in JSON", "ExecStream", envelope(json({ command: "umlauts" })), streamJson],
+    ["a stream in JSON", "ExecStream", envelope({ command: "umlauts" }), streamJson],
     ["a stream in protobuf", "ExecStream", envelope(exec("umlauts")), streamProto],
     ["a stream of results", "RunCodeStream", envelope(json({ code: "print(1)" })), streamJson],
-    ["names of another client", "ExecStream", envelope(json({ command: "x", workingDir: "/tmp", env: { A: "1" } })), streamJson],
-    ["a stream that fails", "ExecStream", envelope(json({ command: "lost" })), streamJson],
-    ["a stream that does not begin", "ExecStream", envelope(json({ command: "x", timeoutSeconds: 1e6 })), streamJson],
-    ["a stream for nobody", "ReadFile", envelope(json({ path: "/no" })), streamJson],
+    ["names of another client", "ExecStream", envelope({ command: "x", workingDir: "/tmp", env: { A: "1" } }), streamJson],
+    ["a stream that fails", "ExecStream", envelope({ command: "lost" }), streamJson],
+    ["a stream that does not begin", "ExecStream", envelope({ command: "x", timeoutSeconds: 1e6 }), streamJson],
+    ["a stream for nobody", "ReadFile", envelope({ path: "/no" }), streamJson],
     ["a stream of a sandbox that is not there", "ExecStream", envelope(exec("x")), { ...streamProto, "X-Sandbox-Id": "nope" }],
     ["a stream of no message", "ExecStream", Buffer.alloc(0), streamJson],
     ["two messages where there is one", "ExecStream", Buffer.concat([envelope(exec("x")), envelope(exec("x"))]), streamProto],
@@ -66,12 +65,7 @@ describe("a call is answered the same on the short way and on the long one:", ()
     ["a message in a stream that is no JSON", "ExecStream", envelope(Buffer.from("{")), streamJson],
     ["a message in a stream that is no protobuf", "ExecStream", envelope(Buffer.from([0xff])), streamProto],
     ["flags that nobody knows", "ExecStream", envelope(exec("x"), 8), streamProto],
-    [
-      "a stream of compressed answers",
-      "RunCodeStream",
-      envelope(json({ code: "1" })),
-      { ...streamJson, "Connect-Accept-Encoding": "gzip" },
-    ],
+    ["a stream of compressed answers", "RunCodeStream", envelope({ code: "1" }), { ...streamJson, "Connect-Accept-Encoding": "gzip" }],
   ])("%s", async (_what, method, body, headers) => {
     at.runtime.files.set("/f", Buffer.from("hi"));
     for (let n = 0; n < 50; n += 1) at.runtime.files.set(`/many/${n}`, Buffer.from("x"));
@@ -98,7 +92,7 @@ describe("on the short way", () => {
 
   it("a client that leaves ends its program", async () => {
     const leave = new AbortController();
-    const body = envelope(json({ command: "forever" }));
+    const body = envelope({ command: "forever" });
     const headers = { ...streamJson, "X-Sandbox-Id": "sb-1" };
     const answer = await fetch(`${at.url}/sandbox.v1.Sandbox/ExecStream`, { method: "POST", body, headers, signal: leave.signal });
     await answer.body!.getReader().read();
@@ -108,7 +102,7 @@ describe("on the short way", () => {
   });
 
   it("a program that has ended is killed by nobody", async () => {
-    await call(at, "ExecStream", envelope(json({ command: "true" })), streamJson);
+    await call(at, "ExecStream", envelope({ command: "true" }), streamJson);
     expect(at.runtime.killed).toBe(0);
   });
 });

@@ -90,7 +90,7 @@ export async function serveDirectly(call: DirectCall): Promise<Buffer | undefine
     body = await read(call);
   } catch (error) {
     await send(call, left.signal, () => {
-      throw toConnectError(error);
+      throw error;
     });
     return undefined;
   }
@@ -100,7 +100,7 @@ export async function serveDirectly(call: DirectCall): Promise<Buffer | undefine
   return undefined;
 }
 
-/** @throws invalid_input when the client falls silent, quota_exceeded, and the request's own error */
+/** @throws invalid_input when the client falls silent, canceled when it goes away, quota_exceeded */
 async function read({ request, held, silenceMs }: DirectCall): Promise<Buffer> {
   const pieces: Buffer[] = [];
   await readToEnd(request, silenceMs, (piece) => {

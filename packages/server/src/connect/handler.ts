@@ -4,7 +4,7 @@ import { randomUUID } from "node:crypto";
 import type { ServerResponse } from "node:http";
 import type { DescMethod } from "@bufbuild/protobuf";
 import { ConnectError, createConnectRouter, createContextValues } from "@connectrpc/connect";
-import type { UniversalHandler, UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { createAsyncIterable, type UniversalHandler, type UniversalServerResponse } from "@connectrpc/connect/protocol";
 import {
   contentTypeStreamJson,
   contentTypeStreamProto,
@@ -103,7 +103,7 @@ async function serve(context: ServerContext, exchange: Exchange): Promise<void> 
   if (!format) return await serveByLibrary(exchange, held, (inflated) => bodyOf(handler, request, { held, inflated, silenceMs }));
   const rename = hasAliases(method, format.contentType) ? renameExecAliases : undefined;
   const unread = await serveDirectly({ method, format, implementation, request, response, held, silenceMs, rename });
-  if (unread) await serveByLibrary(exchange, held, () => whole(unread));
+  if (unread) await serveByLibrary(exchange, held, () => createAsyncIterable([unread]));
 }
 
 async function serveByLibrary(
@@ -167,10 +167,6 @@ async function* bodyOf(handler: UniversalHandler, request: AnyRequest, { held, i
 
 function hasAliases(method: DescMethod, contentType: string): boolean {
   return method === pb.Sandbox.method.execStream && contentType.startsWith(contentTypeStreamJson);
-}
-
-async function* whole(body: Buffer): AsyncGenerator<Uint8Array> {
-  yield body;
 }
 
 function acceptPost({ method }: UniversalHandler): string {

@@ -4,7 +4,7 @@
  */
 
 import { Code } from "@connectrpc/connect";
-import type { UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { createAsyncIterable, type UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { codeToHttpStatus } from "@connectrpc/connect/protocol-connect";
 import { envelope, envelopeHeaderBytes, flagEndOfStream } from "../envelope.ts";
 
@@ -19,10 +19,10 @@ export async function blamingClient(answer: UniversalServerResponse): Promise<Un
   const chunks: Uint8Array[] = [];
   for await (const chunk of body) chunks.push(chunk);
   const text = Buffer.concat(chunks).toString();
-  if (!ours.test(text)) return { ...answer, body: of(Buffer.from(text)) };
+  if (!ours.test(text)) return { ...answer, body: createAsyncIterable([Buffer.from(text)]) };
   const corrected = Buffer.from(text.replace(ours, theirs));
   header?.set("content-length", String(corrected.byteLength));
-  return { ...answer, status: codeToHttpStatus(Code.InvalidArgument), body: of(corrected) };
+  return { ...answer, status: codeToHttpStatus(Code.InvalidArgument), body: createAsyncIterable([corrected]) };
 }
 
 /** Every chunk is one envelope. */
@@ -33,8 +33,4 @@ async function* withEndPutRight(body: AsyncIterable<Uint8Array>): AsyncGenerator
 function endPutRight(end: Uint8Array): Uint8Array {
   const text = Buffer.from(end.subarray(envelopeHeaderBytes)).toString();
   return ours.test(text) ? envelope(Buffer.from(text.replace(ours, theirs)), flagEndOfStream) : end;
-}
-
-async function* of(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
-  yield bytes;
 }

@@ -10,8 +10,6 @@ import { archive, list, mkdir, readFile, remove, stat, upload, watch, writeFile 
 import { portForward, processes, signal, vitals } from "./processes.ts";
 import { runCode, runCodeStream } from "./run-code.ts";
 
-export type SandboxService = ReturnType<typeof sandboxService>;
-
 export function sandboxService(context: ServerContext) {
   return {
     exec: streaming(context, "exec", exec),

@@ -71,12 +71,7 @@ describe("a client that sends more than the server holds", () => {
   /** Three of the four MiB that the server holds. */
   const much = "x".repeat(3 * MiB);
 
-  function compressed(payload: Uint8Array): Buffer {
-    const head = Buffer.alloc(5);
-    head[0] = 1;
-    head.writeUInt32BE(payload.length, 1);
-    return Buffer.concat([head, payload]);
-  }
+  const compressed = (payload: Uint8Array) => envelope(payload, 1);
 
   afterEach(() => {
     for (const socket of sockets.splice(0)) socket.destroy();

@@ -1,6 +1,7 @@
 import { request as httpRequest, type IncomingHttpHeaders } from "node:http";
 import type { KeyRequest } from "@mitos/engine";
 import { afterEach, beforeEach, expect } from "vitest";
+import { envelope as envelopeOf } from "../envelope.ts";
 import { type RunningServer, type ServerOptions, startServer } from "../index.ts";
 import { FakeEngine, type FakeRuntime } from "./fake-engine.ts";
 
@@ -141,12 +142,10 @@ export async function events(
   };
 }
 
+/** @param message - bytes and text as they are, anything else as JSON */
 export function envelope(message: unknown, flags = 0): Buffer {
-  const payload = Buffer.from(typeof message === "string" ? message : JSON.stringify(message));
-  const head = Buffer.alloc(5);
-  head[0] = flags;
-  head.writeUInt32BE(payload.length, 1);
-  return Buffer.concat([head, payload]);
+  if (message instanceof Uint8Array) return envelopeOf(message, flags);
+  return envelopeOf(Buffer.from(typeof message === "string" ? message : JSON.stringify(message)), flags);
 }
 
 export interface Frame {
