@@ -164,7 +164,8 @@ describe("a deadline is a time, not a duration", () => {
     const { deadlineUnix } = await at("suspended").info();
     const names = accountOf(directory.dataDir).machineNames;
     const { machine, shim } = processesOf(directory.dataDir, names[0]!);
-    const everybody = [directory.server.child.pid!, shim, machine];
+    // From the inside out: whoever wakes may end those inside of it at once.
+    const everybody = [machine, shim, directory.server.child.pid!];
     for (const pid of everybody) process.kill(pid, "SIGSTOP");
     await until("its time is over", () => Date.now() / 1000 > deadlineUnix! + 1);
     for (const pid of everybody) process.kill(pid, "SIGCONT");

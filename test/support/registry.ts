@@ -1,9 +1,9 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type IncomingMessage, request, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import { type AddressInfo, connect } from "node:net";
 import os from "node:os";
 import path from "node:path";
 import { findImageTool } from "../../scripts/lib/image-tools.mjs";
@@ -65,8 +65,9 @@ export async function startRegistry({ auth = "none" }: RegistryOptions = {}): Pr
   child.stderr.setEncoding("utf8").on("data", (text) => {
     said = `${said}${text}`.slice(-4096);
   });
-  await until("the registry listens", () => existsSync(socketPath) || ended(child)).catch(() => undefined);
-  if (!existsSync(socketPath)) {
+  const listens = until("the registry listens", async () => (await accepts(socketPath)) || ended(child));
+  if (!(await listens.then(() => !ended(child)).catch(() => false))) {
+    child.kill("SIGKILL");
     rmSync(folder, { recursive: true, force: true });
     throw new Error(`docker-registry did not start: ${said}`);
   }
@@ -101,6 +102,16 @@ export async function startRegistry({ auth = "none" }: RegistryOptions = {}): Pr
       rmSync(folder, { recursive: true, force: true });
     },
   };
+}
+
+/** A socket stands in its folder a moment before anybody listens to it. */
+function accepts(socketPath: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(socketPath, () => {
+      socket.destroy();
+      resolve(true);
+    }).on("error", () => resolve(false));
+  });
 }
 
 function ended(child: ChildProcess): boolean {
