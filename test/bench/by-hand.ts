@@ -13,6 +13,12 @@ import { until } from "../support/until.ts";
 
 const errorBytesMax = 4096;
 
+/** What a command reads, and where what it prints goes: piece by piece, and by itself nowhere. */
+export interface Streams {
+  readonly input?: Uint8Array;
+  readonly onOutput?: (piece: Buffer) => void;
+}
+
 /**
  * What somebody does with one build of runsc alone: the same root file system, mounts and capabilities as a sandbox has, no network, and otherwise
  * the flags that runsc takes by itself. Without root its commands run in a user namespace of their own, as those of the engine do.
@@ -56,7 +62,9 @@ export class ByHand implements AsyncDisposable {
   async run(args: readonly string[]): Promise<string> {
     const { id, bundle } = await this.#bundle(args);
     try {
-      return Buffer.concat(await this.#runsc(["run", `--bundle=${bundle}`, id])).toString();
+      const printed: Buffer[] = [];
+      await this.#runsc(["run", `--bundle=${bundle}`, id], { onOutput: (piece) => printed.push(piece) });
+      return Buffer.concat(printed).toString();
     } finally {
       await this.remove(id);
     }
@@ -69,9 +77,9 @@ export class ByHand implements AsyncDisposable {
     return id;
   }
 
-  /** `runsc exec`. @returns what it printed, in the pieces in which it came */
-  exec(id: string, args: readonly string[], input?: Uint8Array): Promise<readonly Buffer[]> {
-    return this.#runsc(["exec", id, ...args], input);
+  /** `runsc exec`. Resolves when the program has ended and all that it printed has come. */
+  exec(id: string, args: readonly string[], streams: Streams = {}): Promise<void> {
+    return this.#runsc(["exec", id, ...args], streams);
   }
 
   /** `runsc checkpoint` of a container that runs on, and `runsc restore` of what it saved. @returns the copy's id */
@@ -120,12 +128,11 @@ export class ByHand implements AsyncDisposable {
     if (code !== 0) throw failed(args, code ?? signal, await readFile(file, "utf8"));
   }
 
-  /** @returns what it printed, in the pieces in which it came. @throws with what it said when it fails */
-  async #runsc(args: readonly string[], input?: Uint8Array): Promise<readonly Buffer[]> {
+  /** @throws with what it said when it fails */
+  async #runsc(args: readonly string[], { input, onOutput }: Streams = {}): Promise<void> {
     const child = this.#spawn(args, [input ? "pipe" : "ignore", "pipe", "pipe"]);
-    const output: Buffer[] = [];
     let errors = "";
-    child.stdout?.on("data", (chunk: Buffer) => output.push(chunk));
+    child.stdout?.on("data", (piece: Buffer) => onOutput?.(piece));
     child.stderr?.on("data", (chunk: Buffer) => {
       errors = (errors + chunk.toString()).slice(-errorBytesMax);
     });
@@ -133,7 +140,6 @@ export class ByHand implements AsyncDisposable {
     child.stdin?.end(input);
     const [code, signal] = (await once(child, "close")) as [number | null, string | null];
     if (code !== 0) throw failed(args, code ?? signal, errors);
-    return output;
   }
 
   #spawn(args: readonly string[], stdio: StdioOptions): ChildProcess {

@@ -28,7 +28,7 @@ export interface Scale {
 
 export const fullScale: Scale = {
   // Cells and small files took half of their first time after about a hundred, and then no less. A create has little code that the others do not run.
-  warmUp: { execs: 300, cells: 300, files: 100, largeFiles: 20, creates: 10 },
+  warmUp: { execs: 300, cells: 300, files: 100, largeFiles: 60, creates: 10 },
   stateMiB: [30, 256, 1024],
   forkCount: 16,
   fileMiB: 64,

@@ -32,7 +32,7 @@ export async function warmUp(server: BenchServer, calls: WarmUp, signal?: AbortS
   const large = new Uint8Array(largeFileBytes);
   await times(calls.largeFiles, async () => {
     await sandbox.files.write("/workspace/warm-up", large);
-    await (await sandbox.files.readStream("/workspace/warm-up")).pipeTo(new WritableStream());
+    for await (const _piece of await sandbox.files.readStream("/workspace/warm-up"));
   });
   await sandbox.terminate();
   await times(calls.creates, async () => {

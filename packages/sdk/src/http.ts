@@ -1,4 +1,5 @@
 import { type Connection, HOSTED_BASE_URL, hasEnvironment, resolveConnection, toBaseUrl, toToken } from "./config.ts";
+import { downloadFrom } from "./download.ts";
 import { AgentRunError, canceledError, parseJson, redact, transportError } from "./errors.ts";
 import { patientDispatcher } from "./patience.ts";
 
@@ -70,17 +71,22 @@ export class HttpClient {
 
   /** Any 2xx answer as it is. @throws the answer's error otherwise, transport_error without an answer, canceled */
   async send(method: string, path: string, body: RequestBody | undefined, options: RequestOptions = {}): Promise<Response> {
-    const response = await this.fetch(method, path, body, options);
-    if (response.ok) return response;
-    const text = await this.#text(method, path, response, options.signal);
-    throw AgentRunError.fromResponse(response.status, text, this.#token, response.headers.get("Retry-After"));
+    return await this.#accepted(method, path, await this.fetch(method, path, body, options), options.signal);
+  }
+
+  /** As `send` with GET, for an answer that may be large. */
+  async download(path: string, { headers, signal }: RequestOptions = {}): Promise<Response> {
+    const download = downloadFrom(this.baseUrl);
+    if (!download) return await this.send("GET", path, undefined, { headers, signal });
+    const response = await download(`${this.baseUrl}${path}`, this.#headers(headers), signal).catch((error: unknown) => {
+      throw this.failure(`GET ${path.split("?")[0]}`, error, signal);
+    });
+    return await this.#accepted("GET", path, response, signal);
   }
 
   /** Any answer, whatever its status. */
   async fetch(method: string, path: string, body: RequestBody | undefined, options: RequestOptions = {}): Promise<Response> {
-    const headers: Record<string, string> = { ...options.headers };
-    if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
-    const init: RequestInit & { duplex?: "half" } = { method, headers, redirect: "error" };
+    const init: RequestInit & { duplex?: "half" } = { method, headers: this.#headers(options.headers), redirect: "error" };
     if (options.signal) init.signal = options.signal;
     const dispatcher = patientDispatcher();
     if (dispatcher) Object.assign(init, { dispatcher });
@@ -91,6 +97,16 @@ export class HttpClient {
     } catch (error) {
       throw this.failure(`${method} ${path.split("?")[0]}`, error, options.signal);
     }
+  }
+
+  #headers(headers: RequestOptions["headers"]): Record<string, string> {
+    return { ...headers, ...(this.#token ? { Authorization: `Bearer ${this.#token}` } : {}) };
+  }
+
+  async #accepted(method: string, path: string, response: Response, signal?: AbortSignal): Promise<Response> {
+    if (response.ok) return response;
+    const text = await this.#text(method, path, response, signal);
+    throw AgentRunError.fromResponse(response.status, text, this.#token, response.headers.get("Retry-After"));
   }
 
   /** The error for a request or a body that broke off. */

@@ -11,6 +11,7 @@ interface Timeouts {
 
 const globalPool = Symbol.for("undici.globalDispatcher.1");
 let shared: object | undefined;
+const firstFetch: unknown = globalThis.fetch;
 
 export function patientDispatcher(): object | undefined {
   shared ??= newDispatcher({ bodyTimeout: 0, headersTimeout: 0 });
@@ -23,4 +24,9 @@ export function newDispatcher(timeouts: Timeouts): object | undefined {
   const pool = (globalThis as Record<symbol, unknown>)[globalPool] as { constructor: new (options: Timeouts) => object } | undefined;
   if (pool?.constructor?.name !== "Agent") return undefined;
   return new pool.constructor(timeouts);
+}
+
+/** False once somebody has put another fetch in place of the runtime's. */
+export function hasOwnFetch(): boolean {
+  return globalThis.fetch === firstFetch;
 }

@@ -40,8 +40,15 @@ export function filesRow({ fileMiB }: Scale): Row {
             return samples(ours, write, readBack);
           },
           ...containers.map(({ hand, container, sample }) => async () => {
-            const write = await timedMs(() => hand.exec(container, ["sh", "-c", `cat > ${file}`], bytes));
-            const readBack = await timedMs(async () => requireWhole(await lengthOf(await hand.exec(container, ["cat", file])), bytes));
+            const write = await timedMs(() => hand.exec(container, ["sh", "-c", `cat > ${file}`], { input: bytes }));
+            const readBack = await timedMs(async () => {
+              let length = 0;
+              const onOutput = (piece: Buffer) => {
+                length += piece.length;
+              };
+              await hand.exec(container, ["cat", file], { onOutput });
+              requireWhole(length, bytes);
+            });
             await hand.exec(container, ["rm", file]);
             return samples(sample, write, readBack);
           }),
@@ -54,7 +61,7 @@ export function filesRow({ fileMiB }: Scale): Row {
   };
 }
 
-async function lengthOf(pieces: AsyncIterable<Uint8Array> | Iterable<Uint8Array>): Promise<number> {
+async function lengthOf(pieces: AsyncIterable<Uint8Array>): Promise<number> {
   let length = 0;
   for await (const piece of pieces) length += piece.length;
   return length;

@@ -1,0 +1,228 @@
+import { execFile } from "node:child_process";
+import { randomBytes } from "node:crypto";
+import { once } from "node:events";
+import { createServer, type RequestListener, type ServerResponse } from "node:http";
+import { type AddressInfo, createServer as createTcpServer } from "node:net";
+import { promisify } from "node:util";
+import { describe, expect, it, vi } from "vitest";
+import { downloadFrom } from "./download.ts";
+
+async function served<T>(answer: RequestListener, use: (url: string, connections: () => number) => Promise<T>): Promise<T> {
+  let connections = 0;
+  const server = createServer(answer)
+    .on("connection", () => connections++)
+    .listen(0, "127.0.0.1");
+  await once(server, "listening");
+  try {
+    return await use(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, () => connections);
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+}
+
+function download(url: string, { headers = {}, signal }: { headers?: Record<string, string>; signal?: AbortSignal } = {}) {
+  const own = downloadFrom(url);
+  if (!own) throw new Error("fetch would do it");
+  return own(`${url}/file`, headers, signal);
+}
+
+/** All pieces are there before the first one is looked at: none may change when others come. */
+async function bytesOf(response: Response): Promise<Buffer> {
+  const pieces: Uint8Array[] = [];
+  for await (const piece of response.body!) pieces.push(piece);
+  return Buffer.concat(pieces);
+}
+
+function drained(response: ServerResponse): Promise<void> {
+  return new Promise((resolve) => response.once("drain", resolve));
+}
+
+describe("what comes is what was sent", () => {
+  const framings = {
+    "a length": (response: ServerResponse, content: Buffer) => response.writeHead(200, { "content-length": content.length }).end(content),
+    chunks: async (response: ServerResponse, content: Buffer) => {
+      for (let at = 0; at < content.length; at += 10_007) if (!response.write(content.subarray(at, at + 10_007))) await drained(response);
+      response.end();
+    },
+    "the end of the connection": ({ socket }: ServerResponse, content: Buffer) => {
+      socket?.write("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
+      socket?.end(content);
+    },
+  };
+
+  for (const [framing, send] of Object.entries(framings)) {
+    it.each([0, 1, 65_536, 300_000, 5_000_000])(`with ${framing}: %i bytes`, async (length) => {
+      const content = randomBytes(length);
+      await served(
+        (_request, response) => void send(response, content),
+        async (url) => {
+          const response = await download(url);
+          expect(response.status).toBe(200);
+          expect((await bytesOf(response)).equals(content)).toBe(true);
+        },
+      );
+    });
+  }
+
+  it("with several at once", async () => {
+    const contents = Array.from({ length: 6 }, () => randomBytes(2_000_000));
+    await served(
+      (request, response) => response.end(contents[Number(request.headers["x-which"])]),
+      async (url) => {
+        const all = contents.map(async (_, which) => bytesOf(await download(url, { headers: { "X-Which": String(which) } })));
+        for (const [which, bytes] of (await Promise.all(all)).entries()) expect(bytes.equals(contents[which]!)).toBe(true);
+      },
+    );
+  });
+
+  it("with its status and headers, and what was asked with", async () => {
+    await served(
+      ({ method, url, headers: { range, authorization } }, response) =>
+        response.writeHead(206, { "x-asked": `${method} ${url} ${range} ${authorization}`, "set-cookie": ["a=1", "b=2"] }).end("part"),
+      async (url) => {
+        const response = await download(url, { headers: { Range: "bytes=0-3", Authorization: "Bearer key" } });
+        expect(response.status).toBe(206);
+        expect(response.headers.get("x-asked")).toBe("GET /file bytes=0-3 Bearer key");
+        expect(response.headers.getSetCookie()).toEqual(["a=1", "b=2"]);
+        expect(await response.text()).toBe("part");
+      },
+    );
+  });
+});
+
+describe("a reader", () => {
+  /** As fast as it is taken; without `content` it never ends. */
+  async function send(response: ServerResponse, content?: Buffer, onSent?: (bytes: number) => void) {
+    const endless = Buffer.alloc(65_536);
+    const closed = once(response, "close");
+    for (let at = 0; !response.destroyed && at < (content?.length ?? Number.POSITIVE_INFINITY); at += 65_536) {
+      if (!response.write(content?.subarray(at, at + 65_536) ?? endless)) await Promise.race([drained(response), closed]);
+      onSent?.(at);
+    }
+    response.end();
+  }
+
+  it("that stops is not sent to without end, and goes on", async () => {
+    let sent = 0;
+    const content = randomBytes(60_000_000);
+    await served(
+      (_request, response) => void send(response, content, (bytes) => (sent = bytes)),
+      async (url) => {
+        const reader = (await download(url)).body!.getReader();
+        const pieces = [(await reader.read()).value!];
+        for (let before = -1; sent !== before; ) {
+          before = sent;
+          await new Promise((resolve) => setTimeout(resolve, 300));
+        }
+        // Of which nearly all is in the buffers of the host's own sockets.
+        expect(sent).toBeLessThan(30_000_000);
+        for (;;) {
+          const { done, value } = await reader.read();
+          if (done) break;
+          pieces.push(value);
+        }
+        expect(Buffer.concat(pieces).equals(content)).toBe(true);
+      },
+    );
+  });
+
+  it("that leaves closes the connection", async () => {
+    const { promise: closed, resolve } = Promise.withResolvers<void>();
+    await served(
+      (_request, response) => {
+        response.on("close", resolve);
+        void send(response);
+      },
+      async (url) => {
+        for await (const piece of (await download(url)).body!) {
+          expect(piece.length).toBeGreaterThan(0);
+          break;
+        }
+        await closed;
+      },
+    );
+  });
+
+  it("hears of the reason when its signal fires, before the answer and within it", async () => {
+    const reason = new Error("enough");
+    await served(
+      (request, response) => void (request.headers["x-answer"] && send(response)),
+      async (url) => {
+        const silent = download(url, { signal: AbortSignal.timeout(50) });
+        await expect(silent).rejects.toThrow();
+        const controller = new AbortController();
+        const response = await download(url, { headers: { "X-Answer": "1" }, signal: controller.signal });
+        const read = bytesOf(response);
+        setTimeout(() => controller.abort(reason), 50);
+        await expect(read).rejects.toBe(reason);
+      },
+    );
+  });
+
+  it("hears of an answer that breaks off", async () => {
+    await served(
+      (_request, response) => {
+        response.writeHead(200, { "content-length": "100" }).write("half");
+        setTimeout(() => response.destroy(), 50);
+      },
+      async (url) => {
+        await expect(download(url).then(bytesOf)).rejects.toThrow();
+      },
+    );
+  });
+});
+
+describe("connections", () => {
+  it("are used again, and do not keep a program from ending", async () => {
+    await served(
+      (_request, response) => response.end("content"),
+      async (url, connections) => {
+        for (let time = 0; time < 3; time++) await bytesOf(await download(url));
+        expect(connections()).toBe(1);
+        const module = JSON.stringify(import.meta.resolve("./download.ts"));
+        const program = `const { downloadFrom } = await import(${module}); console.log(await (await downloadFrom("${url}")("${url}", {})).text());`;
+        const { stdout } = await promisify(execFile)(process.execPath, ["--input-type=module", "--eval", program], { timeout: 3000 });
+        expect(stdout).toBe("content\n");
+      },
+    );
+  });
+
+  it("that the server closes just when they are to be used again are replaced", async () => {
+    let served = 0;
+    const server = createTcpServer((socket) => {
+      let asked = 0;
+      socket.on("error", () => undefined);
+      socket.on("data", () => {
+        asked += 1;
+        if (asked > 1) return socket.resetAndDestroy();
+        served += 1;
+        return socket.write("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+      });
+    }).listen(0, "127.0.0.1");
+    await once(server, "listening");
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    for (let time = 0; time < 3; time++) expect(await (await download(url)).text()).toBe("ok");
+    expect(served).toBe(3);
+    server.close();
+  });
+
+  it("to nobody fail, and so does an answer that leads elsewhere", async () => {
+    const gone = await served(
+      (_request, response) => response.writeHead(307, { location: "/elsewhere" }).end(),
+      async (url) => {
+        await expect(download(url)).rejects.toThrow("unexpected redirect (307)");
+        return url;
+      },
+    );
+    await expect(download(gone)).rejects.toMatchObject({ code: "ECONNREFUSED" });
+  });
+});
+
+it("is left to fetch over TLS, and where something stands in the place of fetch", () => {
+  expect(downloadFrom("https://127.0.0.1")).toBeUndefined();
+  expect(downloadFrom("http://127.0.0.1")).toBeDefined();
+  vi.stubGlobal("fetch", async () => new Response());
+  expect(downloadFrom("http://127.0.0.1")).toBeUndefined();
+  vi.unstubAllGlobals();
+});

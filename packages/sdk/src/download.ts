@@ -1,0 +1,167 @@
+/**
+ * Large answers on Node. Its fetch takes a stream in pieces of 64 KiB at most, in memory that is new for each, and copies each once more. Here one
+ * buffer is read into, and what has come is copied once, which takes half of the processor time. Reading, parsing and connections are Node's own:
+ * `net` (its `onread`) and `http`.
+ */
+
+import { hasOwnFetch, patientDispatcher } from "./patience.ts";
+
+/** As fetch with GET and `redirect: "error"`. */
+export type Download = (url: string, headers: Readonly<Record<string, string>>, signal?: AbortSignal) => Promise<Response>;
+
+const readBytes = 256 * 1024;
+/** Of one stream, beyond which nothing more is taken from its connection. */
+const queuedBytesMax = readBytes;
+const connectTimeoutMs = 10_000;
+
+/** Undefined where fetch has to do it: elsewhere than on Node, over TLS, and where a proxy or a mock stands in the place of Node's own connections. */
+export function downloadFrom(baseUrl: string): Download | undefined {
+  if (!baseUrl.startsWith("http://") || !patientDispatcher() || !hasOwnFetch()) return undefined;
+  shared ??= connections();
+  const own = shared;
+  return own && ((url, headers, signal) => ask(own, url, headers, signal));
+}
+
+let shared: Connections | undefined;
+
+/** As much of Node as is used here; the SDK is compiled without Node's types too. */
+interface NodeModules {
+  readonly "node:http": {
+    Agent: new (options: { keepAlive: boolean }) => Agent;
+    get(url: string, options: { agent: Agent; headers: Readonly<Record<string, string>>; signal?: AbortSignal }): Outgoing;
+  };
+  readonly "node:net": { connect(options: object): Socket };
+}
+
+interface Agent {
+  createConnection: (options: object) => Socket;
+}
+
+interface Emitter {
+  on(event: string, listener: (argument: never) => void): this;
+  once(event: string, listener: (argument: never) => void): this;
+}
+
+interface Socket extends Emitter {
+  emit(event: "data", bytes: Uint8Array): boolean;
+  destroy(error?: Error): void;
+  setTimeout(ms: number, onTimeout?: () => void): void;
+}
+
+interface Outgoing extends Emitter {
+  readonly reusedSocket: boolean;
+}
+
+interface Incoming extends Emitter {
+  readonly statusCode: number;
+  readonly statusMessage: string;
+  readonly rawHeaders: readonly string[];
+  pause(): void;
+  resume(): void;
+  destroy(error?: Error): void;
+}
+
+interface Connections {
+  readonly http: NodeModules["node:http"];
+  readonly agent: Agent;
+  /** What all of them are read into. */
+  readonly buffer: Uint8Array;
+  /** Whether Node's parser copies what it hands on, as it does in all versions so far. Undefined before the first answer has shown it. */
+  parserCopies: boolean | undefined;
+  /** Memory that was given to the parser to find that out. */
+  readonly given: WeakSet<ArrayBufferLike>;
+}
+
+function connections(): Connections | undefined {
+  const { process } = globalThis as { process?: { getBuiltinModule?: <N extends keyof NodeModules>(name: N) => NodeModules[N] } };
+  if (!process?.getBuiltinModule) return undefined;
+  const http = process.getBuiltinModule("node:http");
+  const net = process.getBuiltinModule("node:net");
+  const agent = new http.Agent({ keepAlive: true });
+  const buffer = new Uint8Array(readBytes);
+  const made: Connections = { http, agent, buffer, parserCopies: undefined, given: new WeakSet() };
+  agent.createConnection = (options) => {
+    // An event of the socket, as it has it itself without `onread`: whoever parses the answer listens to that.
+    const callback = (count: number) => {
+      socket.emit("data", lent(made, buffer.subarray(0, count)));
+      return true;
+    };
+    const socket = net.connect({ ...options, onread: { buffer, callback } });
+    const giveUp = () => socket.destroy(new Error(`no connection within ${connectTimeoutMs / 1000} s`));
+    socket.setTimeout(connectTimeoutMs, giveUp);
+    socket.once("connect", () => socket.setTimeout(0, giveUp));
+    return socket;
+  };
+  return made;
+}
+
+/** The buffer itself is read into again as soon as the parser has returned. */
+function lent({ parserCopies, given }: Connections, bytes: Uint8Array): Uint8Array {
+  if (parserCopies) return bytes;
+  const own = bytes.slice();
+  given.add(own.buffer);
+  return own;
+}
+
+/** Asks again when a connection that had been kept was closed at that moment. */
+function ask(connections: Connections, url: string, headers: Readonly<Record<string, string>>, signal?: AbortSignal): Promise<Response> {
+  const { http, agent } = connections;
+  return new Promise((resolve, reject) => {
+    let answered = false;
+    const request = http.get(url, { agent, headers: { ...headers, "Accept-Encoding": "identity" }, ...(signal ? { signal } : {}) });
+    request.on("response", (answer: Incoming) => {
+      answered = true;
+      if (isRedirect(answer)) {
+        answer.destroy();
+        reject(new Error(`unexpected redirect (${answer.statusCode})`));
+      } else {
+        resolve(responseOf(answer, connections, signal));
+      }
+    });
+    request.on("error", (error: Error & { code?: string }) => {
+      if (!answered && request.reusedSocket && error.code === "ECONNRESET") ask(connections, url, headers, signal).then(resolve, reject);
+      else reject(error);
+    });
+  });
+}
+
+function isRedirect({ statusCode }: Incoming): boolean {
+  return statusCode >= 300 && statusCode < 400;
+}
+
+function responseOf(answer: Incoming, connections: Connections, signal?: AbortSignal): Response {
+  const { statusCode: status, statusMessage: statusText, rawHeaders } = answer;
+  const headers = new Headers();
+  for (let at = 0; at < rawHeaders.length; at += 2) headers.append(rawHeaders[at]!, rawHeaders[at + 1]!);
+  const body = bodyOf(answer, connections, signal);
+  return new Response(status === 204 ? null : body, { status, statusText, headers });
+}
+
+function bodyOf(answer: Incoming, connections: Connections, signal?: AbortSignal): ReadableStream<Uint8Array> {
+  const { buffer, given } = connections;
+  return new ReadableStream<Uint8Array>(
+    {
+      start(controller) {
+        const abort = () => answer.destroy(signal?.reason as Error);
+        signal?.addEventListener("abort", abort, { once: true });
+        answer.on("data", (piece: Uint8Array<ArrayBuffer>) => {
+          connections.parserCopies ??= !given.has(piece.buffer);
+          if (piece.buffer === buffer.buffer) {
+            connections.parserCopies = false;
+            answer.destroy(new Error("Node's parser has kept memory that was only lent to it"));
+            return;
+          }
+          controller.enqueue(piece);
+          if ((controller.desiredSize ?? 0) <= 0) answer.pause();
+        });
+        answer.once("end", () => controller.close());
+        answer.once("error", (error: Error) => controller.error(error));
+        answer.once("close", () => signal?.removeEventListener("abort", abort));
+        answer.pause();
+      },
+      pull: () => answer.resume(),
+      cancel: () => answer.destroy(),
+    },
+    new ByteLengthQueuingStrategy({ highWaterMark: queuedBytesMax }),
+  );
+}
