@@ -6,7 +6,7 @@
 //! A machine that goes on from a snapshot is answered by the thread that reads ([`AtRest`]): on a processor that is cold, or emulated, to wake two more
 //! threads for it would take most of the time.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ const READ_BYTES: usize = 512 * 1024;
 /// A smaller rest of the memory is not read into.
 const READ_BYTES_MIN: usize = 128 * 1024;
 const WRITE_BATCH_BYTES: usize = 512 * 1024;
+/// In one write: two pieces each, of which a system call takes 1,024.
+const WRITE_FRAMES_MAX: usize = 64;
 const HELLO_BYTES_MAX: usize = 1024;
 /// What one read has brought, together: to wake the session for each frame would cost more than the frame.
 const RECEIVED_READS_MAX: usize = 2;
@@ -55,6 +57,12 @@ pub struct Outgoing {
     pub more: bool,
     pub channel: u32,
     pub payload: Bytes,
+}
+
+impl Outgoing {
+    fn header(&self) -> Header {
+        Header { length: self.payload.len(), kind: self.kind, more: self.more, channel: self.channel }
+    }
 }
 
 /// Answers a HELLO, and what comes with it, while the link is at rest: QUIESCED is the last that was written, and nothing came after its QUIESCE.
@@ -101,19 +109,14 @@ impl Rest {
             && in_turn
             && let Some(answer) = (self.answer)(&header, &payload)
         {
-            append(answers, &answer);
+            answers.extend_from_slice(&answer.header().encode());
+            answers.extend_from_slice(&answer.payload);
             return Received::Answered { header, payload, answer: answer.payload };
         }
         let round = (header.kind == FrameType::Quiesce).then(|| Quiesce::decode(&payload[..]).ok()).flatten();
         self.asked = round.map(|quiesce| quiesce.round).filter(|round| *round != NO_ROUND);
         Received::Frame(header, payload)
     }
-}
-
-fn append(bytes: &mut Vec<u8>, Outgoing { kind, more, channel, payload }: &Outgoing) {
-    let header = Header { length: payload.len(), kind: *kind, more: *more, channel: *channel };
-    bytes.extend_from_slice(&header.encode());
-    bytes.extend_from_slice(payload);
 }
 
 fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc::Sender<Vec<Received>>) {
@@ -142,7 +145,7 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
             let events: Vec<_> = std::iter::from_fn(|| frames.next()).map(|event| rest.look_at(event, &mut answers)).collect();
             if !answers.is_empty() {
                 // The other thread has nothing to write until the session knows of this.
-                write_all(&mut output, &answers, &[answers.len()]);
+                write_all(&mut output, &[&answers], &[answers.len()]);
                 rest.asked = None;
             }
             if !events.is_empty() && received.blocking_send(events).is_err() {
@@ -166,37 +169,49 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
 
 fn write_frames(mut output: End, written: &AtomicU64, mut outgoing: mpsc::Receiver<Outgoing>) {
     set_nonblocking(output.fd());
-    let mut batch = Vec::new();
-    let mut ends = Vec::new();
+    let mut batch: Vec<([u8; HEADER_BYTES], Bytes)> = Vec::with_capacity(WRITE_FRAMES_MAX);
     while let Some(first) = outgoing.blocking_recv() {
         batch.clear();
-        ends.clear();
         written.store(NO_ROUND, Ordering::Release);
         let mut last_round = NO_ROUND;
         let mut next = Some(first);
+        let mut length = 0;
         while let Some(frame) = next {
-            append(&mut batch, &frame);
-            ends.push(batch.len());
             last_round = match frame.kind {
-                FrameType::Quiesced => Quiesced::decode(frame.payload).map_or(NO_ROUND, |quiesced| quiesced.round),
+                FrameType::Quiesced => Quiesced::decode(frame.payload.clone()).map_or(NO_ROUND, |quiesced| quiesced.round),
                 _ => NO_ROUND,
             };
-            next = if batch.len() + PAYLOAD_BYTES_MAX < WRITE_BATCH_BYTES { outgoing.try_recv().ok() } else { None };
+            length += HEADER_BYTES + frame.payload.len();
+            batch.push((frame.header().encode(), frame.payload));
+            let full = length + PAYLOAD_BYTES_MAX >= WRITE_BATCH_BYTES || batch.len() == WRITE_FRAMES_MAX;
+            next = if full { None } else { outgoing.try_recv().ok() };
         }
-        write_all(&mut output, &batch, &ends);
+        let pieces: Vec<&[u8]> = batch.iter().flat_map(|(header, payload)| [&header[..], payload]).collect();
+        let ends: Vec<_> = batch
+            .iter()
+            .scan(0, |end, (_, payload)| {
+                Some({
+                    *end += HEADER_BYTES + payload.len();
+                    *end
+                })
+            })
+            .collect();
+        write_all(&mut output, &pieces, &ends);
         written.store(last_round, Ordering::Release);
     }
 }
 
-/// Writes whole frames. When the link breaks in mid-frame, the frame is written again from its start once there is a link: the new other
-/// end reads from a frame boundary and ignores what is not for it.
-fn write_all(output: &mut End, batch: &[u8], ends: &[usize]) {
+/// Writes whole frames, which end at `ends` of what the pieces are together. When the link breaks in mid-frame, the frame is written again from its
+/// start once there is a link: the new other end reads from a frame boundary and ignores what is not for it.
+fn write_all(output: &mut End, pieces: &[&[u8]], ends: &[usize]) {
     let whole = |written: usize| ends.iter().copied().take_while(|end| *end <= written).last().unwrap_or(0);
+    let total = ends.last().copied().unwrap_or(0);
     let mut written = 0;
     let mut pause = PAUSE_MIN;
-    while written < batch.len() {
-        // SAFETY: writes from within the slice.
-        let write = |fd| unsafe { libc::write(fd, batch[written..].as_ptr().cast(), batch.len() - written) };
+    while written < total {
+        let rest = after(written, pieces);
+        // SAFETY: an IoSlice is an iovec, and they lie within slices that are borrowed for the call.
+        let write = |fd| unsafe { libc::writev(fd, rest.as_ptr().cast(), rest.len() as libc::c_int) };
         let Some(count) = output.during(write) else {
             (written, pause) = (whole(written), PAUSE_MIN);
             continue;
@@ -218,6 +233,19 @@ fn write_all(output: &mut End, batch: &[u8], ends: &[usize]) {
         output.pause(pause);
         pause = (pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// What is left of the pieces without their first bytes.
+fn after<'a>(mut bytes: usize, pieces: &[&'a [u8]]) -> Vec<IoSlice<'a>> {
+    let mut rest = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let skipped = bytes.min(piece.len());
+        bytes -= skipped;
+        if skipped < piece.len() {
+            rest.push(IoSlice::new(&piece[skipped..]));
+        }
+    }
+    rest
 }
 
 fn set_nonblocking(fd: RawFd) {
@@ -346,6 +374,16 @@ mod tests {
         assert!(matches!(events[0], Received::Broken(_)));
         assert!(matches!(&events[1], Received::Frame(header, payload) if header.kind == FrameType::Hello && payload[..] == hello));
         assert!(matches!(&events[2], Received::Frame(header, _) if header.kind == FrameType::Ping));
+    }
+
+    #[test]
+    fn what_is_left_of_pieces_begins_in_the_middle_of_one() {
+        let pieces: [&[u8]; 4] = [b"head", b"", b"body", b"next"];
+        let left = |written| after(written, &pieces).iter().map(|piece| piece.to_vec()).collect::<Vec<_>>();
+        assert_eq!(left(0), [b"head", b"body", b"next"]);
+        assert_eq!(left(4), [b"body", b"next"]);
+        assert_eq!(left(6), [&b"dy"[..], b"next"]);
+        assert!(left(12).is_empty());
     }
 
     /// What `Rest` makes of frames after a QUIESCE and a QUIESCED of these rounds: which it answers.

@@ -1,8 +1,9 @@
 //! One connected server: frames of the link, and requests with their replies.
 
 use super::frames::{Fill, Inbox, OUTBOX_BYTES_HIGH, Outbox};
+use super::link::Link;
 use super::sys;
-use crate::wire::{FrameType, Header, PAYLOAD_BYTES_MAX};
+use crate::wire::{FrameType, Header, HeaderError, PAYLOAD_BYTES_MAX};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io;
@@ -25,7 +26,7 @@ pub struct Connection {
     parts: BTreeMap<u32, Vec<u8>>,
 }
 
-/// What one read brought: frames for the machine are in `to_machine` already.
+/// What one read brought: frames for the machine have been passed on already.
 pub enum Received {
     Requests(Vec<(u32, Vec<u8>)>),
     /// Gone, with the rule it broke if it broke one. What came before it has been served.
@@ -48,7 +49,7 @@ impl Connection {
     }
 
     /// One read. A frame of which the rest never comes stays here and dies with the connection: the machine sees whole frames only.
-    pub fn receive(&mut self, to_machine: &mut Outbox) -> Received {
+    pub fn receive(&mut self, link: &mut Link) -> Received {
         match self.inbox.fill(self.stream.as_fd()) {
             Ok(Fill::Some) => {}
             Ok(Fill::Empty) => return Received::Requests(Vec::new()),
@@ -58,10 +59,16 @@ impl Connection {
         }
         let mut requests = Vec::new();
         loop {
+            match self.inbox.next_of_link() {
+                Ok([]) => {}
+                Ok(_) if !self.carries_link => return Received::Closed(Some("control.sock takes requests only".into())),
+                Ok(frames) => link.pass(frames),
+                Err(error) => return malformed(error),
+            }
             let frame = match self.inbox.next() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Received::Requests(requests),
-                Err(error) => return Received::Closed(Some(format!("a frame of the server is malformed: {error:?}"))),
+                Err(error) => return malformed(error),
             };
             let channel = frame.header.channel;
             match frame.header.kind {
@@ -74,11 +81,14 @@ impl Connection {
                     request.extend_from_slice(frame.payload());
                     if frame.header.more { drop(self.parts.insert(channel, request)) } else { requests.push((channel, request)) }
                 }
-                kind if kind.is_shim() => return Received::Closed(Some(format!("a server may not send {kind:?}"))),
-                _ if !self.carries_link => return Received::Closed(Some("control.sock takes requests only".into())),
-                _ => to_machine.push(frame.bytes),
+                kind => return Received::Closed(Some(format!("a server may not send {kind:?}"))),
             }
         }
+    }
+
+    /// Whole frames of the link.
+    pub fn pass(&mut self, frames: &[u8]) {
+        self.outbox.pass(frames, self.stream.as_fd());
     }
 
     pub fn send_json(&mut self, kind: FrameType, channel: u32, value: &impl Serialize) {
@@ -92,4 +102,8 @@ impl Connection {
     pub fn flush(&mut self) -> io::Result<()> {
         self.outbox.flush(self.stream.as_fd())
     }
+}
+
+fn malformed(error: HeaderError) -> Received {
+    Received::Closed(Some(format!("a frame of the server is malformed: {error:?}")))
 }

@@ -60,15 +60,31 @@ impl Inbox {
 
     /// The next whole frame. A header is judged as soon as it is there, whatever length it claims.
     pub fn next(&mut self) -> Result<Option<Frame<'_>>, HeaderError> {
+        let Some((header, end)) = self.peek()? else { return Ok(None) };
+        let bytes = &self.buffer[self.start..end];
+        self.start = end;
+        Ok(Some(Frame { header, bytes }))
+    }
+
+    /// All whole frames before the first of the shim itself, as they lie in the stream. Empty when there are none. A malformed header is an error of
+    /// the call that finds it first.
+    pub fn next_of_link(&mut self) -> Result<&[u8], HeaderError> {
+        let start = self.start;
+        loop {
+            match self.peek() {
+                Ok(Some((header, end))) if !header.kind.is_shim() => self.start = end,
+                Err(error) if self.start == start => return Err(error),
+                _ => return Ok(&self.buffer[start..self.start]),
+            }
+        }
+    }
+
+    /// Header of the next whole frame, and where the frame ends.
+    fn peek(&self) -> Result<Option<(Header, usize)>, HeaderError> {
         let Some(head) = self.buffer[self.start..self.end].first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let header = Header::parse(head)?;
-        let length = HEADER_BYTES + header.length;
-        if self.end - self.start < length {
-            return Ok(None);
-        }
-        let bytes = &self.buffer[self.start..self.start + length];
-        self.start += length;
-        Ok(Some(Frame { header, bytes }))
+        let end = self.start + HEADER_BYTES + header.length;
+        Ok((end <= self.end).then_some((header, end)))
     }
 }
 
@@ -97,6 +113,13 @@ impl Outbox {
             self.sent = 0;
         }
         self.bytes.extend_from_slice(frame);
+    }
+
+    /// Whole frames, straight from where they lie while nothing waits before them. What the reader does not take now is kept.
+    pub fn pass(&mut self, frames: &[u8], fd: BorrowedFd) {
+        // An error is that of the next flush.
+        let sent = if self.is_empty() { sys::send(fd, frames).unwrap_or(0) } else { 0 };
+        self.push(&frames[sent..]);
     }
 
     pub fn push_frame(&mut self, header: Header, payload: &[u8]) {
@@ -161,6 +184,50 @@ mod tests {
         let mut inbox = Inbox::new();
         inbox.fill(reader.as_fd()).unwrap();
         assert!(inbox.next().is_err());
+    }
+
+    #[test]
+    fn frames_of_the_link_come_together_up_to_one_of_the_shim_and_before_what_is_malformed() {
+        let request =
+            |channel| [Header { length: 2, kind: FrameType::ShimRequest, more: false, channel }.encode().to_vec(), b"{}".to_vec()].concat();
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        let (first, second) = ([frame(3, 1), frame(0, 2)].concat(), frame(5, 4));
+        for piece in [&first[..], &request(3), &second, &[0xff; HEADER_BYTES]] {
+            writer.write_all(piece).unwrap();
+        }
+        let mut inbox = Inbox::new();
+        inbox.fill(reader.as_fd()).unwrap();
+        assert_eq!(inbox.next_of_link().unwrap(), first);
+        assert_eq!(inbox.next_of_link().unwrap(), b"");
+        assert_eq!(inbox.next().unwrap().unwrap().header.channel, 3);
+        assert_eq!(inbox.next_of_link().unwrap(), second);
+        assert!(inbox.next_of_link().is_err());
+    }
+
+    #[test]
+    fn what_is_passed_on_keeps_its_order_whether_it_waits_or_not() {
+        let (mut reader, writer) = UnixStream::pair().unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let mut outbox = Outbox::default();
+        let mut expected = Vec::new();
+        let mut received = Vec::new();
+        let mut waited = false;
+        for channel in 0..40 {
+            let bytes = frame(60_000, channel);
+            outbox.pass(&bytes, writer.as_fd());
+            expected.extend(bytes);
+            waited |= !outbox.is_empty();
+            if channel % 8 == 7 {
+                while received.len() < expected.len() {
+                    let mut piece = vec![0; 1 << 20];
+                    let count = io::Read::read(&mut reader, &mut piece).unwrap();
+                    received.extend_from_slice(&piece[..count]);
+                    outbox.flush(writer.as_fd()).unwrap();
+                }
+            }
+        }
+        assert!(waited, "the socket's own buffer took everything, so nothing was proven");
+        assert!(received == expected);
     }
 
     #[test]

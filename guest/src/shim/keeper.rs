@@ -307,7 +307,7 @@ impl Keeper {
             Token::Machine => self.machine_gone(),
             Token::Vmm => self.answer_steps(),
             Token::Link => {
-                if revents & !libc::POLLOUT != 0 && self.link.receive(self.server.as_mut().map(|server| &mut server.outbox)) {
+                if revents & !libc::POLLOUT != 0 && self.link.receive(self.server.as_mut()) {
                     self.link_closed();
                 }
             }
@@ -433,7 +433,7 @@ impl Keeper {
     fn receive_from_server(&mut self) {
         let Some(server) = &mut self.server else { return };
         let id = server.id;
-        match server.receive(&mut self.link.to_machine) {
+        match server.receive(&mut self.link) {
             Received::Requests(requests) => self.serve(id, requests),
             Received::Closed(error) => self.server_gone(error),
         }
@@ -453,7 +453,7 @@ impl Keeper {
 
     fn receive_from_control(&mut self, id: u64) {
         let Some(index) = self.controls.iter().position(|control| control.id == id) else { return };
-        match self.controls[index].receive(&mut self.link.to_machine) {
+        match self.controls[index].receive(&mut self.link) {
             Received::Requests(requests) => self.serve(id, requests),
             Received::Closed(_) => drop(self.controls.swap_remove(index)),
         }

@@ -1,7 +1,9 @@
 //! The socket pair between shim and machine.
 
+use super::connection::Connection;
 use super::frames::{Fill, Inbox, Outbox};
 use super::sys;
+use crate::wire::HeaderError;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -44,21 +46,22 @@ impl Link {
         self.close(Closed { error: "it is being connected".into(), by_violation: false });
     }
 
-    /// One read; whole frames go to `to_server`, or nowhere while there is none. True when the link was closed by it.
-    pub fn receive(&mut self, mut to_server: Option<&mut Outbox>) -> bool {
+    /// One read; whole frames go to `server`, or nowhere while there is none. True when the link was closed by it.
+    pub fn receive(&mut self, server: Option<&mut Connection>) -> bool {
         let mut by_violation = true;
         let error = match self.inbox.fill(self.ours.as_fd()) {
-            Ok(Fill::Some) => loop {
-                match self.inbox.next() {
-                    Ok(Some(frame)) if frame.header.kind.is_shim() => break format!("the machine sent {:?}", frame.header.kind),
-                    Ok(Some(frame)) => {
-                        if let Some(outbox) = &mut to_server {
-                            outbox.push(frame.bytes);
-                        }
+            Ok(Fill::Some) => match self.inbox.next_of_link() {
+                Ok(frames) => {
+                    if let Some(server) = server {
+                        server.pass(frames);
                     }
-                    Ok(None) => return false,
-                    Err(error) => break format!("a frame of the machine is malformed: {error:?}"),
+                    match self.inbox.next() {
+                        Ok(None) => return false,
+                        Ok(Some(frame)) => format!("the machine sent {:?}", frame.header.kind),
+                        Err(error) => malformed(error),
+                    }
                 }
+                Err(error) => malformed(error),
             },
             Ok(Fill::Empty) => return false,
             ended => {
@@ -68,6 +71,13 @@ impl Link {
         };
         self.close(Closed { error, by_violation });
         true
+    }
+
+    /// Whole frames to the machine; nowhere while there is none.
+    pub fn pass(&mut self, frames: &[u8]) {
+        if self.closed.is_none() {
+            self.to_machine.pass(frames, self.ours.as_fd());
+        }
     }
 
     /// To the machine. True when the link was closed by it.
@@ -91,4 +101,8 @@ impl Link {
         self.to_machine = Outbox::default();
         self.closed = Some(closed);
     }
+}
+
+fn malformed(error: HeaderError) -> String {
+    format!("a frame of the machine is malformed: {error:?}")
 }
