@@ -140,6 +140,8 @@ describe("a reader", () => {
           break;
         }
         await closed;
+        // What the connection says at its end is nobody's concern any more, and not an error that ends the program.
+        await new Promise((resolve) => setTimeout(resolve, 50));
       },
     );
   });
@@ -184,6 +186,25 @@ describe("connections", () => {
         const program = `const { downloadFrom } = await import(${module}); console.log(await (await downloadFrom("${url}")("${url}", {})).text());`;
         const { stdout } = await promisify(execFile)(process.execPath, ["--input-type=module", "--eval", program], { timeout: 3000 });
         expect(stdout).toBe("content\n");
+      },
+    );
+  });
+
+  it("that nobody uses are closed, and those in use are not, however silent", async () => {
+    const { promise: closed, resolve } = Promise.withResolvers<void>();
+    await served(
+      (request, response) => {
+        response.write("begun ");
+        if (request.headers["x-silent"]) setTimeout(() => response.end("ended"), 4500);
+        else response.end(() => request.socket.once("close", resolve));
+      },
+      async (url) => {
+        const silent = download(url, { headers: { "X-Silent": "1" } });
+        await (await download(url)).text();
+        const ended = performance.now();
+        await closed;
+        expect(performance.now() - ended).toBeLessThan(4900);
+        expect(await (await silent).text()).toBe("begun ended");
       },
     );
   });

@@ -13,6 +13,8 @@ const readBytes = 256 * 1024;
 /** Of one stream, beyond which nothing more is taken from its connection. */
 const queuedBytesMax = readBytes;
 const connectTimeoutMs = 10_000;
+/** A connection that nobody uses is kept for so long, or less where the server says so. Longer ones may be gone without a word: a router has forgotten them. */
+const idleMs = 4_000;
 
 /** Undefined where fetch has to do it: elsewhere than on Node, over TLS, and where a proxy or a mock stands in the place of Node's own connections. */
 export function downloadFrom(baseUrl: string): Download | undefined {
@@ -27,7 +29,7 @@ let shared: Connections | undefined;
 /** As much of Node as is used here; the SDK is compiled without Node's types too. */
 interface NodeModules {
   readonly "node:http": {
-    Agent: new (options: { keepAlive: boolean }) => Agent;
+    Agent: new (options: { keepAlive: boolean; timeout: number }) => Agent;
     get(url: string, options: { agent: Agent; headers: Readonly<Record<string, string>>; signal?: AbortSignal }): Outgoing;
   };
   readonly "node:net": { connect(options: object): Socket };
@@ -77,7 +79,7 @@ function connections(): Connections | undefined {
   if (!process?.getBuiltinModule) return undefined;
   const http = process.getBuiltinModule("node:http");
   const net = process.getBuiltinModule("node:net");
-  const agent = new http.Agent({ keepAlive: true });
+  const agent = new http.Agent({ keepAlive: true, timeout: idleMs });
   const buffer = new Uint8Array(readBytes);
   const made: Connections = { http, agent, buffer, parserCopies: undefined, given: new WeakSet() };
   agent.createConnection = (options) => {
@@ -139,12 +141,14 @@ function responseOf(answer: Incoming, connections: Connections, signal?: AbortSi
 
 function bodyOf(answer: Incoming, connections: Connections, signal?: AbortSignal): ReadableStream<Uint8Array> {
   const { buffer, given } = connections;
+  let open = true;
   return new ReadableStream<Uint8Array>(
     {
       start(controller) {
         const abort = () => answer.destroy(signal?.reason as Error);
         signal?.addEventListener("abort", abort, { once: true });
         answer.on("data", (piece: Uint8Array<ArrayBuffer>) => {
+          if (!open) return;
           connections.parserCopies ??= !given.has(piece.buffer);
           if (piece.buffer === buffer.buffer) {
             connections.parserCopies = false;
@@ -154,13 +158,20 @@ function bodyOf(answer: Incoming, connections: Connections, signal?: AbortSignal
           controller.enqueue(piece);
           if ((controller.desiredSize ?? 0) <= 0) answer.pause();
         });
-        answer.once("end", () => controller.close());
-        answer.once("error", (error: Error) => controller.error(error));
+        const settle = (how: () => void) => {
+          if (open) how();
+          open = false;
+        };
+        answer.once("end", () => settle(() => controller.close()));
+        answer.on("error", (error: Error) => settle(() => controller.error(error)));
         answer.once("close", () => signal?.removeEventListener("abort", abort));
         answer.pause();
       },
       pull: () => answer.resume(),
-      cancel: () => answer.destroy(),
+      cancel: () => {
+        open = false;
+        answer.destroy();
+      },
     },
     new ByteLengthQueuingStrategy({ highWaterMark: queuedBytesMax }),
   );

@@ -75,9 +75,10 @@ export class HttpClient {
   }
 
   /** As `send` with GET, for an answer that may be large. */
-  async download(path: string, { headers, signal }: RequestOptions = {}): Promise<Response> {
+  async download(path: string, options: RequestOptions = {}): Promise<Response> {
+    const { headers, signal } = options;
     const download = downloadFrom(this.baseUrl);
-    if (!download) return await this.send("GET", path, undefined, { headers, signal });
+    if (!download) return await this.send("GET", path, undefined, options);
     const response = await download(`${this.baseUrl}${path}`, this.#headers(headers), signal).catch((error: unknown) => {
       throw this.failure(`GET ${path.split("?")[0]}`, error, signal);
     });
