@@ -15,7 +15,7 @@ const utf8 = new TextDecoder();
 export type Message = Record<string, unknown>;
 type Headers = Readonly<Record<string, string>>;
 
-/** The `sandbox.v1.Sandbox` service of one sandbox: Connect with JSON, over fetch. */
+/** The `sandbox.v1.Sandbox` service of one sandbox: Connect with JSON. */
 export class ConnectClient {
   readonly #http: HttpClient;
   readonly #sandboxId: string;

@@ -84,7 +84,7 @@ export class SandboxFiles {
   /** Of any size, a part at a time. What breaks it off is an error of the stream: transport_error, or canceled. */
   async readStream(path: string, options: ReadStreamOptions = {}): Promise<ReadableStream<Uint8Array>> {
     const { offset = 0, length, signal } = options;
-    const get = (headers = {}) => this.#http.download(this.#raw({ path }), { headers, signal });
+    const get = (headers = {}) => this.#http.send("GET", this.#raw({ path }), undefined, { headers, signal });
     // A header cannot ask for nothing.
     const last = length ? offset + length - 1 : "";
     const response = await get(offset > 0 || length ? { Range: `bytes=${offset}-${last}` } : {}).catch((error: unknown) => {

@@ -1,6 +1,6 @@
 import { type Connection, HOSTED_BASE_URL, hasEnvironment, resolveConnection, toBaseUrl, toToken } from "./config.ts";
-import { downloadFrom } from "./download.ts";
 import { AgentRunError, canceledError, parseJson, redact, transportError } from "./errors.ts";
+import { nodeHttp } from "./node-http.ts";
 import { patientDispatcher } from "./patience.ts";
 
 /** What goes with one request beside its body. */
@@ -74,34 +74,21 @@ export class HttpClient {
     return await this.#accepted(method, path, await this.fetch(method, path, body, options), options.signal);
   }
 
-  /** As `send` with GET, for an answer that may be large. */
-  async download(path: string, options: RequestOptions = {}): Promise<Response> {
-    const { headers, signal } = options;
-    const download = downloadFrom(this.baseUrl);
-    if (!download) return await this.send("GET", path, undefined, options);
-    const response = await download(`${this.baseUrl}${path}`, this.#headers(headers), signal).catch((error: unknown) => {
-      throw this.failure(`GET ${path.split("?")[0]}`, error, signal);
-    });
-    return await this.#accepted("GET", path, response, signal);
-  }
-
   /** Any answer, whatever its status. */
   async fetch(method: string, path: string, body: RequestBody | undefined, options: RequestOptions = {}): Promise<Response> {
-    const init: RequestInit & { duplex?: "half" } = { method, headers: this.#headers(options.headers), redirect: "error" };
-    if (options.signal) init.signal = options.signal;
-    const dispatcher = patientDispatcher();
-    if (dispatcher) Object.assign(init, { dispatcher });
+    const { signal } = options;
+    const url = `${this.baseUrl}${path}`;
+    const headers: Record<string, string> = { ...options.headers };
+    if (this.#token) headers.Authorization = `Bearer ${this.#token}`;
     try {
-      if (body !== undefined) init.body = (await sendable(body)) as NonNullable<RequestInit["body"]>;
-      if (init.body instanceof ReadableStream) init.duplex = "half";
-      return await fetch(`${this.baseUrl}${path}`, init);
+      if (body === undefined || typeof body === "string" || body instanceof Uint8Array) {
+        const ask = nodeHttp(this.baseUrl);
+        if (ask) return await ask(url, { method, headers, body, signal });
+      }
+      return await fetchPatiently(url, { method, headers, redirect: "error", ...(signal ? { signal } : {}) }, body);
     } catch (error) {
-      throw this.failure(`${method} ${path.split("?")[0]}`, error, options.signal);
+      throw this.failure(`${method} ${path.split("?")[0]}`, error, signal);
     }
-  }
-
-  #headers(headers: RequestOptions["headers"]): Record<string, string> {
-    return { ...headers, ...(this.#token ? { Authorization: `Bearer ${this.#token}` } : {}) };
   }
 
   async #accepted(method: string, path: string, response: Response, signal?: AbortSignal): Promise<Response> {
@@ -164,6 +151,14 @@ export class HttpClient {
       remediation: notTheApi(this.baseUrl),
     });
   }
+}
+
+async function fetchPatiently(url: string, init: RequestInit & { duplex?: "half" }, body: RequestBody | undefined): Promise<Response> {
+  const dispatcher = patientDispatcher();
+  if (dispatcher) Object.assign(init, { dispatcher });
+  if (body !== undefined) init.body = (await sendable(body)) as NonNullable<RequestInit["body"]>;
+  if (init.body instanceof ReadableStream) init.duplex = "half";
+  return await fetch(url, init);
 }
 
 /**

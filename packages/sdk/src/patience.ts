@@ -11,7 +11,6 @@ interface Timeouts {
 
 const globalPool = Symbol.for("undici.globalDispatcher.1");
 let shared: object | undefined;
-const firstFetch: unknown = globalThis.fetch;
 
 export function patientDispatcher(): object | undefined {
   shared ??= newDispatcher({ bodyTimeout: 0, headersTimeout: 0 });
@@ -26,7 +25,11 @@ export function newDispatcher(timeouts: Timeouts): object | undefined {
   return new pool.constructor(timeouts);
 }
 
-/** False once somebody has put another fetch in place of the runtime's. */
-export function hasOwnFetch(): boolean {
-  return globalThis.fetch === firstFetch;
+let looked: { readonly at: unknown; readonly own: boolean } | undefined;
+
+/** Whether `fetch` is Node's own and nothing that was put in its place. Node gives it no mark: it is known by the module that it loads. */
+export function hasNodeFetch(): boolean {
+  const { fetch } = globalThis;
+  if (looked?.at !== fetch) looked = { at: fetch, own: typeof fetch === "function" && `${fetch}`.includes("internal/deps/undici/") };
+  return looked.own;
 }

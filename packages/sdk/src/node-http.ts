@@ -1,36 +1,50 @@
 /**
- * Large answers on Node. Its fetch takes a stream in pieces of 64 KiB at most, in memory that is new for each, and copies each once more. Here one
- * buffer is read into, and what has come is copied once, which takes half of the processor time. Reading, parsing and connections are Node's own:
- * `net` (its `onread`) and `http`.
+ * Requests on Node over plain HTTP. Its fetch takes twice the time of a short call, reads 64 KiB at a time into new memory, and copies each piece once
+ * more; and bytes that it is to send it copies before it begins. Here one buffer is read into, and what has come is copied once. Reading, parsing and
+ * connections are Node's own: `net` (its `onread`) and `http`.
  */
 
-import { hasOwnFetch, patientDispatcher } from "./patience.ts";
+import { hasNodeFetch, patientDispatcher } from "./patience.ts";
 
-/** As fetch with GET and `redirect: "error"`. */
-export type Download = (url: string, headers: Readonly<Record<string, string>>, signal?: AbortSignal) => Promise<Response>;
+export interface NodeRequest {
+  readonly method: string;
+  readonly headers: Readonly<Record<string, string>>;
+  readonly body?: string | Uint8Array | undefined;
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** As fetch with `redirect: "error"`, and with no limit to an answer's silence. Rejects with what Node says, which differs from what fetch says. */
+export type Ask = (url: string, request: NodeRequest) => Promise<Response>;
 
 const readBytes = 256 * 1024;
 /** Of one stream, beyond which nothing more is taken from its connection. */
 const queuedBytesMax = readBytes;
 const connectTimeoutMs = 10_000;
 /** A connection that nobody uses is kept for so long, or less where the server says so. Longer ones may be gone without a word: a router has forgotten them. */
-const idleMs = 4_000;
+const idleMsDefault = 30_000;
 
 /** Undefined where fetch has to do it: elsewhere than on Node, over TLS, and where a proxy or a mock stands in the place of Node's own connections. */
-export function downloadFrom(baseUrl: string): Download | undefined {
-  if (!baseUrl.startsWith("http://") || !patientDispatcher() || !hasOwnFetch()) return undefined;
-  shared ??= connections();
-  const own = shared;
-  return own && ((url, headers, signal) => ask(own, url, headers, signal));
+export function nodeHttp(baseUrl: string): Ask | undefined {
+  if (!baseUrl.startsWith("http://") || !patientDispatcher() || !hasNodeFetch()) return undefined;
+  shared ??= newNodeHttp();
+  return shared;
 }
 
-let shared: Connections | undefined;
+let shared: Ask | undefined;
+
+/** With connections of its own. Undefined on a Node that is too old for it. */
+export function newNodeHttp({ idleMs = idleMsDefault } = {}): Ask | undefined {
+  const { process } = globalThis as { process?: { getBuiltinModule?: <N extends keyof NodeModules>(name: N) => NodeModules[N] } };
+  if (!process?.getBuiltinModule) return undefined;
+  const made = connections(process.getBuiltinModule("node:http"), process.getBuiltinModule("node:net"), idleMs);
+  return (url, request) => ask(made, url, request);
+}
 
 /** As much of Node as is used here; the SDK is compiled without Node's types too. */
 interface NodeModules {
   readonly "node:http": {
     Agent: new (options: { keepAlive: boolean; timeout: number }) => Agent;
-    get(url: string, options: { agent: Agent; headers: Readonly<Record<string, string>>; signal?: AbortSignal }): Outgoing;
+    request(url: string, options: { agent: Agent } & Omit<NodeRequest, "body">): Outgoing;
   };
   readonly "node:net": { connect(options: object): Socket };
 }
@@ -52,6 +66,9 @@ interface Socket extends Emitter {
 
 interface Outgoing extends Emitter {
   readonly reusedSocket: boolean;
+  readonly writableFinished: boolean;
+  end(body?: string | Uint8Array): void;
+  destroy(): void;
 }
 
 interface Incoming extends Emitter {
@@ -74,11 +91,7 @@ interface Connections {
   readonly given: WeakSet<ArrayBufferLike>;
 }
 
-function connections(): Connections | undefined {
-  const { process } = globalThis as { process?: { getBuiltinModule?: <N extends keyof NodeModules>(name: N) => NodeModules[N] } };
-  if (!process?.getBuiltinModule) return undefined;
-  const http = process.getBuiltinModule("node:http");
-  const net = process.getBuiltinModule("node:net");
+function connections(http: NodeModules["node:http"], net: NodeModules["node:net"], idleMs: number): Connections {
   const agent = new http.Agent({ keepAlive: true, timeout: idleMs });
   const buffer = new Uint8Array(readBytes);
   const made: Connections = { http, agent, buffer, parserCopies: undefined, given: new WeakSet() };
@@ -105,25 +118,29 @@ function lent({ parserCopies, given }: Connections, bytes: Uint8Array): Uint8Arr
   return own;
 }
 
-/** Asks again when a connection that had been kept was closed at that moment. */
-function ask(connections: Connections, url: string, headers: Readonly<Record<string, string>>, signal?: AbortSignal): Promise<Response> {
+/** Asks again when a connection that had been kept was closed at that moment, if asking twice is the same as asking once. */
+function ask(connections: Connections, url: string, { body, ...asked }: NodeRequest): Promise<Response> {
   const { http, agent } = connections;
   return new Promise((resolve, reject) => {
     let answered = false;
-    const request = http.get(url, { agent, headers: { ...headers, "Accept-Encoding": "identity" }, ...(signal ? { signal } : {}) });
+    const request = http.request(url, { ...asked, headers: { Accept: "*/*", ...asked.headers, "Accept-Encoding": "identity" }, agent });
     request.on("response", (answer: Incoming) => {
       answered = true;
+      // Answered before it was taken, nobody takes the rest of a body any more.
+      answer.once("close", () => request.writableFinished || request.destroy());
       if (isRedirect(answer)) {
         answer.destroy();
         reject(new Error(`unexpected redirect (${answer.statusCode})`));
       } else {
-        resolve(responseOf(answer, connections, signal));
+        resolve(responseOf(answer, connections, asked.signal));
       }
     });
     request.on("error", (error: Error & { code?: string }) => {
-      if (!answered && request.reusedSocket && error.code === "ECONNRESET") ask(connections, url, headers, signal).then(resolve, reject);
+      const isStale = !answered && request.reusedSocket && error.code === "ECONNRESET";
+      if (isStale && asked.method === "GET") ask(connections, url, asked).then(resolve, reject);
       else reject(error);
     });
+    request.end(body);
   });
 }
 
