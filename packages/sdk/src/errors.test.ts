@@ -9,6 +9,7 @@ import {
   RequestCanceledError,
   redact,
   TimeoutTooLargeError,
+  transportError,
   UnauthorizedError,
 } from "./errors.ts";
 
@@ -69,6 +70,22 @@ describe("an answer of a /v1 route", () => {
       expect(`${error} ${error.stack} ${JSON.stringify(error)}`).not.toContain(key);
     }
   });
+});
+
+it.each([
+  [
+    "what fetch hides behind its own error",
+    new TypeError("fetch failed", { cause: new Error("connect ECONNREFUSED ::1:1") }),
+    "connect ECONNREFUSED ::1:1",
+  ],
+  [
+    "the code of several attempts, which have no common text",
+    Object.assign(new AggregateError([new Error("one"), new Error("other")]), { code: "ECONNREFUSED" }),
+    "ECONNREFUSED",
+  ],
+  ["the error's own text otherwise", new Error("socket hang up", { cause: "unknown" }), "socket hang up"],
+])("a request without an answer says %s", (_what, reason, said) => {
+  expect(transportError("GET /", "http://localhost:1", reason).errorCause).toBe(`GET /: ${said}`);
 });
 
 it("the text form leaves out what is empty", () => {

@@ -248,10 +248,14 @@ export function canceledError(what: string, signal: AbortSignal): AgentRunError 
 /** undici says only "fetch failed" and keeps the reason one level deeper. */
 function describe(reason: unknown): string {
   if (!(reason instanceof Error)) return String(reason);
-  const { cause } = reason;
-  if (!(cause instanceof Error)) return reason.message;
-  const code = (cause as { code?: unknown }).code;
-  return cause.message || (isText(code) ? code : reason.message);
+  return textOf(reason.cause) || textOf(reason);
+}
+
+/** Several attempts at one connection fail with an error that has no message, only a code. */
+function textOf(error: unknown): string {
+  if (!(error instanceof Error)) return "";
+  const { code } = error as { code?: unknown };
+  return error.message || (isText(code) ? code : "");
 }
 
 const causeCharsMax = 2000;
