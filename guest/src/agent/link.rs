@@ -171,7 +171,6 @@ fn write_frames(mut output: End, written: &AtomicU64, mut outgoing: mpsc::Receiv
     set_nonblocking(output.fd());
     let mut batch: Vec<([u8; HEADER_BYTES], Bytes)> = Vec::with_capacity(WRITE_FRAMES_MAX);
     while let Some(first) = outgoing.blocking_recv() {
-        batch.clear();
         written.store(NO_ROUND, Ordering::Release);
         let mut last_round = NO_ROUND;
         let mut next = Some(first);
@@ -187,16 +186,17 @@ fn write_frames(mut output: End, written: &AtomicU64, mut outgoing: mpsc::Receiv
             next = if full { None } else { outgoing.try_recv().ok() };
         }
         let pieces: Vec<&[u8]> = batch.iter().flat_map(|(header, payload)| [&header[..], payload]).collect();
-        let ends: Vec<_> = batch
+        let mut end = 0;
+        let ends: Vec<usize> = batch
             .iter()
-            .scan(0, |end, (_, payload)| {
-                Some({
-                    *end += HEADER_BYTES + payload.len();
-                    *end
-                })
+            .map(|(_, payload)| {
+                end += HEADER_BYTES + payload.len();
+                end
             })
             .collect();
         write_all(&mut output, &pieces, &ends);
+        // Not when the next frame comes: what has gone is not to be kept until then.
+        batch.clear();
         written.store(last_round, Ordering::Release);
     }
 }
