@@ -222,7 +222,7 @@ describe("connections", () => {
         const module = JSON.stringify(import.meta.resolve("./node-http.ts"));
         const asks = `await nodeHttp("${url}")("${url}", { method: "GET", headers: {} })`;
         const program = `const { nodeHttp } = await import(${module}); console.log(await (${asks}).text());`;
-        const { stdout } = await promisify(execFile)(process.execPath, ["--input-type=module", "--eval", program], { timeout: 3000 });
+        const { stdout } = await promisify(execFile)(process.execPath, ["--input-type=module", "--eval", program], { timeout: 20_000 });
         expect(stdout).toBe("content\n");
       },
     );
