@@ -4,7 +4,7 @@
  * connections are Node's own: `net` (its `onread`) and `http`.
  */
 
-import { hasNodeFetch, patientDispatcher } from "./patience.ts";
+import { patientDispatcher } from "./patience.ts";
 
 export interface NodeRequest {
   readonly method: string;
@@ -31,6 +31,15 @@ export function nodeHttp(baseUrl: string): Ask | undefined {
 }
 
 let shared: Ask | undefined;
+
+let looked: { readonly at: unknown; readonly own: boolean } | undefined;
+
+/** Whether `fetch` is Node's own and nothing that was put in its place. Node gives it no mark: it is known by the module that it loads. */
+function hasNodeFetch(): boolean {
+  const { fetch } = globalThis;
+  if (looked?.at !== fetch) looked = { at: fetch, own: typeof fetch === "function" && `${fetch}`.includes("internal/deps/undici/") };
+  return looked.own;
+}
 
 /** With connections of its own. Undefined on a Node that is too old for it. */
 export function newNodeHttp({ idleMs = idleMsDefault } = {}): Ask | undefined {

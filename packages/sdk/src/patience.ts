@@ -24,12 +24,3 @@ export function newDispatcher(timeouts: Timeouts): object | undefined {
   if (pool?.constructor?.name !== "Agent") return undefined;
   return new pool.constructor(timeouts);
 }
-
-let looked: { readonly at: unknown; readonly own: boolean } | undefined;
-
-/** Whether `fetch` is Node's own and nothing that was put in its place. Node gives it no mark: it is known by the module that it loads. */
-export function hasNodeFetch(): boolean {
-  const { fetch } = globalThis;
-  if (looked?.at !== fetch) looked = { at: fetch, own: typeof fetch === "function" && `${fetch}`.includes("internal/deps/undici/") };
-  return looked.own;
-}
