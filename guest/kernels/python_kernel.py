@@ -637,6 +637,7 @@ class Commands(threading.Thread):
             if not select.select([self.fd], [], [], FLUSH_SECONDS if self.busy else None)[0]:
                 self.flusher.set()
                 continue
+            # Memory for more would be mapped and unmapped each time, which takes longer than a cell.
             chunk = os.read(self.fd, 1 << 16)
             if not chunk:
                 # The agent is gone. A running cell has no one to work for.

@@ -3,9 +3,10 @@ import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type IncomingMessage, request, type ServerResponse } from "node:http";
-import { type AddressInfo, connect } from "node:net";
+import type { AddressInfo } from "node:net";
 import os from "node:os";
 import path from "node:path";
+import { canConnect } from "../../packages/engine/src/drivers/host/can-connect.ts";
 import { findImageTool } from "../../scripts/lib/image-tools.mjs";
 import type { Blob, OciImage, OciIndex } from "./oci.ts";
 import { until } from "./until.ts";
@@ -65,7 +66,7 @@ export async function startRegistry({ auth = "none" }: RegistryOptions = {}): Pr
   child.stderr.setEncoding("utf8").on("data", (text) => {
     said = `${said}${text}`.slice(-4096);
   });
-  const listens = until("the registry listens", async () => (await accepts(socketPath)) || ended(child));
+  const listens = until("the registry listens", async () => (await canConnect(socketPath)) || ended(child));
   if (!(await listens.then(() => !ended(child)).catch(() => false))) {
     child.kill("SIGKILL");
     rmSync(folder, { recursive: true, force: true });
@@ -102,16 +103,6 @@ export async function startRegistry({ auth = "none" }: RegistryOptions = {}): Pr
       rmSync(folder, { recursive: true, force: true });
     },
   };
-}
-
-/** A socket stands in its folder a moment before anybody listens to it. */
-function accepts(socketPath: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(socketPath, () => {
-      socket.destroy();
-      resolve(true);
-    }).on("error", () => resolve(false));
-  });
 }
 
 function ended(child: ChildProcess): boolean {

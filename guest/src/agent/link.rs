@@ -177,7 +177,7 @@ fn write_frames(mut output: End, written: &AtomicU64, mut outgoing: mpsc::Receiv
         let mut length = 0;
         while let Some(frame) = next {
             last_round = match frame.kind {
-                FrameType::Quiesced => Quiesced::decode(frame.payload.clone()).map_or(NO_ROUND, |quiesced| quiesced.round),
+                FrameType::Quiesced => Quiesced::decode(&frame.payload[..]).map_or(NO_ROUND, |quiesced| quiesced.round),
                 _ => NO_ROUND,
             };
             length += HEADER_BYTES + frame.payload.len();

@@ -3,7 +3,7 @@
 use super::frames::{Fill, Inbox, OUTBOX_BYTES_HIGH, Outbox};
 use super::link::Link;
 use super::sys;
-use crate::wire::{FrameType, Header, HeaderError, PAYLOAD_BYTES_MAX};
+use crate::wire::{FrameType, Header, PAYLOAD_BYTES_MAX};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io;
@@ -59,16 +59,17 @@ impl Connection {
         }
         let mut requests = Vec::new();
         loop {
-            match self.inbox.next_of_link() {
-                Ok([]) => {}
-                Ok(_) if !self.carries_link => return Received::Closed(Some("control.sock takes requests only".into())),
-                Ok(frames) => link.pass(frames),
-                Err(error) => return malformed(error),
+            let frames = self.inbox.next_of_link();
+            if !frames.is_empty() {
+                if !self.carries_link {
+                    return Received::Closed(Some("control.sock takes requests only".into()));
+                }
+                link.pass(frames);
             }
             let frame = match self.inbox.next() {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return Received::Requests(requests),
-                Err(error) => return malformed(error),
+                Err(error) => return Received::Closed(Some(format!("a frame of the server is malformed: {error:?}"))),
             };
             let channel = frame.header.channel;
             match frame.header.kind {
@@ -102,8 +103,4 @@ impl Connection {
     pub fn flush(&mut self) -> io::Result<()> {
         self.outbox.flush(self.stream.as_fd())
     }
-}
-
-fn malformed(error: HeaderError) -> Received {
-    Received::Closed(Some(format!("a frame of the server is malformed: {error:?}")))
 }

@@ -3,7 +3,6 @@
 use super::connection::Connection;
 use super::frames::{Fill, Inbox, Outbox};
 use super::sys;
-use crate::wire::HeaderError;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
@@ -50,19 +49,17 @@ impl Link {
     pub fn receive(&mut self, server: Option<&mut Connection>) -> bool {
         let mut by_violation = true;
         let error = match self.inbox.fill(self.ours.as_fd()) {
-            Ok(Fill::Some) => match self.inbox.next_of_link() {
-                Ok(frames) => {
-                    if let Some(server) = server {
-                        server.pass(frames);
-                    }
-                    match self.inbox.next() {
-                        Ok(None) => return false,
-                        Ok(Some(frame)) => format!("the machine sent {:?}", frame.header.kind),
-                        Err(error) => malformed(error),
-                    }
+            Ok(Fill::Some) => {
+                let frames = self.inbox.next_of_link();
+                if let Some(server) = server {
+                    server.pass(frames);
                 }
-                Err(error) => malformed(error),
-            },
+                match self.inbox.next() {
+                    Ok(None) => return false,
+                    Ok(Some(frame)) => format!("the machine sent {:?}", frame.header.kind),
+                    Err(error) => format!("a frame of the machine is malformed: {error:?}"),
+                }
+            }
             Ok(Fill::Empty) => return false,
             ended => {
                 by_violation = false;
@@ -101,8 +98,4 @@ impl Link {
         self.to_machine = Outbox::default();
         self.closed = Some(closed);
     }
-}
-
-fn malformed(error: HeaderError) -> String {
-    format!("a frame of the machine is malformed: {error:?}")
 }

@@ -71,7 +71,10 @@ export class HttpClient {
 
   /** Any 2xx answer as it is. @throws the answer's error otherwise, transport_error without an answer, canceled */
   async send(method: string, path: string, body: RequestBody | undefined, options: RequestOptions = {}): Promise<Response> {
-    return await this.#accepted(method, path, await this.fetch(method, path, body, options), options.signal);
+    const response = await this.fetch(method, path, body, options);
+    if (response.ok) return response;
+    const text = await this.#text(method, path, response, options.signal);
+    throw AgentRunError.fromResponse(response.status, text, this.#token, response.headers.get("Retry-After"));
   }
 
   /** Any answer, whatever its status. */
@@ -89,12 +92,6 @@ export class HttpClient {
     } catch (error) {
       throw this.failure(`${method} ${path.split("?")[0]}`, error, signal);
     }
-  }
-
-  async #accepted(method: string, path: string, response: Response, signal?: AbortSignal): Promise<Response> {
-    if (response.ok) return response;
-    const text = await this.#text(method, path, response, signal);
-    throw AgentRunError.fromResponse(response.status, text, this.#token, response.headers.get("Retry-After"));
   }
 
   /** The error for a request or a body that broke off. */

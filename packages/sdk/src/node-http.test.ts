@@ -1,24 +1,20 @@
 import { execFile } from "node:child_process";
 import { randomBytes } from "node:crypto";
 import { once } from "node:events";
-import { createServer, type RequestListener, type ServerResponse } from "node:http";
-import { type AddressInfo, createServer as createTcpServer } from "node:net";
+import { createServer, type ServerResponse } from "node:http";
+import { type AddressInfo, createServer as createTcpServer, type Server } from "node:net";
 import { promisify } from "node:util";
 import { describe, expect, it, vi } from "vitest";
+import { type FakeServer, type Respond, startFakeServer } from "../test/fake-server.ts";
 import { newNodeHttp, nodeHttp } from "./node-http.ts";
 
-async function served<T>(answer: RequestListener, use: (url: string, connections: () => number) => Promise<T>): Promise<T> {
-  let connections = 0;
-  const server = createServer(answer)
-    .on("connection", () => connections++)
-    .listen(0, "127.0.0.1");
-  await once(server, "listening");
-  try {
-    return await use(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, () => connections);
-  } finally {
-    server.closeAllConnections();
-    server.close();
-  }
+async function served<T>(respond: Respond, use: (url: string, server: FakeServer) => Promise<T>): Promise<T> {
+  await using server = await startFakeServer(respond);
+  return await use(server.url, server);
+}
+
+function urlOf(server: Server): string {
+  return `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
 }
 
 const ask = newNodeHttp()!;
@@ -29,20 +25,15 @@ function get(url: string, { headers = {}, signal }: { headers?: Record<string, s
 
 /** All pieces are there before the first one is looked at: none may change when others come. */
 async function bytesOf(response: Response): Promise<Buffer> {
-  const pieces: Uint8Array[] = [];
-  for await (const piece of response.body!) pieces.push(piece);
-  return Buffer.concat(pieces);
-}
-
-function drained(response: ServerResponse): Promise<void> {
-  return new Promise((resolve) => response.once("drain", resolve));
+  return Buffer.concat(await Array.fromAsync(response.body!));
 }
 
 describe("what comes is what was sent", () => {
   const framings = {
     "a length": (response: ServerResponse, content: Buffer) => response.writeHead(200, { "content-length": content.length }).end(content),
     chunks: async (response: ServerResponse, content: Buffer) => {
-      for (let at = 0; at < content.length; at += 10_007) if (!response.write(content.subarray(at, at + 10_007))) await drained(response);
+      for (let at = 0; at < content.length; at += 10_007)
+        if (!response.write(content.subarray(at, at + 10_007))) await once(response, "drain");
       response.end();
     },
     "the end of the connection": ({ socket }: ServerResponse, content: Buffer) => {
@@ -78,8 +69,8 @@ describe("what comes is what was sent", () => {
 
   it("with its status and headers, and what was asked with", async () => {
     await served(
-      ({ method, url, headers: { range, authorization } }, response) =>
-        response.writeHead(206, { "x-asked": `${method} ${url} ${range} ${authorization}`, "set-cookie": ["a=1", "b=2"] }).end("part"),
+      ({ method, path, headers: { range, authorization } }, response) =>
+        response.writeHead(206, { "x-asked": `${method} ${path} ${range} ${authorization}`, "set-cookie": ["a=1", "b=2"] }).end("part"),
       async (url) => {
         const response = await get(url, { headers: { Range: "bytes=0-3", Authorization: "Bearer key" } });
         expect(response.status).toBe(206);
@@ -100,31 +91,26 @@ describe("what is sent", () => {
     ["many bytes", new Uint8Array(8_000_000).fill(97), "a".repeat(8_000_000)],
   ])("arrives: %s", async (_what, body, expected) => {
     await served(
-      async (request, response) => {
-        const pieces: Buffer[] = [];
-        for await (const piece of request) pieces.push(piece);
-        expect(request.headers["content-length"]).toBe(String(Buffer.byteLength(expected)));
-        response.end(Buffer.concat(pieces));
-      },
-      async (url) => {
-        expect((await (await ask(url, { method: "POST", headers: {}, body })).text()) === expected).toBe(true);
+      (_request, response) => response.end(),
+      async (url, { requests }) => {
+        await ask(url, { method: "POST", headers: {}, body });
+        expect(requests[0]?.headers["content-length"]).toBe(String(Buffer.byteLength(expected)));
+        expect(requests[0]?.body.toString() === expected).toBe(true);
       },
     );
   });
 
   it("is given up when the answer comes before it, and the answer counts", async () => {
     const { promise: closed, resolve } = Promise.withResolvers<void>();
-    await served(
-      (request, response) => {
-        request.socket.once("close", resolve);
-        response.writeHead(413).end("too much");
-      },
-      async (url) => {
-        const response = await ask(url, { method: "PUT", headers: {}, body: new Uint8Array(40_000_000) });
-        expect([response.status, await response.text()]).toEqual([413, "too much"]);
-        await closed;
-      },
-    );
+    const server = createServer((request, response) => {
+      request.socket.once("close", resolve);
+      response.writeHead(413).end("too much");
+    }).listen(0, "127.0.0.1");
+    await once(server, "listening");
+    const response = await ask(urlOf(server), { method: "PUT", headers: {}, body: new Uint8Array(40_000_000) });
+    expect([response.status, await response.text()]).toEqual([413, "too much"]);
+    await closed;
+    server.close();
   });
 });
 
@@ -134,7 +120,7 @@ describe("a reader", () => {
     const endless = Buffer.alloc(65_536);
     const closed = once(response, "close");
     for (let at = 0; !response.destroyed && at < (content?.length ?? Number.POSITIVE_INFINITY); at += 65_536) {
-      if (!response.write(content?.subarray(at, at + 65_536) ?? endless)) await Promise.race([drained(response), closed]);
+      if (!response.write(content?.subarray(at, at + 65_536) ?? endless)) await Promise.race([once(response, "drain"), closed]);
       onSent?.(at);
     }
     response.end();
@@ -216,9 +202,9 @@ describe("connections", () => {
   it("are used again, and do not keep a program from ending", async () => {
     await served(
       (_request, response) => response.end("content"),
-      async (url, connections) => {
+      async (url, { requests }) => {
         for (let time = 0; time < 3; time++) await bytesOf(await get(url));
-        expect(connections()).toBe(1);
+        expect(requests.map(({ connection }) => connection)).toEqual([0, 0, 0]);
         const module = JSON.stringify(import.meta.resolve("./node-http.ts"));
         const asks = `await nodeHttp("${url}")("${url}", { method: "GET", headers: {} })`;
         const program = `const { nodeHttp } = await import(${module}); console.log(await (${asks}).text());`;
@@ -235,7 +221,10 @@ describe("connections", () => {
       (request, response) => {
         response.write("begun ");
         if (request.headers["x-silent"]) setTimeout(() => response.end("ended"), 600);
-        else response.end(() => request.socket.once("close", resolve));
+        else {
+          response.socket?.once("close", resolve);
+          response.end();
+        }
       },
       async (url) => {
         const silent = hasty(url, { method: "GET", headers: { "X-Silent": "1" } });
@@ -259,7 +248,7 @@ describe("connections", () => {
       });
     }).listen(0, "127.0.0.1");
     await once(server, "listening");
-    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    const url = urlOf(server);
     for (let time = 0; time < 3; time++) expect(await (await get(url)).text()).toBe("ok");
     expect(answered).toBe(3);
     await expect(ask(url, { method: "POST", headers: {}, body: "create" })).rejects.toMatchObject({ code: "ECONNRESET" });

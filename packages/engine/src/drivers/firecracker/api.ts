@@ -1,6 +1,6 @@
 import { Agent, type ClientRequest, type IncomingMessage, request } from "node:http";
-import { connect } from "node:net";
 import { MitosError } from "@mitos/protocol";
+import { canConnect } from "../host/can-connect.ts";
 
 /** Of one call: the largest writes the whole memory of a machine. */
 const callTimeoutMs = 30_000;
@@ -68,17 +68,6 @@ export async function socketReady(socketPath: string, timeoutMs: number, hasEnde
     if (performance.now() > untilMs) throw new MitosError("internal", { cause: `Firecracker took no calls within ${timeoutMs} ms` });
     await new Promise((resolve) => setTimeout(resolve, socketPauseMs));
   }
-}
-
-function canConnect(socketPath: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect({ path: socketPath });
-    socket.once("connect", () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.once("error", () => resolve(false));
-  });
 }
 
 async function readText(response: IncomingMessage): Promise<string> {
