@@ -67,6 +67,8 @@ it.each<[string, string, string, boolean, boolean]>([
   ["any lines for … alone", "a\n…\nz", "a\nb\nc\nz\n", false, true],
   ["other figures", "took 12 ms, id 0f", "took 9 ms, id a3\n", false, false],
   ["other figures where they vary", "took 12 ms, id 0f", "took    9 ms, id a3\n", true, true],
+  ["a time of less than 10 ms where figures vary", "took 12 ms, id 0f", "took 9.6 ms, id a3\n", true, true],
+  ["another number with a decimal where figures vary", "took 12 of", "took 9.6 of\n", true, false],
   ["other words where figures vary", "took 12 ms", "gave 12 ms\n", true, false],
 ])("an output is compared: %s", (_, shown, printed, figuresVary, equal) => {
   expect(isPrinted(output(shown, figuresVary), printed)).toBe(equal);

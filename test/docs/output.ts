@@ -13,13 +13,18 @@ function linePattern(line: string, figuresVary: boolean): string {
   return anything.map((part) => (figuresVary ? withOtherFigures(part) : RegExp.escape(part))).join(".*");
 }
 
-/** Numbers, hexadecimal ids, and the spaces that a column of them needs. */
-const figure = /(\b[0-9a-f]*[0-9][0-9a-f]*\b| +)/;
+/** Times, numbers, hexadecimal ids, and the spaces that a column of them needs. Below 10 ms a time is shown with a decimal. */
+const figure = /(\b[0-9]+(?:\.[0-9])? ms\b|\b[0-9a-f]*[0-9][0-9a-f]*\b| +)/;
+
+function otherFigure(part: string): string {
+  if (part.startsWith(" ")) return " +";
+  return part.endsWith(" ms") ? "[0-9]+(?:\\.[0-9])? ms" : "[0-9a-f]+";
+}
 
 function withOtherFigures(text: string): string {
   return text
     .split(figure)
-    .map((part, index) => (index % 2 === 0 ? RegExp.escape(part) : part.startsWith(" ") ? " +" : "[0-9a-f]+"))
+    .map((part, index) => (index % 2 === 0 ? RegExp.escape(part) : otherFigure(part)))
     .join("");
 }
 
