@@ -44,20 +44,30 @@ const intact = `while read -r sum file; do
   found=$(dd if=$file iflag=direct bs=1M status=none | sha256sum | cut -d " " -f 1); test "$found" = "$sum" || { echo "$file is another"; exit 1; }
 done < /root/sums; wc -l < /root/sums`;
 
-/** Files of the disk that the monitor has open, the empty one among them. Right after a fork it has one open twice. */
-async function openFiles({ machine }: Sandbox): Promise<string[]> {
-  const dir = `/proc/${(machine as MicrovmMachine).vmm.pid}/fd`;
-  const targets = await Promise.all((await readdir(dir)).map((fd) => readlink(path.join(dir, fd)).catch(() => "")));
-  return [...new Set(targets)].filter((target) => path.dirname(target) === path.join(under.dataDir, "microvm/disks"));
+const machineOf = (sandbox: Sandbox) => sandbox.machine as MicrovmMachine;
+
+/**
+ * Files of the disk that the monitor has open, the empty one among them, without the one that it has open for its next fork. Right after a fork it
+ * has one open twice.
+ */
+function openFiles(sandbox: Sandbox): Promise<string[]> {
+  const machine = machineOf(sandbox);
+  return machine.exclusively(async () => {
+    const dir = `/proc/${machine.vmm.pid}/fd`;
+    const targets = await Promise.all((await readdir(dir)).map((fd) => readlink(path.join(dir, fd)).catch(() => "")));
+    const disks = path.join(under.dataDir, "microvm/disks");
+    return [...new Set(targets)].filter((target) => path.dirname(target) === disks && target !== machine.vmm.spare?.path);
+  });
 }
 
-const collapsing = ({ machine }: Sandbox) => (machine as MicrovmMachine).collapse !== undefined;
+const collapsing = (sandbox: Sandbox) => machineOf(sandbox).collapse !== undefined;
+const hasSpare = () => until("the next overlay is open", () => machineOf(parent).vmm.spare !== undefined);
 
 /** So that it does not end before the test goes on, however busy the host is. A fork has asked for the collapse before it has returned. */
-async function slowCollapseDown({ machine }: Sandbox): Promise<void> {
+async function slowCollapseDown(sandbox: Sandbox): Promise<void> {
   const slow = execute("block-job-set-speed", { device: "collapse", speed: 2 ** 20 });
-  const { vmm } = machine as MicrovmMachine;
-  await (machine as MicrovmMachine).exclusively(() => runSteps(vmm, "slow a collapse down", [slow], 20_000));
+  const machine = machineOf(sandbox);
+  await machine.exclusively(() => runSteps(machine.vmm, "slow a collapse down", [slow], 20_000));
 }
 
 async function childIsIntact(state: Snapshot): Promise<void> {
@@ -69,6 +79,22 @@ async function childIsIntact(state: Snapshot): Promise<void> {
 /** Whether at the last fork or at one before it, which depends on how fast the host is. */
 const isShort = () => until("the chain is short", async () => (await openFiles(parent)).length <= collapseAbove, 90_000);
 
+describe("a machine that has been forked", () => {
+  it("has open what it goes on in when it is forked again", async () => {
+    await fork();
+    await hasSpare();
+    const { vmm } = machineOf(parent);
+    const { id } = vmm.spare as { id: string };
+    await write(1);
+    const state = await fork();
+    expect(vmm.disk).toBe(id);
+    await childIsIntact(state);
+    await write(1);
+    expect(await run(parent, intact)).toBe(String(files));
+    await childIsIntact(await fork());
+  });
+});
+
 describe("the chain of a machine that is forked again and again", () => {
   it("is made short beside it, and what it has written stays", async () => {
     for (let turn = 0; turn < 12; turn += 1) {
@@ -79,7 +105,7 @@ describe("the chain of a machine that is forked again and again", () => {
     await until("the collapse is settled", () => !collapsing(parent));
     expect(await run(parent, intact)).toBe(String(files));
     await childIsIntact(await fork());
-    const { dir, disk } = (parent.machine as MicrovmMachine).vmm;
+    const { dir, disk } = machineOf(parent).vmm;
     expect(JSON.parse(await readFile(path.join(dir, "machine.json"), "utf8"))).toMatchObject({ disk });
   });
 
@@ -99,11 +125,15 @@ describe("the chain of a machine that is forked again and again", () => {
   it("is settled by a server that finds the machine in the middle of a collapse", async () => {
     while ((await openFiles(parent)).length <= collapseAbove) await fork();
     await slowCollapseDown(parent);
+    await hasSpare();
+    const { spare } = machineOf(parent).vmm;
     await under.restart();
     const found = await under.driver.reattach(parent.machine.machineId);
     expect(found).toBeInstanceOf(MicrovmMachine);
-    expect((await openFiles(parent)).length).toBeGreaterThan(collapseAbove);
     parent = await adopt(found as MicrovmMachine);
+    const open = await openFiles(parent);
+    expect(open.length).toBeGreaterThan(collapseAbove);
+    expect(open).not.toContain(spare?.path);
     expect(await run(parent, intact)).toBe(String(files));
     await childIsIntact(await fork());
     await isShort();

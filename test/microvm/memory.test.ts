@@ -99,3 +99,20 @@ describe("a new base", () => {
     await child.end();
   });
 });
+
+describe("the timer of a processor", () => {
+  it("comes later in a machine that goes on from a state, and those that it works for are not lost", async () => {
+    const parent = await bench.restore(template);
+    await parent.run(
+      "(while :; do sleep 0.05; echo >> /root/turns; done) > /dev/null 2>&1 & until [ -e /root/turns ]; do sleep 0.01; done",
+    );
+    const state = await parent.fork();
+    // One processor: the section that is looked for in the state is that of this version of QEMU.
+    expect(state.timers).toBe(1);
+    const child = await bench.restore(state);
+    for (const vm of [parent, child])
+      expect(await vm.run("a=$(wc -l < /root/turns); sleep 0.5; b=$(wc -l < /root/turns); test $b -gt $a && echo goes on")).toBe("goes on");
+    await parent.end();
+    await child.end();
+  });
+});

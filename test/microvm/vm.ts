@@ -19,17 +19,27 @@ import {
   newBaseProgress,
   newBaseProgressOf,
 } from "../../packages/engine/src/drivers/microvm/memory-steps.ts";
-import { execute, fdSets, forgetDeviceState, saveDeviceState, type VmmStep } from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
+import {
+  execute,
+  fdSets,
+  forgetDeviceState,
+  saveDeviceState,
+  timersLater,
+  type VmmStep,
+} from "../../packages/engine/src/drivers/microvm/vmm-steps.ts";
 import { adopt, run, type Sandbox } from "../gvisor/sandbox.ts";
 import { until } from "../support/until.ts";
 
 const stepsTimeoutMs = 60_000;
+const accel = "tcg";
 
 /** A state that machines can go on from. */
 export interface State {
   readonly disk: string;
   readonly memory: { readonly file: string; readonly offset: number };
   readonly stream: string;
+  /** How many timers of its processors come later in a machine that goes on from it. */
+  readonly timers: number;
 }
 
 export interface Punched {
@@ -86,7 +96,7 @@ export class Bench implements AsyncDisposable {
     return state;
   }
 
-  async restore({ disk, memory, stream }: State): Promise<Vm> {
+  async restore({ disk, memory, stream }: Omit<State, "timers">): Promise<Vm> {
     const vm = await this.#start(memory, false);
     vm.disk = await this.disks.create(disk);
     const { steps, afterwards } = attachDisk(vm.disk.chain);
@@ -118,7 +128,7 @@ export class Bench implements AsyncDisposable {
       name: dir,
       shape,
       memoryOffset: memory.offset,
-      accel: "tcg",
+      accel,
       diskBytes: emptyDisk.bytes,
       tscKhz: await tscKhz(),
     });
@@ -218,7 +228,7 @@ export class Vm {
     const next = await this.#bench.disks.create(this.disk.id);
     const disk = snapshotDisk({ current: this.disk.path, next: next.path });
     const { state, stop } = this.#stopAndSave();
-    await this.steps([
+    const results = await this.steps([
       ...disk.before,
       ...stop(disk.whileStopped),
       { ...execute("cont"), always: true },
@@ -226,17 +236,17 @@ export class Vm {
       forgetDeviceState,
     ]);
     this.disk = next;
-    return state;
+    return { ...state, timers: timersIn(results) };
   }
 
   /** The same, but then its monitor is killed: as in a pause. */
   async saveAndEnd(): Promise<State> {
     const { state, stop } = this.#stopAndSave();
     await this.sandbox.guest.quiesce();
-    await this.steps(stop([]));
+    const results = await this.steps(stop([]));
     process.kill(this.pid, "SIGKILL");
     await this.end();
-    return state;
+    return { ...state, timers: timersIn(results) };
   }
 
   /**
@@ -244,7 +254,9 @@ export class Vm {
    *
    * @param whileCopying - when most has been copied, while its programs run
    */
-  async saveAsNewBase(whileCopying: () => Promise<unknown> = async () => {}): Promise<State & { punched: Punched; quietMs: number }> {
+  async saveAsNewBase(
+    whileCopying: () => Promise<unknown> = async () => {},
+  ): Promise<Omit<State, "timers"> & { punched: Punched; quietMs: number }> {
     const files = { base: this.#bench.newFile("memory"), deviceState: this.#bench.newFile("devices") };
     const stream = this.#bench.newFile("stream");
     const next = await this.#bench.disks.create(this.disk.id);
@@ -268,14 +280,14 @@ export class Vm {
     });
     await this.steps(disk.afterwards);
     const memoryBytes = this.#bench.memoryMiB * 2 ** 20;
-    const [punched] = (await this.steps(completeNewBase(files, { out: stream, memoryBytes }))) as [Punched];
+    const [punched] = (await this.steps(completeNewBase(files, { out: stream, memoryBytes, accel }))) as [Punched];
     await chmod(files.base, 0o444);
     const frozen = this.disk.id;
     this.disk = next;
     return { disk: frozen, memory: { file: files.base, offset: punched.offset }, stream, punched, quietMs };
   }
 
-  #stopAndSave(): { state: State; stop: (whileStopped: readonly VmmStep[]) => VmmStep[] } {
+  #stopAndSave(): { state: Omit<State, "timers">; stop: (whileStopped: readonly VmmStep[]) => VmmStep[] } {
     const [deviceState, stream] = [this.#bench.newFile("devices"), this.#bench.newFile("stream")];
     return {
       state: { disk: this.disk.id, memory: this.memory, stream },
@@ -284,7 +296,7 @@ export class Vm {
         execute("stop"),
         ...whileStopped,
         saveDeviceState,
-        { save_memory: { base: this.memory.file, device_state: deviceState, out: stream } },
+        { save_memory: { base: this.memory.file, device_state: deviceState, out: stream, ...timersLater(accel) } },
       ],
     };
   }
@@ -302,6 +314,12 @@ export class Vm {
     link.close();
     control.close();
   }
+}
+
+/** Of the step that has saved a machine's memory. */
+function timersIn(results: readonly unknown[]): number {
+  const saved = results.find((result) => typeof result === "object" && result !== null && "timers" in result) as { timers: number };
+  return saved.timers;
 }
 
 async function tscKhz(): Promise<number> {

@@ -1,4 +1,4 @@
-//! The byte stream to the host: two threads that read frames from stdin and write frames to stdout with poll(2) alone.
+//! The byte stream to the host: two threads that read frames from stdin and write frames to stdout, with poll(2) unless the link is a port of the machine.
 //!
 //! A restore replaces the files behind both descriptors while the threads wait in poll. So nothing is assumed of them: they may block or
 //! not, hang up and come back. Neither thread ever ends; a lost link is told to the session and polled again with a growing pause.
@@ -120,12 +120,15 @@ impl Rest {
 }
 
 fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc::Sender<Vec<Received>>) {
-    set_nonblocking(input.fd());
+    let waits = !input.is_fixed();
+    set_blocking(input.fd(), !waits);
     let mut frames = FrameReader::default();
     let mut pause = PAUSE_MIN;
     let mut lost = false;
     loop {
-        input.wait(libc::POLLIN);
+        if waits {
+            input.wait(libc::POLLIN);
+        }
         let room = frames.room();
         // SAFETY: reads at most the room's length into it.
         let read = |fd| unsafe { libc::read(fd, room.as_mut_ptr().cast(), room.len()) };
@@ -168,7 +171,7 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
 }
 
 fn write_frames(mut output: End, written: &AtomicU64, mut outgoing: mpsc::Receiver<Outgoing>) {
-    set_nonblocking(output.fd());
+    set_blocking(output.fd(), output.is_fixed());
     let mut batch: Vec<([u8; HEADER_BYTES], Bytes)> = Vec::with_capacity(WRITE_FRAMES_MAX);
     while let Some(first) = outgoing.blocking_recv() {
         written.store(NO_ROUND, Ordering::Release);
@@ -248,12 +251,12 @@ fn after<'a>(mut bytes: usize, pieces: &[&'a [u8]]) -> Vec<IoSlice<'a>> {
     rest
 }
 
-fn set_nonblocking(fd: RawFd) {
-    // SAFETY: plain fcntl. If it fails the descriptor blocks, and we block where we would have polled.
+fn set_blocking(fd: RawFd, blocks: bool) {
+    // SAFETY: plain fcntl. If it fails we block where we would have polled, or poll where we would have blocked.
     unsafe {
         let flags = libc::fcntl(fd, libc::F_GETFL);
         if flags >= 0 {
-            libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK);
+            libc::fcntl(fd, libc::F_SETFL, if blocks { flags & !libc::O_NONBLOCK } else { flags | libc::O_NONBLOCK });
         }
     }
 }

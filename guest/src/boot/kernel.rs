@@ -19,6 +19,9 @@ const SETTINGS: [(&str, &str); 5] = [
     ("/proc/sys/kernel/sysrq", "0"),
     ("/proc/sys/kernel/dmesg_restrict", "1"),
 ];
+/// A disk's writes are not held back for the sake of its reads: that is for slow disks, and its timers run ten times a second, also in a machine that has just
+/// been forked and is about to answer.
+const WRITEBACK_UNTHROTTLED: &str = "0";
 /// The kernel's own ceiling is what a machine of its size can bear: limits of programs are set below this.
 const OPEN_FILES_MAX: u64 = 1_048_576;
 /// The settings of the kernel are files that belong to root, whose programs lack the capabilities but have the user id.
@@ -28,6 +31,10 @@ const READ_ONLY: [&str; 6] = ["/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "
 pub fn configure() -> Result<(), String> {
     for (path, value) in SETTINGS {
         fs::write(path, value).map_err(|error| format!("set {path}: {error}"))?;
+    }
+    for disk in fs::read_dir("/sys/block").map_err(|error| format!("list /sys/block: {error}"))?.flatten() {
+        // Not every kernel has it.
+        let _ = fs::write(disk.path().join("queue/wbt_lat_usec"), WRITEBACK_UNTHROTTLED);
     }
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX, OPEN_FILES_MAX)
         .map_err(|error| format!("raise the limit of open files: {error}"))?;

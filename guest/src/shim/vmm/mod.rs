@@ -8,6 +8,7 @@ mod qmp;
 mod status;
 mod steps;
 mod stream;
+mod timer;
 
 use super::command::Caller;
 use nix::sys::eventfd::{EfdFlags, EventFd};

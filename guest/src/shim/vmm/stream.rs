@@ -10,6 +10,7 @@
 //! Sections, flags and their meaning: docs/devel/migration/main.rst and migration/ram.c of QEMU. Checked with QEMU 10.0.2.
 
 use super::private::{BATCH_PAGES, PAGE_BYTES, Scanner};
+use super::timer::postpone;
 use super::{Target, mapping};
 use crate::shim::sys;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,7 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Of what is read of the monitor's own file: 20 KB are usual.
 const DEVICE_STATE_BYTES_MAX: u64 = 64 << 20;
@@ -54,6 +56,9 @@ pub struct SaveMemory {
     /// Also on disk when it is done.
     #[serde(default)]
     sync: bool,
+    /// How much later the timers of its processors come in a machine that is restored.
+    #[serde(default)]
+    timers_later_ms: u32,
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -63,6 +68,8 @@ pub struct Saved {
     zero_pages: u64,
     /// Of the whole stream.
     bytes: u64,
+    /// Timers of processors that come later.
+    timers: usize,
 }
 
 impl SaveMemory {
@@ -70,12 +77,13 @@ impl SaveMemory {
     pub fn run(&self, machine: &Target) -> Result<Saved, String> {
         let base = File::open(&self.base).map_err(|error| format!("open {}: {error}", self.base.display()))?;
         let memory = mapping::find(machine.pid, &base)?;
-        let devices = read_device_state(&self.device_state)?;
+        let mut devices = read_device_state(&self.device_state)?;
+        let timers = postpone(&mut devices, Duration::from_millis(self.timers_later_ms.into()));
         let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.out);
         let mut out = out.map_err(|error| format!("create {}: {error}", self.out.display()))?;
         let saved = self.write(&mut out, machine.pid, memory, &devices).and_then(|saved| {
             // Its pid may be another's once it is gone: what was read is its own only if it is still there now.
-            if machine.has_ended() { Err("the machine has ended".into()) } else { Ok(saved) }
+            if machine.has_ended() { Err("the machine has ended".into()) } else { Ok(Saved { timers, ..saved }) }
         });
         saved.inspect_err(|_| drop(fs::remove_file(&self.out)))
     }
@@ -278,13 +286,13 @@ mod tests {
         fs::write(dir.join("devices"), DEVICES).unwrap();
         // The base has no name any more, but this process has it open.
         let base = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&base)).into();
-        let save = SaveMemory { base, device_state: dir.join("devices"), out: dir.join("out"), sync: true };
+        let save = SaveMemory { base, device_state: dir.join("devices"), out: dir.join("out"), sync: true, timers_later_ms: 0 };
         let pid = std::process::id() as i32;
         let saved = save.run(&Target { pid, pidfd: sys::pidfd_open(pid).unwrap() }).unwrap();
         let stream = fs::read(dir.join("out")).unwrap();
         fs::remove_dir_all(&dir).unwrap();
         let zero_pages = expected.iter().filter(|(page, _)| page % 4 == 0).count() as u64;
-        assert_eq!(saved, Saved { pages: expected.len() as u64 - zero_pages, zero_pages, bytes: stream.len() as u64 });
+        assert_eq!(saved, Saved { pages: expected.len() as u64 - zero_pages, zero_pages, bytes: stream.len() as u64, timers: 0 });
         assert!(pages_of(&stream) == expected);
     }
 }

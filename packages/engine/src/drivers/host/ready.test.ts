@@ -144,3 +144,15 @@ it("leaves nothing when it is closed", async () => {
   await ready.settled();
   expect(living.size).toBe(0);
 });
+
+it("makes the next ones for what the last one was taken for", async () => {
+  const { ready, living } = newFakes();
+  const shapeFor = (disk: string) => ({ memSizeMiB: 1, disk });
+  ready.want(shapeFor("first"), 1);
+  await ready.settled();
+  ready.take(shapeFor("second"));
+  ready.refill();
+  await ready.settled();
+  const [, next] = [...living.values()];
+  expect(next?.container).toMatchObject({ shape: shapeFor("second") });
+});

@@ -22,7 +22,7 @@ export interface ReadyParts<Shape, Ready extends Keeper> {
 export class ReadyKeepers<Shape, Ready extends Keeper> {
   readonly #parts: ReadyParts<Shape, Ready>;
   readonly #waiting = new Map<string, Ready[]>();
-  readonly #wanted = new Map<string, { shape: Shape; count: number }>();
+  readonly #wanted = new Map<string, { shape: Shape; readonly count: number }>();
   readonly #removing = new Set<Promise<void>>();
   #filling: Promise<void> | undefined;
   #closed = false;
@@ -44,9 +44,12 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
     this.#fill();
   }
 
-  /** One of exactly this shape, awake. Undefined when there is none. */
+  /** One of exactly this shape, awake. Undefined when there is none. Those that are made next are made for what it is taken for. */
   take(shape: Shape): Ready | undefined {
-    const waiting = this.#waiting.get(this.#parts.key(shape)) ?? [];
+    const key = this.#parts.key(shape);
+    const wanted = this.#wanted.get(key);
+    if (wanted) wanted.shape = shape;
+    const waiting = this.#waiting.get(key) ?? [];
     for (let ready = waiting.shift(); ready; ready = waiting.shift()) {
       if (this.#parts.isAlive?.(ready) === false) {
         this.#remove(ready);

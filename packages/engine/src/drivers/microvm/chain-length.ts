@@ -3,7 +3,7 @@ import { collapseProgress, hurryCollapse, type RunSteps, settleCollapse, startCo
 import { chainLengthMax, collapseAbove, type Disk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
-import { runSteps } from "./vmm.ts";
+import { requireDisk, runSteps } from "./vmm.ts";
 
 const stepTimeoutMs = 20_000;
 /** How often it is asked whether a collapse has ended, of which nobody is told. */
@@ -64,12 +64,12 @@ async function hurry(host: Host, machine: MicrovmMachine, disk: Disk): Promise<v
 
 /** The disk keeps its id, so that what is recorded of the machine stays true. */
 async function settle(host: Host, machine: MicrovmMachine, disk: Disk): Promise<void> {
-  await settleCollapse(runIn(machine), host.disks, disk);
+  await settleCollapse(runIn(machine), host.disks, disk, machine.vmm.spare?.path);
   machine.collapse = undefined;
 }
 
-async function diskOf({ disks }: Host, { vmm: { disk: id } }: MicrovmMachine): Promise<Disk> {
-  if (id === undefined) throw new Error("broken invariant: a machine without a disk");
+async function diskOf({ disks }: Host, { vmm }: MicrovmMachine): Promise<Disk> {
+  const id = requireDisk(vmm);
   const chain = await disks.chainOf(id);
   return { id, path: chain.at(-1) as string, chain };
 }

@@ -64,9 +64,10 @@ export async function hurryCollapse(run: RunSteps): Promise<void> {
  * with a machine that it finds.
  *
  * @param disk - as known so far
+ * @param spare - path of an overlay that the machine has open ahead
  * @returns the disk as it is now
  */
-export async function settleCollapse(run: RunSteps, disks: Disks, disk: Disk): Promise<Disk> {
+export async function settleCollapse(run: RunSteps, disks: Disks, disk: Disk, spare?: string): Promise<Disk> {
   await callOffCollapse(run);
   // Not earlier: QEMU 10.0 dies when it is asked for its nodes while a stream that has ended is still listed.
   const nodes = ((await run([execute("query-named-block-nodes", { flat: true })])) as [readonly BlockNode[]])[0];
@@ -75,7 +76,7 @@ export async function settleCollapse(run: RunSteps, disks: Disks, disk: Disk): P
   const collapsed = top?.image?.["backing-filename"] === path.basename(empty);
   // First where it lasts: a server that dies between the two finds nodes that nobody needs, and removes them.
   const now = collapsed && disk.chain.length > 2 ? await disks.collapsed(disk.id) : disk;
-  const needed = new Set([placeholderNode, ...now.chain.map(nodeOf)]);
+  const needed = new Set([placeholderNode, ...[...now.chain, ...(spare ? [spare] : [])].map(nodeOf)]);
   const unneeded = nodes
     .map((node) => node["node-name"] ?? "")
     .filter((name) => name.startsWith(nodePrefix) && !name.endsWith(fileNodeSuffix) && !needed.has(name));

@@ -40,9 +40,18 @@ export interface DiskSnapshot {
  * opens such a file anew when it is frozen, from the set from which it had it.
  */
 const forgetFds = forget(fdSets.disk);
+const forgetPlaceholder = execute("blockdev-del", { "node-name": placeholderNode });
 
 /** Not for waiting: nothing survives the VMM that its file does not have by a plain write, and snapshots are synced by `Disks.seal`. */
 const cache = { direct: false, "no-flush": true } as const;
+
+/** What a VMM has open before it is known which disk it gets. */
+export interface OpenedAhead {
+  /** Files that nobody writes to any more, lowest first, of which the disk is likely to be. */
+  readonly frozen: readonly string[];
+  /** Path of the loose overlay that the machine will write to. */
+  readonly overlay: string;
+}
 
 export interface DiskAttachment {
   readonly steps: readonly VmmStep[];
@@ -55,36 +64,66 @@ export interface DiskAttachment {
  * written to. For a machine that has not started yet (`-S`), or that waits for its state (`-incoming defer`).
  *
  * @param chain - paths as of `Disk.chain`, lowest first
- * @param opened - what `openFrozen` has opened ahead
  */
-export function attachDisk(chain: readonly string[], opened: readonly string[] = []): DiskAttachment {
+export function attachDisk(chain: readonly string[]): DiskAttachment {
   const files = chain.map((file, index) => {
     const isTop = index > 0 && index === chain.length - 1;
     return { file, isTop, set: isTop ? fdSets.disk : fdSets.chain + index };
   });
-  const parting = chain.findIndex((file, index) => file !== opened[index]);
-  const missing = files.slice(parting);
   return {
+    // Each by itself, so that each can be taken out by itself when the chain is collapsed.
     steps: [
-      // Of another disk than this one.
-      ...opened
-        .slice(parting)
-        .toReversed()
-        .map((file) => execute("blockdev-del", { "node-name": nodeOf(file) })),
-      // Each by itself, so that each can be taken out by itself when the chain is collapsed.
-      ...missing.flatMap(({ file, set, isTop }) => openFile(chain, file, { set, readOnly: !isTop })),
-      execute("blockdev-reopen", { options: [frontOver(nodeOf(chain.at(-1) as string))] }),
+      ...files.flatMap(({ file, set, isTop }) => openFile(chain, file, { set, readOnly: !isTop })),
+      ...stepOver(chain.at(-1) as string),
     ],
-    afterwards: [execute("blockdev-del", { "node-name": placeholderNode }), ...missing.map(({ set }) => forget(set))],
+    afterwards: [forgetPlaceholder, ...files.map(({ set }) => forget(set))],
   };
 }
 
-/** Opens files ahead that nobody writes to any more, of which a disk is likely to be: in a machine that waits for its state. */
-export function openFrozen(chain: readonly string[]): readonly VmmStep[] {
-  return chain.flatMap((file, index) => {
-    const set = fdSets.chain + index;
-    return [...openFile(chain, file, { set, readOnly: true }), forget(set)];
-  });
+/** All of it that can be done before the disk is known, in a machine that waits for its state. `completeDisk` is the rest. */
+export function openAhead({ frozen, overlay }: OpenedAhead): readonly VmmStep[] {
+  return [
+    ...frozen.flatMap((file, index) => {
+      const set = fdSets.chain + index;
+      return [...openFile(frozen, file, { set, readOnly: true }), forget(set)];
+    }),
+    ...openLoose(overlay),
+    ...stepOver(overlay),
+    forgetPlaceholder,
+  ];
+}
+
+/** What `openAhead` has left of `attachDisk`: for the disk that the overlay was placed as. */
+export function completeDisk(chain: readonly string[], { frozen, overlay }: OpenedAhead): DiskAttachment {
+  const below = chain.slice(0, -1);
+  const common = below.findIndex((file, index) => file !== frozen[index]);
+  const parting = common < 0 ? below.length : common;
+  const missing = below.slice(parting).map((file, index) => ({ file, set: fdSets.chain + parting + index }));
+  return {
+    steps: [
+      // Of another disk than this one.
+      ...frozen
+        .slice(parting)
+        .toReversed()
+        .map((file) => execute("blockdev-del", { "node-name": nodeOf(file) })),
+      ...missing.flatMap(({ file, set }) => openFile(chain, file, { set, readOnly: true })),
+      execute("blockdev-snapshot", { node: nodeOf(below.at(-1) as string), overlay: nodeOf(overlay) }),
+    ],
+    afterwards: missing.map(({ set }) => forget(set)),
+  };
+}
+
+function openLoose(overlay: string): readonly VmmStep[] {
+  return [
+    { add_fd: { set: fdSets.disk, path: overlay, access: "read_write" } },
+    execute("blockdev-add", overlayNode(overlay, fdSets.disk, { below: null, readOnly: false })),
+    forgetFds,
+  ];
+}
+
+/** Makes the device one of this file. */
+function stepOver(file: string): VmmStep[] {
+  return [execute("blockdev-reopen", { options: [frontOver(nodeOf(file))] })];
 }
 
 function openFile(chain: readonly string[], file: string, { set, readOnly }: { set: number; readOnly: boolean }): VmmStep[] {
@@ -95,16 +134,29 @@ function openFile(chain: readonly string[], file: string, { set, readOnly }: { s
   ];
 }
 
-/** Freezes what a machine has written so far and lets it go on in a new overlay, which must lie over it. */
-export function snapshotDisk({ current, next }: { readonly current: string; readonly next: string }): DiskSnapshot {
+/** Of a machine: what it writes to, and the loose overlay in which it goes on after its next fork. Paths. */
+export interface Succession {
+  readonly current: string;
+  readonly next: string;
+}
+
+/** What of `snapshotDisk` can be done long before, while the machine goes on writing. */
+export function openNext({ current, next }: Succession): readonly VmmStep[] {
+  return [
+    ...openLoose(next),
+    // The VMM opens the frozen one anew, read-only. Where it cannot, it silently keeps it open for writing.
+    { add_fd: { set: fdSets.disk, path: current, access: "read" } },
+  ];
+}
+
+/**
+ * Freezes what a machine has written so far and lets it go on in the next overlay, which lies over it by now.
+ *
+ * @param isOpen - `openNext` was done
+ */
+export function snapshotDisk({ current, next, isOpen = false }: Succession & { readonly isOpen?: boolean }): DiskSnapshot {
   return {
-    before: [
-      { add_fd: { set: fdSets.disk, path: next, access: "read_write" } },
-      execute("blockdev-add", overlayNode(next, fdSets.disk, { below: null, readOnly: false })),
-      forgetFds,
-      // The VMM opens the frozen one anew, read-only. Where it cannot, it silently keeps it open for writing.
-      { add_fd: { set: fdSets.disk, path: current, access: "read" } },
-    ],
+    before: isOpen ? [] : openNext({ current, next }),
     whileStopped: [execute("blockdev-snapshot", { node: nodeOf(current), overlay: nodeOf(next) })],
     afterwards: [forgetFds],
     undo: [

@@ -87,6 +87,31 @@ describe("disks", () => {
     await expect(late).rejects.toMatchObject({ code: "not_found" });
   });
 
+  it("can be made before it is known what they will lie over", async () => {
+    const disks = await openDisks();
+    using first = await disks.create(null);
+    const loose = await disks.createLoose();
+    await disks.removeUnused(nobody);
+    using disk = await disks.place(loose, first.id);
+    expect(namesOf(disk.chain)).toEqual(["empty-0123456789ab.ext4", `${first.id}.qcow2`, `${loose.id}.qcow2`]);
+    expect(await disks.chainOf(disk.id)).toEqual(disk.chain);
+    using other = await disks.create(first.id);
+    expect(await readFile(disk.path)).toEqual(await readFile(other.path));
+    loose[Symbol.dispose]();
+    await disks.removeUnused(async () => new Set([first.id, other.id]));
+    expect((await readdir(dir)).filter((name) => name.startsWith(loose.id))).toEqual([]);
+  });
+
+  it("that were to lie over one that is gone lie over nothing still", async () => {
+    const disks = await openDisks();
+    using first = await disks.create(null);
+    using loose = await disks.createLoose();
+    await expect(disks.place(loose, "0123456789ab")).rejects.toMatchObject({ code: "not_found" });
+    expect(await readdir(dir)).not.toContain(`${loose.id}.below`);
+    using disk = await disks.place(loose, first.id);
+    expect(await disks.chainOf(disk.id)).toEqual([...first.chain, loose.path]);
+  });
+
   it("forget what lay between when they are collapsed", async () => {
     const disks = await openDisks();
     const first = await disks.create(null);

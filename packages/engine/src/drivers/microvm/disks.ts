@@ -2,13 +2,14 @@ import { randomBytes } from "node:crypto";
 import { link, lstat, mkdir, open, readdir, readlink, rename, rm, symlink } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
+import { allOf } from "../../all-of.ts";
 import type { SealedFile } from "../../driver.ts";
 import { storageError } from "../../storage-error.ts";
 import { syncFolder } from "../../sync-folder.ts";
 import { incompatible } from "../host/facts.ts";
 import { requireIntact, sealFiles } from "../host/seal.ts";
 import { copySparse } from "./copy-sparse.ts";
-import { writeOverlay } from "./qcow2.ts";
+import { type Backing, writeBacking, writeOverlay } from "./qcow2.ts";
 
 /** A longer chain is worth a collapse in the background: each file costs a machine two descriptors, and a read that finds nothing a look. */
 export const collapseAbove = 8;
@@ -35,6 +36,12 @@ export interface Disk {
 
 /** Stays until disposed of, whether or not anybody is known to hold it yet. */
 export interface NewDisk extends Disk, Disposable {}
+
+/** A file for what a machine is going to write that lies over nothing yet, and is no disk before it is placed. Stays until disposed of. */
+export interface LooseOverlay extends Disposable {
+  readonly id: string;
+  readonly path: string;
+}
 
 export interface EmptyDisk {
   /** A file system with nothing in it. */
@@ -104,6 +111,51 @@ export class Disks {
     } finally {
       // From now on it is held by standing below the new one.
       if (backing !== null) this.#release(backing);
+    }
+  }
+
+  /** One with nothing in it, made before it is known what it will lie over. @throws quota_exceeded when the disk is full */
+  async createLoose(): Promise<LooseOverlay> {
+    const id = randomBytes(6).toString("hex");
+    this.#hold(id);
+    try {
+      await this.#removing;
+      const file = this.#pathOf(`${id}${fileSuffix}`);
+      await whenStored(this.#dir, () => this.#writeFile(id, undefined));
+      return { id, path: file, [Symbol.dispose]: once(() => this.#release(id)) };
+    } catch (error) {
+      this.#release(id);
+      throw error;
+    }
+  }
+
+  /**
+   * Makes a disk of a loose overlay, which nobody has written to; it is disposed of as the disk from then on.
+   *
+   * @param backing - as of `create`
+   * @throws as `create`; the overlay is loose still
+   */
+  async place(overlay: LooseOverlay, backing: string): Promise<NewDisk> {
+    const { id, path: file } = overlay;
+    this.#hold(requireId(backing));
+    try {
+      await this.#removing;
+      const named: Backing = { name: `${backing}${fileSuffix}`, format: "qcow2" };
+      const link = this.#pathOf(`${id}${belowSuffix}`);
+      const works = [
+        this.chainOf(backing),
+        writeBacking(file, { diskBytes: this.#bytes, backing: named }),
+        symlink(named.name, link),
+      ] as const;
+      const [below] = await whenStored(this.#dir, () => allOf(works)).catch(async (reason) => {
+        await rm(link, { force: true });
+        throw reason;
+      });
+      this.#seenBelow.set(id, named.name);
+      return { id, path: file, chain: [...below, file], [Symbol.dispose]: () => overlay[Symbol.dispose]() };
+    } finally {
+      // From now on it is held by standing below the new one.
+      this.#release(backing);
     }
   }
 
@@ -221,13 +273,15 @@ export class Disks {
   }
 
   async #write(id: string, backing: string | null): Promise<void> {
-    const backingName = backing === null ? this.#empty : `${backing}${fileSuffix}`;
-    const backingFormat = backing === null ? "raw" : "qcow2";
+    const below: Backing = backing === null ? { name: this.#empty, format: "raw" } : { name: `${backing}${fileSuffix}`, format: "qcow2" };
+    await symlink(below.name, this.#pathOf(`${id}${belowSuffix}`));
+    await this.#writeFile(id, below);
+    this.#seenBelow.set(id, below.name);
+  }
+
+  async #writeFile(id: string, backing: Backing | undefined): Promise<void> {
     try {
-      // In this order a file without its link never exists.
-      await symlink(backingName, this.#pathOf(`${id}${belowSuffix}`));
-      await writeOverlay(this.#pathOf(`${id}${fileSuffix}`), { diskBytes: this.#bytes, backingName, backingFormat });
-      this.#seenBelow.set(id, backingName);
+      await writeOverlay(this.#pathOf(`${id}${fileSuffix}`), { diskBytes: this.#bytes, ...(backing && { backing }) });
     } catch (error) {
       await this.#remove(id);
       throw error;

@@ -126,7 +126,7 @@ class MicrovmDriver implements Driver {
 
   prepare(like: Machine, count: number): void {
     const { shape, disk } = this.#own(like).vmm;
-    this.#ready.want({ shape: { ...shape, boots: false }, disk }, count);
+    this.#ready.want({ shape: { ...shape, boots: false }, disk: disk === undefined ? undefined : { id: disk, isWritten: true } }, count);
   }
 
   async reattach(machineId: string) {

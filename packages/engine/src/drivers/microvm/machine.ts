@@ -35,7 +35,7 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
         kill: () => killKeeper(host.layout, vmm.id),
         forget: async () => {
           // Its processes have ended, whatever of it stays.
-          await forget(host, machineId, vmm.id).finally(() => release(vmm.uses));
+          await forget(host, machineId, vmm.id).finally(() => release(vmm));
         },
         exit: (told, resources) => toGuestExit(vmm.dir, told, resources),
       },
@@ -48,6 +48,11 @@ export class MicrovmMachine extends ShimMachine<Vmm> implements Machine {
 
   get vmm(): Vmm {
     return this.keeper;
+  }
+
+  /** Whether its monitor has gone away; its end is told a little later. */
+  get isGone(): boolean {
+    return this.#gone;
   }
 
   get frozen(): boolean {

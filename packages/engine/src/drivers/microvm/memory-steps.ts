@@ -1,5 +1,6 @@
+import type { Accel } from "../../actions.ts";
 import { imageNode } from "./command-line.ts";
-import { execute, fdSets, forgetDeviceState, saveDeviceState, type VmmStep } from "./vmm-steps.ts";
+import { execute, fdSets, forgetDeviceState, saveDeviceState, timersLater, type VmmStep } from "./vmm-steps.ts";
 
 /**
  * A new base for the descendants of a machine that has written much: all of its memory in a file that children map, pages in their places
@@ -86,10 +87,13 @@ export function finishNewBase(whileStopped: readonly VmmStep[]): VmmStep[] {
 }
 
 /** The file becomes a base: result `{offset, memory_bytes, pages, freed_bytes}`. Children map it from `offset` on; then it must never change again. */
-export function completeNewBase(files: NewBaseFiles, { out, memoryBytes }: { out: string; memoryBytes: number }): VmmStep[] {
+export function completeNewBase(
+  files: NewBaseFiles,
+  { out, memoryBytes, accel }: { out: string; memoryBytes: number; accel: Accel },
+): VmmStep[] {
   return [
     { punch_mapped_ram: { file: files.base } },
-    { save_devices: { memory_bytes: memoryBytes, device_state: files.deviceState, out } },
+    { save_devices: { memory_bytes: memoryBytes, device_state: files.deviceState, out, ...timersLater(accel) } },
   ];
 }
 

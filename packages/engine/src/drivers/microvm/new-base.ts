@@ -84,7 +84,7 @@ export async function makeNewBase(host: Host, { vmm }: MicrovmMachine, { disk, d
       throw error;
     }
     await quiet?.end();
-    const [punched] = await run(completeNewBase(files, { out, memoryBytes: memSizeMiB * 2 ** 20 }));
+    const [punched] = await run(completeNewBase(files, { out, memoryBytes: memSizeMiB * 2 ** 20, accel: host.accel }));
     await host.bases.freeze(base.id, (punched as { offset: number }).offset);
     return base;
   } catch (error) {

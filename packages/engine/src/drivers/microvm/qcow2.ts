@@ -19,9 +19,15 @@ const extension = { end: 0, backingFormat: 0xe2792aca } as const;
 export interface OverlayShape {
   /** What the machine sees, in bytes: a multiple of 512, as of the file below. At most 64 TiB. */
   readonly diskBytes: number;
-  /** Of the file below, as `qemu-img` is to find it: relative to the overlay's folder. Machines are told every file of a chain and do not look here. */
-  readonly backingName: string;
-  readonly backingFormat: "qcow2" | "raw";
+  /** Absent while it lies over nothing. */
+  readonly backing?: Backing;
+}
+
+/** The file below, as `qemu-img` is to find it. Machines are told every file of a chain and do not look here. */
+export interface Backing {
+  /** Relative to the overlay's folder. */
+  readonly name: string;
+  readonly format: "qcow2" | "raw";
 }
 
 /**
@@ -39,13 +45,24 @@ export async function writeOverlay(file: string, shape: OverlayShape): Promise<v
   }
 }
 
+/** Says what an overlay lies over of which nothing was said when it was written, and to which nobody has written since. */
+export async function writeBacking(file: string, shape: Required<OverlayShape>): Promise<void> {
+  const [{ bytes, offset }] = overlayParts(shape).written;
+  const handle = await open(file, "r+");
+  try {
+    await writeAll(handle, bytes, offset);
+  } finally {
+    await handle.close();
+  }
+}
+
 /**
  * The header, a table of refcount blocks, the first of these blocks, and the table of the first level, each from a cluster of its own. What is not
  * written is a hole: zeros, "not here, look below".
  *
  * @see docs/interop/qcow2 of QEMU, version 3
  */
-function overlayParts(shape: OverlayShape): { fileBytes: number; written: readonly { offset: number; bytes: Buffer }[] } {
+function overlayParts(shape: OverlayShape): { fileBytes: number; written: readonly [Part, ...Part[]] } {
   const { diskBytes } = shape;
   if (!Number.isSafeInteger(diskBytes) || diskBytes <= 0 || diskBytes % sectorBytes !== 0 || diskBytes > 2 ** 46)
     throw new RangeError(`no size of a disk: ${diskBytes}`);
@@ -70,17 +87,20 @@ function overlayParts(shape: OverlayShape): { fileBytes: number; written: readon
   };
 }
 
-function header(
-  { diskBytes, backingName, backingFormat }: OverlayShape,
-  at: { l1Entries: number; l1: number; refcountTable: number },
-): Buffer {
-  const name = Buffer.from(backingName);
-  if (name.length === 0 || name.length > backingNameBytesMax) throw new RangeError(`no name of a file below: ${backingName}`);
-  const extensions = Buffer.concat([headerExtension(extension.backingFormat, Buffer.from(backingFormat)), headerExtension(extension.end)]);
+interface Part {
+  readonly offset: number;
+  readonly bytes: Buffer;
+}
+
+function header({ diskBytes, backing }: OverlayShape, at: { l1Entries: number; l1: number; refcountTable: number }): Buffer {
+  const name = Buffer.from(backing?.name ?? "");
+  if (backing && (name.length === 0 || name.length > backingNameBytesMax)) throw new RangeError(`no name of a file below: ${backing.name}`);
+  const format = backing ? [headerExtension(extension.backingFormat, Buffer.from(backing.format))] : [];
+  const extensions = Buffer.concat([...format, headerExtension(extension.end)]);
   const fixed = Buffer.alloc(headerBytes);
   fixed.write("QFI\xfb", 0, "latin1");
   fixed.writeUInt32BE(3, 4); // version
-  fixed.writeBigUInt64BE(BigInt(headerBytes + extensions.length), 8);
+  if (backing) fixed.writeBigUInt64BE(BigInt(headerBytes + extensions.length), 8);
   fixed.writeUInt32BE(name.length, 16);
   fixed.writeUInt32BE(clusterBits, 20);
   fixed.writeBigUInt64BE(BigInt(diskBytes), 24);

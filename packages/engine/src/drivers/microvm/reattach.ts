@@ -29,7 +29,7 @@ export async function reattach(host: Host, machineId: string): Promise<MicrovmMa
     } catch (error) {
       vmm.link.close();
       vmm.control.close();
-      release(vmm.uses);
+      release(vmm);
       throw error;
     }
   } catch (error) {

@@ -1,6 +1,7 @@
 import { randomBytes } from "node:crypto";
 import { mkdir, rm } from "node:fs/promises";
 import path from "node:path";
+import { allOf } from "../../all-of.ts";
 import type { Snapshot, SnapshotOptions, SnapshotRequirements } from "../../driver.ts";
 import { diskFull } from "../../storage-error.ts";
 import { commitSnapshot, saysDiskFull } from "../host/details.ts";
@@ -15,8 +16,9 @@ import type { MicrovmMachine } from "./machine.ts";
 import { isWorthNewBase, makeNewBase } from "./new-base.ts";
 import { isFull } from "./room.ts";
 import { type Details, stateFile } from "./saved.ts";
-import { recordMachine, runInBackground, runSteps, saveTimeoutMs } from "./vmm.ts";
-import { execute, fdSets, forgetDeviceState, saveDeviceState, type VmmStep } from "./vmm-steps.ts";
+import { openSpare, takeNext } from "./spare.ts";
+import { recordMachine, requireDisk, runInBackground, runSteps, saveTimeoutMs } from "./vmm.ts";
+import { execute, fdSets, forgetDeviceState, saveDeviceState, timersLater, type VmmStep } from "./vmm-steps.ts";
 
 /** For what copies nothing. */
 const stepsTimeoutMs = 30_000;
@@ -52,7 +54,10 @@ export async function saveMachine(host: Host, machine: MicrovmMachine, dir: stri
       throw full ?? error;
     }
   });
-  if (options.leaveRunning) shortenChain(host, machine);
+  if (options.leaveRunning) {
+    shortenChain(host, machine);
+    openSpare(host, machine);
+  }
   return snapshot;
 }
 
@@ -79,7 +84,7 @@ async function saveOverBase(host: Host, machine: MicrovmMachine, folders: Folder
     await runSteps(machine.vmm, "prepare a snapshot", [...disk.before, addState(folders.partial)], stepsTimeoutMs);
     await options.quiet?.begin();
     if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);
-    else await saveDelta(machine, disk, folders.partial);
+    else await saveDelta(host, machine, disk, folders.partial);
     return { base: copy?.id ?? shape.base, afterwards: [...disk.afterwards, forgetState] };
   });
 }
@@ -118,9 +123,10 @@ async function saveInNextOverlay(
   capture: (disk: DiskSnapshot) => Promise<Captured>,
 ): Promise<Snapshot> {
   const { vmm } = machine;
-  const frozen = requireDisk(vmm.disk);
-  using next = await host.disks.create(frozen);
-  const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path });
+  const frozen = requireDisk(vmm);
+  const { next: taken, isOpen } = await takeNext(host, vmm, frozen);
+  using next = taken;
+  const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path, isOpen });
   let captured: Captured;
   try {
     captured = await capture(disk);
@@ -139,16 +145,9 @@ async function saveInNextOverlay(
   return snapshot;
 }
 
-/** Each has ended when this throws what the first of them has thrown. */
-async function allOf<T extends readonly unknown[]>(works: readonly [...T]): Promise<{ [K in keyof T]: Awaited<T[K]> }> {
-  const results = await Promise.allSettled(works);
-  for (const result of results) if (result.status === "rejected") throw result.reason;
-  return Promise.all(works) as Promise<{ [K in keyof T]: Awaited<T[K]> }>;
-}
-
 /** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */
-async function saveDelta(machine: MicrovmMachine, disk: DiskSnapshot, partial: string): Promise<void> {
-  const whileStopped = [...disk.whileStopped, saveDeviceState, saveMemory(machine, partial)];
+async function saveDelta(host: Host, machine: MicrovmMachine, disk: DiskSnapshot, partial: string): Promise<void> {
+  const whileStopped = [...disk.whileStopped, saveDeviceState, saveMemory(host, machine, partial)];
   await runSteps(machine.vmm, "save a machine", [execute("stop"), ...whileStopped, goOn], saveTimeoutMs(machine.vmm));
 }
 
@@ -157,7 +156,7 @@ async function saveWithCopy(host: Host, machine: MicrovmMachine, disk: DiskSnaps
   const { vmm } = machine;
   let failure: unknown;
   try {
-    const steps = [execute("stop"), ...disk.whileStopped, saveDeviceState, saveMemory(machine, partial)];
+    const steps = [execute("stop"), ...disk.whileStopped, saveDeviceState, saveMemory(host, machine, partial)];
     await runSteps(vmm, "save a machine", steps, saveTimeoutMs(machine.vmm));
     await copySparse(vmm.uses.base.path, copy.path);
   } catch (error) {
@@ -175,10 +174,10 @@ async function saveWithCopy(host: Host, machine: MicrovmMachine, disk: DiskSnaps
 async function saveEnding(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
   const { vmm } = machine;
   const { base, boots } = vmm.shape;
-  const disk = requireDisk(vmm.disk);
+  const disk = requireDisk(vmm);
   await options.quiet?.begin();
   try {
-    const steps = [addState(folders.partial), execute("stop"), saveDeviceState, saveMemory(machine, folders.partial)];
+    const steps = [addState(folders.partial), execute("stop"), saveDeviceState, saveMemory(host, machine, folders.partial)];
     await runSteps(vmm, "save a machine", steps, saveTimeoutMs(machine.vmm));
     const snapshot = await commit(host, machine, folders, options, { base, disk });
     await machine.end("saved");
@@ -203,9 +202,9 @@ async function commit(
     host.disks.seal(disk, { durable }),
     host.bases.bytesOf(base),
     durable ? host.bases.sync(base) : undefined,
+    rm(path.join(partial, devicesFile), { force: true }),
   ]);
   const details: Details = { version: 1, requirements, resources, image, base, disk, diskFiles: sealed.files };
-  await rm(path.join(partial, devicesFile), { force: true });
   const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });
   // What it stands on is the machine's too until here.
   host.saved.set(dir, details);
@@ -221,9 +220,9 @@ const addState = (partial: string): VmmStep => ({
 const forgetState: VmmStep = { ...forgetDeviceState, always: true };
 const goOn: VmmStep = { ...execute("cont"), always: true };
 
-function saveMemory({ vmm }: MicrovmMachine, partial: string): VmmStep {
+function saveMemory({ accel }: Host, { vmm }: MicrovmMachine, partial: string): VmmStep {
   const at = (name: string) => path.join(partial, name);
-  return { save_memory: { base: vmm.uses.base.path, device_state: at(devicesFile), out: at(stateFile) } };
+  return { save_memory: { base: vmm.uses.base.path, device_state: at(devicesFile), out: at(stateFile), ...timersLater(accel) } };
 }
 
 /** A machine whose disk is frozen already goes on in the new overlay, though nobody has a snapshot of it. */
@@ -235,9 +234,4 @@ async function undo({ vmm }: MicrovmMachine, disk: DiskSnapshot, next: NewDisk):
   vmm.disk = next.id;
   // Where there is no room for it, the next server asks as well.
   await recordMachine(vmm).catch(() => undefined);
-}
-
-function requireDisk(disk: string | undefined): string {
-  if (disk === undefined) throw new Error("broken invariant: a machine without a disk");
-  return disk;
 }

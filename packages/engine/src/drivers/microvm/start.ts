@@ -4,7 +4,7 @@ import type { MachineResources, MachineSpec, RestoreSpec, RootSource, Snapshot }
 import { nameKeeper, newKeeperId } from "../host/layout.ts";
 import type { ReadyKeepers } from "../host/ready.ts";
 import type { MachineShape } from "./command-line.ts";
-import { attachDisk, openFrozen } from "./disk-steps.ts";
+import { attachDisk, completeDisk, openAhead } from "./disk-steps.ts";
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import { activate, type MicrovmMachine, type Start } from "./machine.ts";
@@ -60,27 +60,27 @@ export function restoredShape({ resources, image, base }: Details): MachineShape
   return { resources, image, base, boots: false };
 }
 
-/** Machines that may go on soon: of this shape, and with what lies below this disk. */
+/** Machines that may go on soon: of this shape, and over this disk. */
 export interface Expected {
   readonly shape: MachineShape;
-  readonly disk: string | undefined;
+  /** Id; whether somebody writes to it, and theirs lie over what it lies over itself. Undefined: of a machine that has ended. */
+  readonly disk: { readonly id: string; readonly isWritten: boolean } | undefined;
 }
 
 /** A monitor that has opened what it can. @throws as `startWaiting` */
 export async function startReady(host: Host, { shape, disk }: Expected): Promise<Vmm> {
   const vmm = await startWaiting(host, shape);
-  // A disk that is gone by now is nobody's: it waits without one.
-  const chain = disk === undefined ? [] : await host.disks.chainOf(disk).catch(() => []);
-  const frozen = chain.slice(0, -1);
-  if (frozen.length === 0) return vmm;
   try {
-    await runSteps(vmm, "open a disk ahead", openFrozen(frozen), restoreTimeoutMs);
+    // A disk that is gone by now is nobody's: it waits without one.
+    const chain = disk ? await host.disks.chainOf(disk.id).catch(() => []) : [];
+    vmm.opened = { frozen: disk?.isWritten ? chain.slice(0, -1) : chain, overlay: await host.disks.createLoose() };
+    const steps = openAhead({ frozen: vmm.opened.frozen, overlay: vmm.opened.overlay.path });
+    await runSteps(vmm, "open a disk ahead", steps, restoreTimeoutMs);
+    return vmm;
   } catch (error) {
     await discardVmm(host, vmm);
     throw error;
   }
-  vmm.opened = frozen;
-  return vmm;
 }
 
 /** A monitor for machines of this shape, which waits for a state. @throws snapshot_incompatible when what it stands on is gone */
@@ -116,11 +116,11 @@ export async function restoreMachine(
 ): Promise<{ machine: MicrovmMachine; wasReady: boolean }> {
   requireSameHardware(resources, details.resources);
   const shape = restoredShape(details);
-  using disk = await host.disks.create(details.disk);
-  const waiting = ready.take({ shape, disk: undefined });
+  const waiting = ready.take({ shape, disk: { id: details.disk, isWritten: false } });
   const vmm = waiting ?? (await startWaiting(host, shape));
+  using disk = await diskOver(host, details.disk, vmm);
   const file = path.join(snapshot.dir, stateFile);
-  const attachment = attachDisk(disk.chain, vmm.opened);
+  const attachment = vmm.opened ? completeDisk(disk.chain, { ...vmm.opened, overlay: disk.path }) : attachDisk(disk.chain);
   const steps: VmmStep[] = [
     ...attachment.steps,
     { add_fd: { set: fdSets.incoming, path: file, access: "read" } },
@@ -133,6 +133,16 @@ export async function restoreMachine(
     machine: await become(host, vmm, machineId, disk, { steps, letRun: execute("cont"), afterwards, timeoutMs }),
     wasReady: waiting !== undefined,
   };
+}
+
+/** @throws as `Disks.create`; the monitor is gone then */
+async function diskOver(host: Host, backing: string, vmm: Vmm): Promise<NewDisk> {
+  try {
+    return await (vmm.opened ? host.disks.place(vmm.opened.overlay, backing) : host.disks.create(backing));
+  } catch (error) {
+    await discardVmm(host, vmm);
+    throw error;
+  }
 }
 
 async function become(host: Host, vmm: Vmm, machineId: string, disk: NewDisk, start: Start): Promise<MicrovmMachine> {

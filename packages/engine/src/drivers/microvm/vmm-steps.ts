@@ -1,3 +1,5 @@
+import type { Accel } from "../../actions.ts";
+
 /**
  * What a shim does with its VMM, in order, while its link goes on (docs/shim.md, "vmm"). It stops at the first step that fails; those that are to
  * run `always` run all the same. Results have the places of their steps.
@@ -39,6 +41,8 @@ export interface SaveMemory {
   readonly device_state: string;
   readonly out: string;
   readonly sync?: boolean;
+  /** How much later the timers of its processors come in a machine that is restored, in ms. Default 0. */
+  readonly timers_later_ms?: number;
 }
 
 /** The same without any page, for a machine whose memory is all in its base. */
@@ -47,6 +51,7 @@ export interface SaveDevices {
   readonly device_state: string;
   readonly out: string;
   readonly sync?: boolean;
+  readonly timers_later_ms?: number;
 }
 
 export const execute = (command: string, args?: Readonly<Record<string, unknown>>): ExecuteStep =>
@@ -54,6 +59,14 @@ export const execute = (command: string, args?: Readonly<Record<string, unknown>
 
 /** Numbers of the sets that our steps use; lower ones are for what the command line of a VMM brings. `chain` and above: the files of a disk. */
 export const fdSets = { disk: 11, memory: 12, deviceState: 13, incoming: 14, chain: 32 } as const;
+
+/**
+ * What a kernel does when its clock ticks costs an emulated machine that has just been restored some milliseconds, since its monitor has translated
+ * nothing of it yet: it comes when the machine has answered. Programs stand still until it is adopted, and then the clock is set.
+ */
+export function timersLater(accel: Accel): { readonly timers_later_ms?: number } {
+  return accel === "tcg" ? { timers_later_ms: 50 } : {};
+}
 
 /** Writes the state of a stopped machine's devices to the file of that set. Not `live`, which would put its disks out of use. */
 export const saveDeviceState = execute("xen-save-devices-state", { filename: `/dev/fdset/${fdSets.deviceState}`, live: false });

@@ -10,6 +10,7 @@ import { connectBoth, readPid, startShim } from "../host/shim.ts";
 import type { BaseUse } from "./bases.ts";
 import { makeCgroup } from "./cgroup.ts";
 import { files, type MachineShape, qemuArgs } from "./command-line.ts";
+import type { LooseOverlay } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { ImageUse } from "./images.ts";
 import { killKeeper } from "./processes.ts";
@@ -30,8 +31,10 @@ export interface Vmm extends Keeper {
   readonly pid: number;
   /** Id of the uppermost of its disk's files; undefined while it has none. Changes at each fork. */
   disk: string | undefined;
-  /** Files that it has opened while it waited, lowest first, of which its disk is likely to be. */
-  opened: readonly string[];
+  /** It waits for a state, with these files open: its disk is likely to be of the frozen ones. */
+  opened: { readonly frozen: readonly string[]; readonly overlay: LooseOverlay } | undefined;
+  /** Of a machine that was forked before: what it will write to after the next fork, open already. */
+  spare: LooseOverlay | undefined;
   /** What of the data directory it stands on. */
   readonly uses: { readonly image: ImageUse; readonly base: BaseUse };
 }
@@ -77,12 +80,12 @@ export async function startVmm(host: Host, shape: MachineShape, uses: Vmm["uses"
     });
     if (reply.exit_code !== 0) throw await refused(host, dir);
     const [pid, shimPid] = await Promise.all([readPid(path.join(dir, pidFile)), readPid(path.join(dir, "shim.pid"))]);
-    return { id, dir, shape, pid, shimPid, link, control, disk: undefined, opened: [], uses };
+    return { id, dir, shape, pid, shimPid, link, control, disk: undefined, opened: undefined, spare: undefined, uses };
   } catch (error) {
     for (const connection of connections) connection.close();
     await killKeeper(host.layout, id);
     await removeTraces(host, id);
-    release(uses);
+    releaseUses(uses);
     throw error;
   }
 }
@@ -103,7 +106,7 @@ export async function openVmm(host: Host, id: string): Promise<Vmm> {
     held.push(image);
     const base = await host.bases.use(shape.base);
     held.push(base);
-    return { id, dir, shape, pid, shimPid, link, control, disk, opened: [], uses: { image, base } };
+    return { id, dir, shape, pid, shimPid, link, control, disk, opened: undefined, spare: undefined, uses: { image, base } };
   } catch (error) {
     for (const connection of connections) connection.close();
     for (const use of held) use[Symbol.dispose]();
@@ -119,7 +122,7 @@ export async function discardVmm(host: Host, vmm: Vmm): Promise<void> {
   await processGone(vmm.shimPid).catch(() => undefined);
   await killKeeper(host.layout, vmm.id);
   await removeTraces(host, vmm.id);
-  release(vmm.uses);
+  release(vmm);
 }
 
 /** Removes everything of a machine on the host whose processes have ended. Idempotent. */
@@ -128,15 +131,28 @@ export async function removeTraces(host: Host, id: string): Promise<void> {
   await rm(machineDir(host.layout, id), { recursive: true, force: true });
 }
 
-export function release({ image, base }: Vmm["uses"]): void {
+/** Lets go of what of the data directory is held for a monitor that is gone, or that a later server takes over. */
+export function release({ opened, spare, uses }: Vmm): void {
+  opened?.overlay[Symbol.dispose]();
+  spare?.[Symbol.dispose]();
+  releaseUses(uses);
+}
+
+function releaseUses({ image, base }: Vmm["uses"]): void {
   image[Symbol.dispose]();
   base[Symbol.dispose]();
 }
 
-/** For the server that comes after this one. */
-export async function recordMachine({ dir, shape, disk }: Vmm): Promise<void> {
+/** Of one that is a machine. */
+export function requireDisk({ disk }: Vmm): string {
   if (disk === undefined) throw new Error("broken invariant: a machine without a disk");
-  const record: MachineRecord = { version: 1, shape, disk };
+  return disk;
+}
+
+/** For the server that comes after this one. */
+export async function recordMachine(vmm: Vmm): Promise<void> {
+  const { dir, shape } = vmm;
+  const record: MachineRecord = { version: 1, shape, disk: requireDisk(vmm) };
   await writeFile(path.join(dir, recordFile), JSON.stringify(record), { mode: 0o600 });
 }
 
