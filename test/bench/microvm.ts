@@ -16,7 +16,7 @@ import { LinkClient } from "../../packages/engine/src/link/client.ts";
 import { Quiet } from "../../packages/engine/src/quiet.ts";
 import { orUsage, parseRoundsAndFile } from "./arguments.ts";
 import { type Chart, drawCharts } from "./chart.ts";
-import { describeHost, hostLine } from "./host.ts";
+import { describeHost, hostIsIdle, hostLine } from "./host.ts";
 import { quantile, Samples } from "./statistics.ts";
 
 const accel = process.env.MITOS_TEST_ACCEL === "kvm" ? "kvm" : "tcg";
@@ -87,7 +87,7 @@ async function measureFirstAnswers(): Promise<void> {
     for (let round = 0; round < rounds; round++) {
       for (const count of [1, childCounts.at(-1) as number]) {
         driver.prepare(parent, count);
-        await filledUp(count);
+        await hostIsIdle();
         const dir = path.join(scratch, `fork-${round}-${count}`);
         const quiet = new Quiet(link);
         const started = performance.now();
@@ -118,7 +118,7 @@ async function measureMitos(): Promise<void> {
   try {
     await end([await make()]);
     for (let round = 0; round < rounds; round++) {
-      await filledUp();
+      await hostIsIdle();
       const parent = await samples.timed("create from a ready machine", make);
       for (const count of childCounts) {
         const children = await fork(parent, count, `fork(${count})`);
@@ -148,7 +148,7 @@ async function measureMitos(): Promise<void> {
 }
 
 async function fork(parent: Sandbox, count: number, what: string): Promise<readonly Sandbox[]> {
-  await filledUp(count);
+  await hostIsIdle();
   const children = await samples.timed(`${what} → all have answered`, () => parent.fork(count));
   samples.record(`${what}: parent stands still`, children.pausedMs ?? Number.NaN);
   // Next to nothing where a new base was made: its children share all of it.
@@ -161,11 +161,6 @@ async function hold(sandbox: Sandbox, mib: number): Promise<void> {
   const program = `import os, time\nb = os.urandom(${mib} << 20)\nopen("/tmp/held", "w").close()\ntime.sleep(1e6)`;
   await sandbox.execBackground(["python3", "-c", program]).started;
   await sandbox.exec("until [ -e /tmp/held ]; do sleep 0.1; done");
-}
-
-/** Two machines are made ready after each start, one after the other, or as many as were last started at once. */
-function filledUp(count = 1): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, 400 + 100 * count));
 }
 
 async function withDriver(work: (driver: Driver) => Promise<void>): Promise<void> {

@@ -1,5 +1,5 @@
 import path from "node:path";
-import { fileNodeSuffix, nodeOf, nodePrefix, placeholderNode } from "./disk-steps.ts";
+import { nodeOf, nodePrefix, placeholderNode } from "./disk-steps.ts";
 import type { Disk, Disks } from "./disks.ts";
 import { execute, type VmmStep } from "./vmm-steps.ts";
 
@@ -77,9 +77,7 @@ export async function settleCollapse(run: RunSteps, disks: Disks, disk: Disk, sp
   // First where it lasts: a server that dies between the two finds nodes that nobody needs, and removes them.
   const now = collapsed && disk.chain.length > 2 ? await disks.collapsed(disk.id) : disk;
   const needed = new Set([placeholderNode, ...[...now.chain, ...(spare ? [spare] : [])].map(nodeOf)]);
-  const unneeded = nodes
-    .map((node) => node["node-name"] ?? "")
-    .filter((name) => name.startsWith(nodePrefix) && !name.endsWith(fileNodeSuffix) && !needed.has(name));
+  const unneeded = nodes.map((node) => node["node-name"] ?? "").filter((name) => name.startsWith(nodePrefix) && !needed.has(name));
   // They are told newest first, and so each before the one that it stands on.
   if (unneeded.length > 0) await run(unneeded.map((name) => execute("blockdev-del", { "node-name": name })));
   return now;

@@ -43,7 +43,7 @@ const forgetFds = forget(fdSets.disk);
 const forgetPlaceholder = execute("blockdev-del", { "node-name": placeholderNode });
 
 /** Not for waiting: nothing survives the VMM that its file does not have by a plain write, and snapshots are synced by `Disks.seal`. */
-const cache = { direct: false, "no-flush": true } as const;
+const written = { discard: "unmap", cache: { "no-flush": true } } as const;
 
 /** What a VMM has open before it is known which disk it gets. */
 export interface OpenedAhead {
@@ -187,7 +187,7 @@ export function topDiskOf(result: unknown): string | undefined {
 }
 
 function frontOver(node: string) {
-  return { driver: "raw", "node-name": frontNode, file: node, discard: "unmap", cache };
+  return { driver: "raw", "node-name": frontNode, file: node, ...written };
 }
 
 /** Of a file of a chain: its name without what follows the first dot tells it apart. */
@@ -196,36 +196,24 @@ export function nodeOf(file: string): string {
 }
 
 export const nodePrefix = "disk-";
-/** Below each of them, one for its file: it goes with it. */
-export const fileNodeSuffix = "-file";
 
+/*
+ * QEMU reads what it is told byte by byte, at some microseconds each, and these are what a fork waits for: nothing is said that holds anyway, and of a file that
+ * is only read nothing about how it would be written. Whether a file is read-only comes from the node above, also when that becomes so.
+ */
 function rawNode(file: string, set: number) {
-  return { driver: "raw", "node-name": nodeOf(file), "read-only": true, "auto-read-only": false, cache, file: fileNode(file, set) };
+  return { driver: "raw", "node-name": nodeOf(file), "read-only": true, file: { driver: "file", filename: fileOf(set) } };
 }
 
 /** @param below - told, so that nothing opens what the overlay's header names: the machine's VMM can write there */
 function overlayNode(file: string, set: number, { below, readOnly }: { below: string | null; readOnly: boolean }) {
-  return {
-    driver: "qcow2",
-    "node-name": nodeOf(file),
-    "read-only": readOnly,
-    "auto-read-only": false,
-    discard: "unmap",
-    cache,
-    file: fileNode(file, set),
-    backing: below,
-  };
+  const node = { driver: "qcow2", "node-name": nodeOf(file), backing: below };
+  const own = { driver: "file", filename: fileOf(set) };
+  return readOnly ? { ...node, "read-only": true, file: own } : { ...node, ...written, file: { ...own, ...written } };
 }
 
-function fileNode(file: string, set: number) {
-  return {
-    driver: "file",
-    "node-name": `${nodeOf(file)}${fileNodeSuffix}`,
-    filename: `/dev/fdset/${set}`,
-    // Whether it is read-only comes from the node above, also when that becomes so.
-    discard: "unmap",
-    cache,
-  };
+function fileOf(set: number): string {
+  return `/dev/fdset/${set}`;
 }
 
 function forget(set: number): VmmStep {

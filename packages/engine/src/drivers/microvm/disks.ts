@@ -63,7 +63,7 @@ export class Disks {
   readonly #empty: string;
   /** By id: how often it is in use by somebody who may not yet be known to hold it. */
   readonly #uses = new Map<string, number>();
-  /** By id, the name of the file below, as it was last seen: only a guess, which lets a chain be looked at all at once. */
+  /** By id, the name of the file below, as it was last written or seen. */
   readonly #seenBelow = new Map<string, string>();
   /** Over when nothing is being removed: whoever wants a disk meanwhile waits, since what it stands on may be what goes. */
   #removing: Promise<void> = Promise.resolve();
@@ -159,13 +159,17 @@ export class Disks {
     }
   }
 
-  /** Lowest first. @throws not_found when it, or one below it, is not there */
+  /**
+   * Lowest first, as it was written or last seen: a fork asks often, and nobody else changes it.
+   *
+   * @throws not_found when it never was seen, and it, or one below it, is not there
+   */
   async chainOf(id: string): Promise<readonly string[]> {
-    return (await this.#guessedChain(requireId(id))) ?? this.#walk(id);
+    return this.#seenChain(requireId(id))?.map((name) => this.#pathOf(name)) ?? this.#walk(id);
   }
 
-  /** Undefined when it is not what it was, or never was seen. */
-  async #guessedChain(id: string): Promise<readonly string[] | undefined> {
+  /** Names, lowest first. */
+  #seenChain(id: string): readonly string[] | undefined {
     const names = [`${id}${fileSuffix}`];
     for (
       let below = this.#seenBelow.get(id);
@@ -173,7 +177,13 @@ export class Disks {
       below = this.#seenBelow.get(idOf(below) ?? "")
     )
       names.unshift(below);
-    if (!names[0]?.startsWith(emptyPrefix)) return undefined;
+    return names[0]?.startsWith(emptyPrefix) ? names : undefined;
+  }
+
+  /** Looked at all at once. @throws not_found when it, or one below it, is not there */
+  async #lookAt(id: string): Promise<readonly string[]> {
+    const names = this.#seenChain(requireId(id));
+    if (!names) return this.#walk(id);
     const isAsSeen = async (name: string, index: number) => {
       const [found, below] = await Promise.all([
         lstat(this.#pathOf(name)),
@@ -182,7 +192,7 @@ export class Disks {
       return found.isFile() && below === names[index - 1];
     };
     const seen = await Promise.all(names.map(isAsSeen)).catch(() => [false]);
-    return seen.every(Boolean) ? names.map((name) => this.#pathOf(name)) : undefined;
+    return seen.every(Boolean) ? names.map((name) => this.#pathOf(name)) : this.#walk(id);
   }
 
   async #walk(id: string): Promise<readonly string[]> {
@@ -208,6 +218,7 @@ export class Disks {
         const partial = this.#pathOf(`${id}${belowSuffix}${partialMark}${randomBytes(4).toString("hex")}`);
         await symlink(path.basename(empty), partial);
         await rename(partial, this.#pathOf(`${id}${belowSuffix}`));
+        this.#seenBelow.set(id, path.basename(empty));
       });
       const file = this.#pathOf(`${id}${fileSuffix}`);
       return { id, path: file, chain: [empty, file] };
@@ -240,7 +251,7 @@ export class Disks {
    * @throws snapshot_incompatible when it is not what was sealed any more
    */
   async requireIntact(id: string, sealed: Readonly<Record<string, SealedFile>>, { content }: { content: boolean }): Promise<void> {
-    const whole = this.chainOf(id).catch((reason: unknown) => {
+    const whole = this.#lookAt(id).catch((reason: unknown) => {
       throw incompatible("what it has written is gone", reason);
     });
     const [, chain] = await Promise.all([requireIntact({ dir: this.#dir, files: sealed }, { content }), whole]);
