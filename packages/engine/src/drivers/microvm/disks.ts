@@ -95,16 +95,15 @@ export class Disks {
     try {
       await this.#removing;
       const file = this.#pathOf(`${id}${fileSuffix}`);
-      const [below, written] = await Promise.allSettled([
-        backing === null ? [this.#pathOf(this.#empty)] : this.chainOf(backing),
+      const works = [
         whenStored(this.#dir, () => this.#write(id, backing)),
-      ]);
-      if (written.status === "rejected") throw written.reason;
-      if (below.status === "rejected") {
+        backing === null ? [this.#pathOf(this.#empty)] : this.chainOf(backing),
+      ] as const;
+      const [, below] = await allOf(works).catch(async (reason) => {
         await this.#remove(id);
-        throw below.reason;
-      }
-      return { id, path: file, chain: [...below.value, file], [Symbol.dispose]: once(() => this.#release(id)) };
+        throw reason;
+      });
+      return { id, path: file, chain: [...below, file], [Symbol.dispose]: once(() => this.#release(id)) };
     } catch (error) {
       this.#release(id);
       throw error;
@@ -157,6 +156,11 @@ export class Disks {
       // From now on it is held by standing below the new one.
       this.#release(backing);
     }
+  }
+
+  /** A disk over that one, of the loose overlay if there is one. @throws as `create`, and `place` */
+  over(backing: string, overlay: LooseOverlay | undefined): Promise<NewDisk> {
+    return overlay ? this.place(overlay, backing) : this.create(backing);
   }
 
   /**

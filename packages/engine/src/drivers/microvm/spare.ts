@@ -36,8 +36,8 @@ export function openSpare(host: Host, machine: MicrovmMachine): void {
 
 /** The overlay that a machine goes on in, and whether it has it open. @throws as `Disks.create`; a spare one stays what it was */
 export async function takeNext({ disks }: Host, vmm: Vmm, frozen: string): Promise<{ next: NewDisk; isOpen: boolean }> {
-  if (!vmm.spare) return { next: await disks.create(frozen), isOpen: false };
-  const next = await disks.place(vmm.spare, frozen);
+  const isOpen = vmm.spare !== undefined;
+  const next = await disks.over(frozen, vmm.spare);
   vmm.spare = undefined;
-  return { next, isOpen: true };
+  return { next, isOpen };
 }

@@ -138,7 +138,7 @@ export async function restoreMachine(
 /** @throws as `Disks.create`; the monitor is gone then */
 async function diskOver(host: Host, backing: string, vmm: Vmm): Promise<NewDisk> {
   try {
-    return await (vmm.opened ? host.disks.place(vmm.opened.overlay, backing) : host.disks.create(backing));
+    return await host.disks.over(backing, vmm.opened?.overlay);
   } catch (error) {
     await discardVmm(host, vmm);
     throw error;
