@@ -1,5 +1,6 @@
 import { execFileSync } from "node:child_process";
 import {
+  appendFileSync,
   copyFileSync,
   linkSync,
   mkdirSync,
@@ -379,6 +380,23 @@ describe("machines made ready ahead", () => {
     expect((await leftovers(under.dataDir, under.runtimeDir)).length).toBeGreaterThan(0);
     await under.restart();
     expect(await leftovers(under.dataDir, under.runtimeDir)).toEqual([]);
+  });
+
+  it("that were to go on from a state which is damaged are gone, and the name that they had is free", async () => {
+    const like = await restored();
+    under.driver.prepare(like.machine, 2);
+    // One after the other: the first is ready.
+    await until("the second is being made", () => waiting() === 3);
+    const damaged = await save(like, true);
+    appendFileSync(path.join(damaged.dir, "state"), "x");
+    const spec = newSpec();
+    await expect(under.driver.restore(damaged, spec)).rejects.toMatchObject({ code: "snapshot_incompatible" });
+    under.driver.prepare(like.machine, 0);
+    await until("nothing of it is left", () => waiting() === 1);
+    const machine = await under.driver.restore(template, spec);
+    await machine.end("tested");
+    await lives(like);
+    await end(like);
   });
 
   it("that die while they wait are replaced, and nothing of them is left", async () => {

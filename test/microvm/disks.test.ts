@@ -144,10 +144,12 @@ describe("a machine's disk", () => {
   it("stays usable when a snapshot of it fails", async () => {
     const vm = await bench.restore(template);
     const next = await bench.disks.create(vm.disk.id);
-    const snapshot = snapshotDisk({ current: vm.disk.path, next: next.path });
+    const snapshot = snapshotDisk({ current: vm.disk.path, next: next.path, deviceState: bench.newFile("devices") });
     await vm.steps(snapshot.before);
     await vm.steps(snapshot.undo);
-    await expect(vm.steps(snapshotDisk({ current: vm.disk.path, next: "/nowhere/0123456789ab.qcow2" }).before)).rejects.toThrow();
+    await expect(
+      vm.steps(snapshotDisk({ current: vm.disk.path, next: "/nowhere/0123456789ab.qcow2", deviceState: bench.newFile("devices") }).before),
+    ).rejects.toThrow();
     await write(vm, "after", 2);
     const child = await bench.restore(await vm.fork());
     expect(await child.run(`${flush}; ${intact}`)).toBe("1");

@@ -83,7 +83,7 @@ describe("a new base", () => {
     const vm = await bench.restore(template);
     await hold(vm);
     const next = await bench.disks.create(vm.disk.id);
-    const disk = snapshotDisk({ current: vm.disk.path, next: next.path });
+    const disk = snapshotDisk({ current: vm.disk.path, next: next.path, deviceState: bench.newFile("devices") });
     const files = { base: bench.newFile("memory"), deviceState: bench.newFile("devices") };
     await vm.steps([...disk.before, ...beginNewBase(files)]);
     await callOffNewBase(vm.steps);

@@ -226,7 +226,7 @@ export class Vm {
   /** Its state, with what it has written; it goes on over a new overlay. */
   async save(): Promise<State> {
     const next = await this.#bench.disks.create(this.disk.id);
-    const disk = snapshotDisk({ current: this.disk.path, next: next.path });
+    const disk = snapshotDisk({ current: this.disk.path, next: next.path, deviceState: this.#bench.newFile("devices") });
     const { state, stop } = this.#stopAndSave();
     const results = await this.steps([
       ...disk.before,
@@ -260,7 +260,7 @@ export class Vm {
     const files = { base: this.#bench.newFile("memory"), deviceState: this.#bench.newFile("devices") };
     const stream = this.#bench.newFile("stream");
     const next = await this.#bench.disks.create(this.disk.id);
-    const disk = snapshotDisk({ current: this.disk.path, next: next.path });
+    const disk = snapshotDisk({ current: this.disk.path, next: next.path, deviceState: this.#bench.newFile("devices") });
     await this.steps([...disk.before, ...beginNewBase(files)]);
     await until(
       "little is left",

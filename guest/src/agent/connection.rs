@@ -250,7 +250,7 @@ mod tests {
         });
         let connection = Connection::new(ends, false).unwrap();
         accept_in_background(listener.into(), connection.clone()).unwrap();
-        let (mut received, outgoing) = link::start(&connection, |_, _| None).unwrap();
+        let (mut received, outgoing) = link::start(&connection, |_, _, _| None).unwrap();
         let room = outgoing.clone();
         let send = move |payload: Vec<u8>| {
             let frame = Outgoing { kind: FrameType::Data, more: false, channel: 1, payload: payload.into() };
@@ -297,7 +297,7 @@ mod tests {
         let (ours, mut host) = UnixStream::pair().unwrap();
         let end = std::os::fd::IntoRawFd::into_raw_fd(ours);
         let connection = Connection::new([end, end], true).unwrap();
-        let (mut received, outgoing) = link::start(&connection, |_, _| None).unwrap();
+        let (mut received, outgoing) = link::start(&connection, |_, _, _| None).unwrap();
         // Until the thread reads nothing is proven: it has read one frame, and waits for the next.
         host.write_all(&frame(2, b"first")).unwrap();
         assert_eq!(next_frame(&mut received), (2, b"first".to_vec()));

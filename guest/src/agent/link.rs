@@ -7,6 +7,7 @@
 //! threads for it would take most of the time.
 
 use std::io::{self, IoSlice};
+use std::mem;
 use std::mem::MaybeUninit;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -39,11 +40,11 @@ const PAUSE_MAX: Duration = Duration::from_millis(100);
 #[derive(Debug, PartialEq, Eq)]
 pub enum Received {
     Frame(Header, Bytes),
-    /// A frame that `AtRest` has answered, and the payload of the answer.
+    /// A frame that `AtRest` has answered.
     Answered {
         header: Header,
         payload: Bytes,
-        answer: Bytes,
+        done: bool,
     },
     /// A header broke a rule. The next thing received is a HELLO.
     Broken(HeaderError),
@@ -65,9 +66,20 @@ impl Outgoing {
     }
 }
 
-/// Answers a HELLO, and what comes with it, while the link is at rest: QUIESCED is the last that was written, and nothing came after its QUIESCE.
-/// None = the session is to do it.
-pub type AtRest = fn(&Header, &Bytes) -> Option<Outgoing>;
+/// Answers a HELLO, and what comes with it, while the link is at rest: QUIESCED is the last that was written, and nothing came after its QUIESCE. Adds the
+/// payload of the answer to what is there. None = the session is to do it, and nothing was added.
+pub type AtRest = fn(&Header, &[u8], &mut Vec<u8>) -> Option<Answer>;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Answer {
+    pub kind: FrameType,
+    /// What was asked for has been done.
+    pub done: bool,
+}
+
+/// Room for what `AtRest` answers in one read. There from the start, as is the rest of what it takes: to find memory is much for a processor that is cold.
+const ANSWERS_BYTES: usize = 4096;
+const EVENTS_MAX: usize = 8;
 
 /// Starts both threads on the connection's descriptors.
 pub fn start(connection: &Arc<Connection>, at_rest: AtRest) -> io::Result<(mpsc::Receiver<Vec<Received>>, mpsc::Sender<Outgoing>)> {
@@ -107,15 +119,30 @@ impl Rest {
         let in_turn = (header.kind == FrameType::Hello) == answers.is_empty() && header.channel == 0 && !header.more;
         if at_rest
             && in_turn
-            && let Some(answer) = (self.answer)(&header, &payload)
+            && let Some(done) = self.answer(&header, &payload, answers)
         {
-            answers.extend_from_slice(&answer.header().encode());
-            answers.extend_from_slice(&answer.payload);
-            return Received::Answered { header, payload, answer: answer.payload };
+            return Received::Answered { header, payload, done };
         }
         let round = (header.kind == FrameType::Quiesce).then(|| Quiesce::decode(&payload[..]).ok()).flatten();
+        if round.is_some() {
+            // Each session counts from 1: what was written for another is no answer to this one.
+            self.written.store(NO_ROUND, Ordering::Release);
+        }
         self.asked = round.map(|quiesce| quiesce.round).filter(|round| *round != NO_ROUND);
         Received::Frame(header, payload)
+    }
+
+    /// Whether what was asked for has been done; None = it was not answered.
+    fn answer(&self, header: &Header, payload: &[u8], answers: &mut Vec<u8>) -> Option<bool> {
+        let start = answers.len();
+        answers.extend_from_slice(&[0; HEADER_BYTES]);
+        let Some(Answer { kind, done }) = (self.answer)(header, payload, answers) else {
+            answers.truncate(start);
+            return None;
+        };
+        let length = answers.len() - start - HEADER_BYTES;
+        answers[start..start + HEADER_BYTES].copy_from_slice(&Header { length, kind, more: false, channel: 0 }.encode());
+        Some(done)
     }
 }
 
@@ -123,6 +150,8 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
     let waits = !input.is_fixed();
     set_blocking(input.fd(), !waits);
     let mut frames = FrameReader::default();
+    let mut answers = Vec::with_capacity(ANSWERS_BYTES);
+    let mut events = Vec::with_capacity(EVENTS_MAX);
     let mut pause = PAUSE_MIN;
     let mut lost = false;
     loop {
@@ -144,14 +173,16 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
             (pause, lost) = (PAUSE_MIN, false);
             // SAFETY: so much has just been written to the room.
             unsafe { frames.filled(count as usize) };
-            let mut answers = Vec::new();
-            let events: Vec<_> = std::iter::from_fn(|| frames.next()).map(|event| rest.look_at(event, &mut answers)).collect();
+            while let Some(event) = frames.next() {
+                events.push(rest.look_at(event, &mut answers));
+            }
             if !answers.is_empty() {
                 // The other thread has nothing to write until the session knows of this.
                 write_all(&mut output, &[&answers], &[answers.len()]);
+                answers.clear();
                 rest.asked = None;
             }
-            if !events.is_empty() && received.blocking_send(events).is_err() {
+            if !events.is_empty() && received.blocking_send(mem::replace(&mut events, Vec::with_capacity(EVENTS_MAX))).is_err() {
                 return;
             }
             continue;
@@ -212,9 +243,16 @@ fn write_all(output: &mut End, pieces: &[&[u8]], ends: &[usize]) {
     let mut written = 0;
     let mut pause = PAUSE_MIN;
     while written < total {
-        let rest = after(written, pieces);
-        // SAFETY: an IoSlice is an iovec, and they lie within slices that are borrowed for the call.
-        let write = |fd| unsafe { libc::writev(fd, rest.as_ptr().cast(), rest.len() as libc::c_int) };
+        let write = |fd| match pieces {
+            // A list of one is more to do, for the kernel as well.
+            // SAFETY: writes from a slice that is borrowed for the call.
+            [piece] => unsafe { libc::write(fd, piece[written..].as_ptr().cast(), piece.len() - written) },
+            _ => {
+                let rest = after(written, pieces);
+                // SAFETY: an IoSlice is an iovec, and they lie within slices that are borrowed for the call.
+                unsafe { libc::writev(fd, rest.as_ptr().cast(), rest.len() as libc::c_int) }
+            }
+        };
         let Some(count) = output.during(write) else {
             (written, pause) = (whole(written), PAUSE_MIN);
             continue;
@@ -391,13 +429,13 @@ mod tests {
 
     /// What `Rest` makes of frames after a QUIESCE and a QUIESCED of these rounds: which it answers.
     fn answered(asked: u64, written: u64, between: &[FrameType], batch: &[FrameType]) -> Vec<FrameType> {
-        let answer: AtRest = |header, _| {
+        let answer: AtRest = |header, _, _| {
             let kind = match header.kind {
                 FrameType::Hello => FrameType::HelloAck,
                 FrameType::Adopt => FrameType::Adopted,
                 _ => return None,
             };
-            Some(Outgoing { kind, more: false, channel: 0, payload: Bytes::new() })
+            Some(Answer { kind, done: true })
         };
         let mut rest = Rest { answer, written: Arc::new(AtomicU64::new(NO_ROUND)), asked: None };
         let event =
@@ -433,6 +471,18 @@ mod tests {
         assert_eq!(answered(NO_ROUND, NO_ROUND, &[], &[Hello]), []);
         assert_eq!(answered(3, 3, &[Resume], &[Hello]), []);
         assert_eq!(answered(3, 3, &[Ping], &[Hello, Adopt]), []);
+    }
+
+    #[test]
+    fn a_quiesced_of_another_session_is_no_answer_to_a_quiesce_of_the_same_round() {
+        let written = Arc::new(AtomicU64::new(1));
+        let mut rest = Rest { answer: |_, _, _| Some(Answer { kind: FrameType::HelloAck, done: true }), written, asked: None };
+        let event =
+            |kind, payload: Vec<u8>| Received::Frame(Header { length: payload.len(), kind, more: false, channel: 0 }, payload.into());
+        let mut answers = Vec::new();
+        rest.look_at(event(FrameType::Quiesce, Quiesce { round: 1 }.encode_to_vec()), &mut answers);
+        assert!(matches!(rest.look_at(event(FrameType::Hello, Vec::new()), &mut answers), Received::Frame(..)));
+        assert!(answers.is_empty());
     }
 
     #[test]

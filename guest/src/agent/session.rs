@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use prost::Message;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::call::{Call, Status};
 use super::channel::{Arrived, CREDIT_INITIAL, Channel, ReceiveWindow, SendCredit, Violation, Wide};
-use super::link::{Outgoing, Received};
+use super::link::{Answer, Outgoing, Received};
 use super::{identity, programs};
 use crate::proto::guest::v1 as pb;
 use crate::wire::{FrameType, Header};
@@ -348,17 +348,25 @@ async fn write(
 }
 
 /// For `link::start`: a machine that goes on from a snapshot is greeted and adopted before anything else of the agent has run.
-pub fn at_rest(header: &Header, payload: &Bytes) -> Option<Outgoing> {
-    matches!(header.kind, FrameType::Hello | FrameType::Adopt).then(|| answer(header.kind, payload.clone()).ok()).flatten()
+pub fn at_rest(header: &Header, payload: &[u8], answers: &mut Vec<u8>) -> Option<Answer> {
+    matches!(header.kind, FrameType::Hello | FrameType::Adopt).then(|| answer(header.kind, payload, answers).ok()).flatten()
 }
 
-/// Of a HELLO or an ADOPT.
-fn answer(kind: FrameType, payload: Bytes) -> Result<Outgoing, Violation> {
-    let (kind, payload) = match kind {
-        FrameType::Hello => (FrameType::HelloAck, acknowledge(decode(payload)?)?.encode_to_vec()),
-        _ => (FrameType::Adopted, identity::adopt(decode(payload)?).encode_to_vec()),
-    };
-    Ok(Outgoing { kind, more: false, channel: 0, payload: payload.into() })
+/// Of a HELLO or an ADOPT. Adds the payload to what is there.
+fn answer(kind: FrameType, payload: &[u8], payloads: &mut Vec<u8>) -> Result<Answer, Violation> {
+    // A vector takes as much as there is.
+    const ENCODED: &str = "there is memory";
+    Ok(match kind {
+        FrameType::Hello => {
+            acknowledge(decode(payload)?)?.encode(payloads).expect(ENCODED);
+            Answer { kind: FrameType::HelloAck, done: true }
+        }
+        _ => {
+            let adopted = identity::adopt(decode(payload)?);
+            adopted.encode(payloads).expect(ENCODED);
+            Answer { kind: FrameType::Adopted, done: adopted.error.is_empty() }
+        }
+    })
 }
 
 fn acknowledge(hello: pb::Hello) -> Result<pb::HelloAck, Violation> {
@@ -391,7 +399,7 @@ impl Session {
                             self.end(violation.0);
                         }
                     }
-                    Received::Answered { header, payload, answer } => self.answered(&header, &payload, &answer),
+                    Received::Answered { header, payload, done } => self.answered(&header, &payload, done),
                     Received::Broken(_) => self.end("a frame header broke a rule"),
                     // The same session may go on when the link comes back; a new one begins with HELLO.
                     Received::Lost => {}
@@ -428,9 +436,10 @@ impl Session {
         }
         match header.kind {
             FrameType::Hello | FrameType::Adopt => {
-                let answer = answer(header.kind, payload.clone())?;
-                self.answered(&header, &payload, &answer.payload);
-                self.link.control(self.link.epoch(), answer.kind, 0, answer.payload).await;
+                let mut answered = Vec::new();
+                let Answer { kind, done } = answer(header.kind, &payload, &mut answered)?;
+                self.answered(&header, &payload, done);
+                self.link.control(self.link.epoch(), kind, 0, answered.into()).await;
                 Ok(())
             }
             FrameType::Quiesce => {
@@ -482,7 +491,7 @@ impl Session {
     }
 
     /// What becomes of a HELLO or an ADOPT beside its answer. Programs run no earlier, so that what they ask the host for is of the new session.
-    fn answered(&mut self, header: &Header, payload: &Bytes, answer: &Bytes) {
+    fn answered(&mut self, header: &Header, payload: &Bytes, done: bool) {
         if header.kind == FrameType::Hello {
             self.drop_channels();
             self.phase = Phase::Serving;
@@ -490,7 +499,7 @@ impl Session {
                 programs::thaw();
             }
             self.link.shared.gate.send_replace(Gate::Open);
-        } else if pb::Adopted::decode(&answer[..]).is_ok_and(|adopted| adopted.error.is_empty()) {
+        } else if done {
             // A machine that is half renewed is not served, and nothing runs in it.
             programs::thaw();
         }
@@ -601,7 +610,7 @@ fn ended(payload: Bytes) -> Result<Ended, Violation> {
     Ok(if code.is_empty() { Ok(()) } else { Err(Refused { code, error_code, message }) })
 }
 
-fn decode<M: Message + Default>(payload: Bytes) -> Result<M, Violation> {
+fn decode<M: Message + Default>(payload: impl Buf) -> Result<M, Violation> {
     M::decode(payload).map_err(|_| Violation("a payload cannot be decoded"))
 }
 

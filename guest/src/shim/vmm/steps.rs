@@ -274,14 +274,13 @@ fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, target: Opt
             if let Some(arguments) = &mut arguments {
                 fill_in(arguments, descriptors);
             }
-            let result = qmp.execute(&command, arguments, None, deadline);
-            result.map_err(|failure| Failure { error: format!("{command}: {}", failure.error), ..failure })
+            execute(qmp, &command, arguments, deadline)
         }
         Action::AddFd(add) => add_fd(qmp, descriptors, &add, deadline),
         Action::Await(wanted) => wait_for(qmp, &wanted, deadline),
         Action::SaveMemory(save) => {
             let target = target.ok_or_else(|| Failure::new("save_memory: there is no machine yet; send watch first"))?;
-            let saved = save.run(target).map_err(|error| Failure::new(format!("save_memory: {error}")))?;
+            let saved = save.run(target, |command| execute(qmp, &command.execute, command.arguments.clone(), deadline).map(drop))?;
             Ok(json!(saved))
         }
         Action::AwaitStatus(wanted) => wanted.run(qmp, deadline),
@@ -290,6 +289,11 @@ fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, target: Opt
             punch.run().map(|punched| json!(punched)).map_err(|error| Failure::new(format!("punch_mapped_ram: {error}")))
         }
     }
+}
+
+fn execute(qmp: &mut Qmp, command: &str, arguments: Option<Value>, deadline: Instant) -> Result<Value, Failure> {
+    let result = qmp.execute(command, arguments, None, deadline);
+    result.map_err(|failure| Failure { error: format!("{command}: {}", failure.error), ..failure })
 }
 
 fn add_fd(qmp: &mut Qmp, descriptors: &mut Descriptors, add: &AddFd, deadline: Instant) -> Result<Value, Failure> {

@@ -10,10 +10,12 @@
 //! Sections, flags and their meaning: docs/devel/migration/main.rst and migration/ram.c of QEMU. Checked with QEMU 10.0.2.
 
 use super::private::{BATCH_PAGES, PAGE_BYTES, Scanner};
+use super::qmp::Failure;
 use super::timer::postpone;
 use super::{Target, mapping};
 use crate::shim::sys;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -49,7 +51,7 @@ const ZEROES: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 pub struct SaveMemory {
     /// The file that the machine maps as its memory.
     base: PathBuf,
-    /// What `xen-save-devices-state` has written.
+    /// What `xen-save-devices-state` has written, at the latest `meanwhile`.
     device_state: PathBuf,
     /// Made new, 0600.
     out: PathBuf,
@@ -59,6 +61,17 @@ pub struct SaveMemory {
     /// How much later the timers of its processors come in a machine that is restored.
     #[serde(default)]
     timers_later_ms: u32,
+    /// What the monitor does while its memory is read, in order: what writes `device_state`, and nothing that changes memory.
+    #[serde(default)]
+    meanwhile: Vec<Command>,
+}
+
+/// One of QMP.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    pub execute: String,
+    pub arguments: Option<Value>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -73,41 +86,61 @@ pub struct Saved {
 }
 
 impl SaveMemory {
-    /// The machine must stand still meanwhile.
-    pub fn run(&self, machine: &Target) -> Result<Saved, String> {
-        let base = File::open(&self.base).map_err(|error| format!("open {}: {error}", self.base.display()))?;
-        let memory = mapping::find(machine.pid, &base)?;
-        let mut devices = read_device_state(&self.device_state)?;
-        let timers = postpone(&mut devices, Duration::from_millis(self.timers_later_ms.into()));
+    /// The machine must stand still meanwhile. `execute` does one of the monitor's commands.
+    pub fn run(&self, machine: &Target, mut execute: impl FnMut(&Command) -> Result<(), Failure>) -> Result<Saved, Failure> {
+        let base = File::open(&self.base).map_err(|error| failed(format!("open {}: {error}", self.base.display())))?;
+        let memory = mapping::find(machine.pid, &base).map_err(failed)?;
         let out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.out);
-        let mut out = out.map_err(|error| format!("create {}: {error}", self.out.display()))?;
-        let saved = self.write(&mut out, machine.pid, memory, &devices).and_then(|saved| {
+        let mut out = out.map_err(|error| failed(format!("create {}: {error}", self.out.display())))?;
+        let saved = std::thread::scope(|scope| {
+            // It stands still for the longer of the two, where there are two processors.
+            let pages = scope.spawn(|| self.write_pages(&mut out, machine.pid, memory));
+            let done = self.meanwhile.iter().try_for_each(&mut execute);
+            let pages = pages.join().unwrap_or_else(|_| Err("its pages were not read".into()));
+            done.and(pages.map_err(failed))
+        });
+        let saved = saved.and_then(|pages| {
+            let saved = self.write_devices(&mut out, pages).map_err(failed)?;
             // Its pid may be another's once it is gone: what was read is its own only if it is still there now.
-            if machine.has_ended() { Err("the machine has ended".into()) } else { Ok(Saved { timers, ..saved }) }
+            if machine.has_ended() { Err(failed("the machine has ended".into())) } else { Ok(saved) }
         });
         saved.inspect_err(|_| drop(fs::remove_file(&self.out)))
     }
 
-    fn write(&self, out: &mut File, pid: i32, memory: Range<u64>, devices: &[u8]) -> Result<Saved, String> {
-        let failed = |error: io::Error| format!("write {}: {error}; is the disk full?", self.out.display());
+    /// All of the stream before its devices.
+    fn write_pages(&self, out: &mut File, pid: i32, memory: Range<u64>) -> Result<Saved, String> {
         let mut stream = Stream { out, saved: Saved::default(), named: false };
-        stream.put(&opening(memory.end - memory.start)).map_err(failed)?;
+        stream.put(&opening(memory.end - memory.start)).map_err(|error| self.not_written(&error))?;
         let mut batch = Batch::new();
         let mut scanner = Scanner::new(pid, memory.clone()).map_err(|error| format!("look at the machine's pages: {error}"))?;
         loop {
             let ranges = scanner.next_batch().map_err(|error| format!("look at the machine's pages: {error}"))?;
             if ranges.is_empty() {
-                break;
+                return Ok(stream.saved);
             }
             batch.read(pid, &ranges).map_err(|error| format!("read the machine's memory: {error}"))?;
-            stream.put_pages(&mut batch, memory.start).map_err(failed)?;
+            stream.put_pages(&mut batch, memory.start).map_err(|error| self.not_written(&error))?;
         }
-        stream.put(&closing(devices)).map_err(failed)?;
-        if self.sync {
-            stream.out.sync_all().map_err(failed)?;
-        }
-        Ok(stream.saved)
     }
+
+    fn write_devices(&self, out: &mut File, saved: Saved) -> Result<Saved, String> {
+        let mut devices = read_device_state(&self.device_state)?;
+        let timers = postpone(&mut devices, Duration::from_millis(self.timers_later_ms.into()));
+        let rest = closing(&devices);
+        out.write_all(&rest).map_err(|error| self.not_written(&error))?;
+        if self.sync {
+            out.sync_all().map_err(|error| self.not_written(&error))?;
+        }
+        Ok(Saved { timers, bytes: saved.bytes + rest.len() as u64, ..saved })
+    }
+
+    fn not_written(&self, error: &io::Error) -> String {
+        format!("write {}: {error}; is the disk full?", self.out.display())
+    }
+}
+
+fn failed(error: String) -> Failure {
+    Failure::new(format!("save_memory: {error}"))
 }
 
 pub(super) fn read_device_state(path: &Path) -> Result<Vec<u8>, String> {
@@ -259,6 +292,10 @@ mod tests {
         }
     }
 
+    fn commands(names: &[&str]) -> Vec<Command> {
+        names.iter().map(|name| Command { execute: (*name).into(), arguments: None }).collect()
+    }
+
     #[test]
     fn a_stream_holds_what_was_written_and_nothing_else() {
         let base = scratch(PAGES * PAGE_BYTES as u64);
@@ -283,12 +320,29 @@ mod tests {
         }
         let dir = std::env::temp_dir().join(format!("mitos-stream-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("devices"), DEVICES).unwrap();
         // The base has no name any more, but this process has it open.
         let base = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&base)).into();
-        let save = SaveMemory { base, device_state: dir.join("devices"), out: dir.join("out"), sync: true, timers_later_ms: 0 };
+        let save = SaveMemory {
+            base,
+            device_state: dir.join("devices"),
+            out: dir.join("out"),
+            sync: true,
+            timers_later_ms: 0,
+            meanwhile: commands(&["first", "second"]),
+        };
         let pid = std::process::id() as i32;
-        let saved = save.run(&Target { pid, pidfd: sys::pidfd_open(pid).unwrap() }).unwrap();
+        let machine = Target { pid, pidfd: sys::pidfd_open(pid).unwrap() };
+        let refused = save.run(&machine, |_| Err(Failure::new("it does not want to")));
+        assert_eq!(refused.unwrap_err().error, "it does not want to");
+        assert!(!dir.join("out").exists());
+        let mut done = Vec::new();
+        let saved = save.run(&machine, |command| {
+            done.push(command.execute.clone());
+            fs::write(dir.join("devices"), &DEVICES[..DEVICES.len() * done.len() / 2]).unwrap();
+            Ok(())
+        });
+        let saved = saved.unwrap();
+        assert_eq!(done, ["first", "second"]);
         let stream = fs::read(dir.join("out")).unwrap();
         fs::remove_dir_all(&dir).unwrap();
         let zero_pages = expected.iter().filter(|(page, _)| page % 4 == 0).count() as u64;

@@ -14,12 +14,13 @@ const detailsFile = "mitos.json";
  * @param partial - beside `dir`, on the same file system
  * @param details - what is ours of it
  * @param durable - everything is on the disk when this resolves
+ * @param names - of the files in it. Default: it is looked
  */
 export async function commitSnapshot(
   partial: string,
   dir: string,
   details: { readonly version: 1 },
-  { durable }: { durable: boolean },
+  { durable, names }: { durable: boolean; names?: readonly string[] },
 ): Promise<{ files: Record<string, SealedFile>; bytes: number }> {
   const file = await open(path.join(partial, detailsFile), "wx", 0o600);
   try {
@@ -27,7 +28,7 @@ export async function commitSnapshot(
   } finally {
     await file.close();
   }
-  const sealed = await sealFiles(partial, { durable });
+  const sealed = await sealFiles(partial, { durable, ...(names && { names: [detailsFile, ...names] }) });
   if (durable) await syncFolder(partial);
   await rename(partial, dir);
   if (durable) await syncFolder(path.dirname(dir));

@@ -103,6 +103,18 @@ it("fills up again, and replaces a container that has ended", async () => {
   expect(ready.ids()).toHaveLength(2);
 });
 
+it("lets what was just started have the processors first", async () => {
+  const { ready, living } = newFakes();
+  ready.want(shape(256), 1);
+  await ready.settled();
+  ready.take(shape(256));
+  ready.refill();
+  ready.refill();
+  await new Promise(setImmediate);
+  expect(living.size).toBe(1);
+  await expect.poll(() => ready.ids()).toEqual(["c2"]);
+});
+
 it("keeps to its bounds, and gives up the shapes that were asked for longest ago", async () => {
   const { ready } = newFakes();
   for (let index = 0; index < 10; index += 1) {

@@ -4,6 +4,8 @@ import type { Keeper } from "./machine.ts";
 const waitingMax = 32;
 /** Of the shapes asked for last; those of an older one make room. */
 const shapesMax = 8;
+/** To make one takes processors for longer than what was just started takes to answer, and to do the first thing that it is asked for. */
+const afterStartMs = 100;
 
 export interface ReadyParts<Shape, Ready extends Keeper> {
   /** The same text for equal shapes. */
@@ -24,6 +26,8 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
   readonly #waiting = new Map<string, Ready[]>();
   readonly #wanted = new Map<string, { shape: Shape; readonly count: number }>();
   readonly #removing = new Set<Promise<void>>();
+  /** Until it is filled up. */
+  #due: NodeJS.Timeout | undefined;
   #filling: Promise<void> | undefined;
   #closed = false;
 
@@ -41,7 +45,7 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
       this.#drop(oldest);
     }
     for (const surplus of this.#waiting.get(key)?.splice(count) ?? []) this.#remove(surplus);
-    this.#fill();
+    this.refill();
   }
 
   /** One of exactly this shape, awake. Undefined when there is none. Those that are made next are made for what it is taken for. */
@@ -61,9 +65,10 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
     return undefined;
   }
 
-  /** Fills up again; called when a start is done, so that it does not compete with it. */
+  /** Fills up again, soon; called when something was started, so that it does not compete with that. */
   refill(): void {
-    this.#fill();
+    if (this.#filling || this.#closed) return;
+    this.#due ??= setTimeout(() => this.#fill(), afterStartMs).unref();
   }
 
   /** Keeps none of these shapes any more. Resolves when those that waited are gone. */
@@ -79,11 +84,14 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
 
   /** Resolves when everything that is wanted waits, or could not be made. */
   async settled(): Promise<void> {
+    if (this.#due) this.#fill();
     while (this.#filling) await this.#filling;
   }
 
   async close(): Promise<void> {
     this.#closed = true;
+    clearTimeout(this.#due);
+    this.#due = undefined;
     await this.settled();
     for (const waiting of this.#waiting.values()) {
       for (const ready of waiting.splice(0)) this.#remove(ready);
@@ -98,7 +106,8 @@ export class ReadyKeepers<Shape, Ready extends Keeper> {
   }
 
   #fill(): void {
-    if (this.#filling || this.#closed) return;
+    clearTimeout(this.#due);
+    this.#due = undefined;
     this.#filling = this.#fillAll().finally(() => {
       this.#filling = undefined;
     });

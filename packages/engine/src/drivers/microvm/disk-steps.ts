@@ -1,5 +1,5 @@
 import path from "node:path";
-import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
+import { type ExecuteStep, execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
 /**
  * The node that the machine's device is of: over whatever is the uppermost overlay just now. A name of its own, since the command line that names it
@@ -27,8 +27,8 @@ export function placeholderArgs(diskBytes: number): string[] {
 export interface DiskSnapshot {
   /** While the machine runs, so that it does not stand still for them. */
   readonly before: readonly VmmStep[];
-  /** Between `stop` and `cont`. */
-  readonly whileStopped: readonly VmmStep[];
+  /** Between `stop` and `cont`. Changes no memory. */
+  readonly whileStopped: readonly ExecuteStep[];
   /** When it runs again: the VMM keeps no way to write to what is frozen. */
   readonly afterwards: readonly VmmStep[];
   /** To be run alone when `before` or something else failed and `whileStopped` did not run. Where nothing is to be undone, its steps fail: harmless. */
@@ -40,6 +40,7 @@ export interface DiskSnapshot {
  * opens such a file anew when it is frozen, from the set from which it had it.
  */
 const forgetFds = forget(fdSets.disk);
+const forgetNextDeviceState = forget(fdSets.nextDeviceState);
 const forgetPlaceholder = execute("blockdev-del", { "node-name": placeholderNode });
 
 /** Not for waiting: nothing survives the VMM that its file does not have by a plain write, and snapshots are synced by `Disks.seal`. */
@@ -134,34 +135,39 @@ function openFile(chain: readonly string[], file: string, { set, readOnly }: { s
   ];
 }
 
-/** Of a machine: what it writes to, and the loose overlay in which it goes on after its next fork. Paths. */
+/** Paths, of a machine: what it writes to, the overlay over that in which it goes on after its next fork, and where that fork saves the state of its devices. */
 export interface Succession {
   readonly current: string;
   readonly next: string;
+  /** Made new. Opened by the shim: the monitor sees no folder of the host. */
+  readonly deviceState: string;
 }
 
 /** What of `snapshotDisk` can be done long before, while the machine goes on writing. */
-export function openNext({ current, next }: Succession): readonly VmmStep[] {
+export function openNext({ current, next, deviceState }: Succession): readonly VmmStep[] {
   return [
     ...openLoose(next),
+    { add_fd: { set: fdSets.nextDeviceState, path: deviceState, access: "create_write" } },
     // The VMM opens the frozen one anew, read-only. Where it cannot, it silently keeps it open for writing.
     { add_fd: { set: fdSets.disk, path: current, access: "read" } },
   ];
 }
 
 /**
- * Freezes what a machine has written so far and lets it go on in the next overlay, which lies over it by now.
+ * Freezes what a machine has written so far and lets it go on in the next overlay.
  *
  * @param isOpen - `openNext` was done
  */
-export function snapshotDisk({ current, next, isOpen = false }: Succession & { readonly isOpen?: boolean }): DiskSnapshot {
+export function snapshotDisk({ isOpen = false, ...succession }: Succession & { readonly isOpen?: boolean }): DiskSnapshot {
+  const { current, next } = succession;
   return {
-    before: isOpen ? [] : openNext({ current, next }),
+    before: isOpen ? [] : openNext(succession),
     whileStopped: [execute("blockdev-snapshot", { node: nodeOf(current), overlay: nodeOf(next) })],
-    afterwards: [forgetFds],
+    afterwards: [forgetFds, forgetNextDeviceState],
     undo: [
       { ...execute("blockdev-del", { "node-name": nodeOf(next) }), always: true },
       { ...forgetFds, always: true },
+      { ...forgetNextDeviceState, always: true },
     ],
   };
 }

@@ -18,7 +18,7 @@ import { MicrovmMachine, notAMachine } from "./machine.ts";
 import { newBaseFromBytes } from "./new-base.ts";
 import { reattach } from "./reattach.ts";
 import { saveMachine } from "./save.ts";
-import { type Details, readDetails, requireCompatible } from "./saved.ts";
+import { type Details, openSaved, readDetails } from "./saved.ts";
 import { bootMachine, type Expected, restoreMachine, startReady } from "./start.ts";
 import { sweep } from "./sweep.ts";
 import { discardVmm, type Vmm } from "./vmm.ts";
@@ -106,9 +106,9 @@ class MicrovmDriver implements Driver {
 
   async restore(snapshot: Snapshot, spec: RestoreSpec): Promise<Machine> {
     // Whoever restores has let the content be checked just now, once for all children.
-    const details = await requireCompatible(this.#host, snapshot, this.#facts, { content: false });
+    const opened = await openSaved(this.#host, snapshot, this.#facts, { content: false });
     try {
-      const { machine, wasReady } = await restoreMachine(this.#host, this.#ready, snapshot, details, spec);
+      const { machine, wasReady } = await restoreMachine(this.#host, this.#ready, snapshot, opened, spec);
       this.readyStarts[wasReady ? "hits" : "misses"] += 1;
       return this.#follow(machine);
     } finally {
@@ -121,7 +121,7 @@ class MicrovmDriver implements Driver {
   }
 
   async checkSnapshot(snapshot: Snapshot): Promise<void> {
-    await requireCompatible(this.#host, snapshot, this.#facts, { content: true });
+    await (await openSaved(this.#host, snapshot, this.#facts, { content: true })).intact;
   }
 
   prepare(like: Machine, count: number): void {

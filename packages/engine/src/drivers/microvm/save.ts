@@ -9,16 +9,25 @@ import type { Facts } from "../host/facts.ts";
 import type { BaseUse } from "./bases.ts";
 import { settleChain, shortenChain } from "./chain-length.ts";
 import { copySparse } from "./copy-sparse.ts";
-import { askForTopDisk, type DiskSnapshot, snapshotDisk, topDiskOf } from "./disk-steps.ts";
+import { askForTopDisk, type DiskSnapshot, type Succession, snapshotDisk, topDiskOf } from "./disk-steps.ts";
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
 import { isWorthNewBase, makeNewBase } from "./new-base.ts";
-import { isFull } from "./room.ts";
+import { fullOne } from "./room.ts";
 import { type Details, stateFile } from "./saved.ts";
-import { openSpare, takeNext } from "./spare.ts";
+import { openSpare, successionOf, takeNext } from "./spare.ts";
 import { recordMachine, requireDisk, runInBackground, runSteps, saveTimeoutMs } from "./vmm.ts";
-import { execute, fdSets, forgetDeviceState, saveDeviceState, timersLater, type VmmStep } from "./vmm-steps.ts";
+import {
+  type ExecuteStep,
+  execute,
+  fdSets,
+  forgetDeviceState,
+  saveDeviceState,
+  saveNextDeviceState,
+  timersLater,
+  type VmmStep,
+} from "./vmm-steps.ts";
 
 /** For what copies nothing. */
 const stepsTimeoutMs = 30_000;
@@ -38,20 +47,15 @@ export async function saveMachine(host: Host, machine: MicrovmMachine, dir: stri
   const snapshot = await machine.exclusively(async () => {
     const partial = `${dir}.partial-${randomBytes(4).toString("hex")}`;
     try {
-      const [isWorth] = await allOf([
-        options.leaveRunning && isWorthNewBase(host, machine, options),
-        settleChain(host, machine),
-        mkdir(partial, { mode: 0o700 }),
-      ]);
+      const [isWorth] = await allOf([options.leaveRunning && isWorthNewBase(host, machine, options), settleChain(host, machine)]);
       const save = isWorth ? saveWithNewBaseIfItGoes : options.leaveRunning ? saveOverBase : saveEnding;
       return await save(host, machine, { dir, partial }, options);
     } catch (error) {
-      const full =
-        saysDiskFull(error) || (saysNotWritten(error) && (await isFull(path.dirname(dir))))
-          ? diskFull(path.dirname(dir), error)
-          : undefined;
+      const folder = saysDiskFull(error)
+        ? path.dirname(dir)
+        : saysNotWritten(error) && (await fullOne([path.dirname(dir), machine.vmm.dir]));
       await rm(partial, { recursive: true, force: true });
-      throw full ?? error;
+      throw folder ? diskFull(folder, error) : error;
     }
   });
   if (options.leaveRunning) {
@@ -71,7 +75,7 @@ async function saveWithNewBaseIfItGoes(host: Host, machine: MicrovmMachine, fold
     return await saveWithNewBase(host, machine, folders, options);
   } catch (error) {
     host.log.warn({ machine: machine.machineId, error: String(error) }, "no new base was made of a machine: what it has written is copied");
-    for (const file of [devicesFile, stateFile]) await rm(path.join(folders.partial, file), { force: true });
+    await rm(folders.partial, { recursive: true, force: true });
   }
   return saveOverBase(host, machine, folders, options);
 }
@@ -80,12 +84,13 @@ async function saveWithNewBaseIfItGoes(host: Host, machine: MicrovmMachine, fold
 async function saveOverBase(host: Host, machine: MicrovmMachine, folders: Folders, options: Options): Promise<Snapshot> {
   const { shape } = machine.vmm;
   using copy = shape.boots ? await host.bases.create(shape.resources.memSizeMiB * 2 ** 20, undefined) : undefined;
-  return await saveInNextOverlay(host, machine, folders, options, async (disk) => {
-    await runSteps(machine.vmm, "prepare a snapshot", [...disk.before, addState(folders.partial)], stepsTimeoutMs);
-    await options.quiet?.begin();
-    if (copy) await saveWithCopy(host, machine, disk, folders.partial, copy);
-    else await saveDelta(host, machine, disk, folders.partial);
-    return { base: copy?.id ?? shape.base, afterwards: [...disk.afterwards, forgetState] };
+  return await saveInNextOverlay(host, machine, folders, options, async (disk, { deviceState }) => {
+    if (disk.before.length > 0) await runSteps(machine.vmm, "prepare a snapshot", disk.before, stepsTimeoutMs);
+    await allOf([makeFolder(folders), options.quiet?.begin()]);
+    const save = saveMemory(host, machine, folders, { deviceState, meanwhile: [...disk.whileStopped, saveNextDeviceState] });
+    if (copy) await saveWithCopy(host, machine, save, copy);
+    else await saveDelta(machine, save);
+    return { base: copy?.id ?? shape.base, afterwards: disk.afterwards };
   });
 }
 
@@ -94,8 +99,10 @@ async function saveWithNewBase(host: Host, machine: MicrovmMachine, folders: Fol
   const at = (name: string) => path.join(folders.partial, name);
   const made: BaseUse[] = [];
   try {
+    await makeFolder(folders);
     return await saveInNextOverlay(host, machine, folders, options, async (disk) => {
       const base = await makeNewBase(host, machine, { disk, deviceState: at(devicesFile), out: at(stateFile), quiet: options.quiet });
+      await rm(at(devicesFile));
       made.push(base);
       return { base: base.id, afterwards: disk.afterwards };
     });
@@ -120,18 +127,20 @@ async function saveInNextOverlay(
   machine: MicrovmMachine,
   folders: Folders,
   options: Options,
-  capture: (disk: DiskSnapshot) => Promise<Captured>,
+  capture: (disk: DiskSnapshot, succession: Succession) => Promise<Captured>,
 ): Promise<Snapshot> {
   const { vmm } = machine;
   const frozen = requireDisk(vmm);
   const { next: taken, isOpen } = await takeNext(host, vmm, frozen);
   using next = taken;
-  const disk = snapshotDisk({ current: next.chain.at(-2) as string, next: next.path, isOpen });
+  const succession = successionOf(vmm, next);
+  const disk = snapshotDisk({ ...succession, isOpen });
   let captured: Captured;
   try {
-    captured = await capture(disk);
+    captured = await capture(disk, succession);
   } catch (error) {
     await undo(machine, disk, next);
+    await rm(succession.deviceState, { force: true });
     throw error;
   }
   vmm.disk = next.id;
@@ -141,23 +150,21 @@ async function saveInNextOverlay(
     commit(host, machine, folders, options, { base: captured.base, disk: frozen }),
     goesOn,
     recordMachine(vmm),
+    rm(succession.deviceState, { force: true }),
   ]);
   return snapshot;
 }
 
 /** The usual fork: one operation of the shim, so that nothing but it decides how long the machine stands still. */
-async function saveDelta(host: Host, machine: MicrovmMachine, disk: DiskSnapshot, partial: string): Promise<void> {
-  const whileStopped = [...disk.whileStopped, saveDeviceState, saveMemory(host, machine, partial)];
-  await runSteps(machine.vmm, "save a machine", [execute("stop"), ...whileStopped, goOn], saveTimeoutMs(machine.vmm));
+async function saveDelta({ vmm }: MicrovmMachine, save: VmmStep): Promise<void> {
+  await runSteps(vmm, "save a machine", [execute("stop"), save, goOn], saveTimeoutMs(vmm));
 }
 
 /** Of a machine that has booted, whose memory file is still written to: a copy of it is what others go on from. */
-async function saveWithCopy(host: Host, machine: MicrovmMachine, disk: DiskSnapshot, partial: string, copy: BaseUse): Promise<void> {
-  const { vmm } = machine;
+async function saveWithCopy(host: Host, { vmm }: MicrovmMachine, save: VmmStep, copy: BaseUse): Promise<void> {
   let failure: unknown;
   try {
-    const steps = [execute("stop"), ...disk.whileStopped, saveDeviceState, saveMemory(host, machine, partial)];
-    await runSteps(vmm, "save a machine", steps, saveTimeoutMs(machine.vmm));
+    await runSteps(vmm, "save a machine", [execute("stop"), save], saveTimeoutMs(vmm));
     await copySparse(vmm.uses.base.path, copy.path);
   } catch (error) {
     failure = error;
@@ -175,10 +182,13 @@ async function saveEnding(host: Host, machine: MicrovmMachine, folders: Folders,
   const { vmm } = machine;
   const { base, boots } = vmm.shape;
   const disk = requireDisk(vmm);
-  await options.quiet?.begin();
+  const deviceState = path.join(folders.partial, devicesFile);
   try {
-    const steps = [addState(folders.partial), execute("stop"), saveDeviceState, saveMemory(host, machine, folders.partial)];
-    await runSteps(vmm, "save a machine", steps, saveTimeoutMs(machine.vmm));
+    await allOf([makeFolder(folders), options.quiet?.begin()]);
+    const add: VmmStep = { add_fd: { set: fdSets.deviceState, path: deviceState, access: "create_write" } };
+    const steps = [add, execute("stop"), saveMemory(host, machine, folders, { deviceState, meanwhile: [saveDeviceState] })];
+    await runSteps(vmm, "save a machine", steps, saveTimeoutMs(vmm));
+    await rm(deviceState);
     const snapshot = await commit(host, machine, folders, options, { base, disk });
     await machine.end("saved");
     if (boots) await host.bases.freeze(base);
@@ -187,6 +197,10 @@ async function saveEnding(host: Host, machine: MicrovmMachine, folders: Folders,
     await runSteps(vmm, "go on with a machine that could not be saved", [forgetState, goOn], stepsTimeoutMs).catch(() => undefined);
     throw error;
   }
+}
+
+async function makeFolder({ partial }: Folders): Promise<void> {
+  await mkdir(partial, { mode: 0o700 });
 }
 
 async function commit(
@@ -202,10 +216,9 @@ async function commit(
     host.disks.seal(disk, { durable }),
     host.bases.bytesOf(base),
     durable ? host.bases.sync(base) : undefined,
-    rm(path.join(partial, devicesFile), { force: true }),
   ]);
   const details: Details = { version: 1, requirements, resources, image, base, disk, diskFiles: sealed.files };
-  const { files, bytes } = await commitSnapshot(partial, dir, details, { durable });
+  const { files, bytes } = await commitSnapshot(partial, dir, details, { durable, names: [stateFile] });
   // What it stands on is the machine's too until here.
   host.saved.set(dir, details);
   return { dir, bytes, standsOnBytes: sealed.bytes + baseBytes, requirements, files };
@@ -213,21 +226,23 @@ async function commit(
 
 /** Of the state of its devices. QEMU does not say why. */
 const saysNotWritten = (error: unknown) => /saving Xen device state failed/.test(String(error));
-/** Opened by the shim: the monitor sees no folder of the host. */
-const addState = (partial: string): VmmStep => ({
-  add_fd: { set: fdSets.deviceState, path: path.join(partial, devicesFile), access: "create_write" },
-});
 const forgetState: VmmStep = { ...forgetDeviceState, always: true };
 const goOn: VmmStep = { ...execute("cont"), always: true };
 
-function saveMemory({ accel }: Host, { vmm }: MicrovmMachine, partial: string): VmmStep {
-  const at = (name: string) => path.join(partial, name);
-  return { save_memory: { base: vmm.uses.base.path, device_state: at(devicesFile), out: at(stateFile), ...timersLater(accel) } };
+interface Devices {
+  /** Where their state is written to, `meanwhile`. */
+  readonly deviceState: string;
+  readonly meanwhile: readonly ExecuteStep[];
+}
+
+function saveMemory({ accel }: Host, { vmm }: MicrovmMachine, { partial }: Folders, { deviceState, meanwhile }: Devices): VmmStep {
+  const out = path.join(partial, stateFile);
+  return { save_memory: { base: vmm.uses.base.path, device_state: deviceState, out, meanwhile, ...timersLater(accel) } };
 }
 
 /** A machine whose disk is frozen already goes on in the new overlay, though nobody has a snapshot of it. */
 async function undo({ vmm }: MicrovmMachine, disk: DiskSnapshot, next: NewDisk): Promise<void> {
-  await runSteps(vmm, "undo what a fork has begun", [...disk.undo, forgetState], stepsTimeoutMs).catch(() => undefined);
+  await runSteps(vmm, "undo what a fork has begun", disk.undo, stepsTimeoutMs).catch(() => undefined);
   // One that does not answer has ended, or ends.
   const asked = await runSteps(vmm, "find the disk of a machine", [askForTopDisk], stepsTimeoutMs).catch(() => undefined);
   if (!asked || topDiskOf(asked.results[0]) !== next.id) return;

@@ -1,4 +1,5 @@
 import { stat } from "node:fs/promises";
+import { allOf } from "../../all-of.ts";
 import type { MachineResources, SealedFile, Snapshot, SnapshotRequirements } from "../../driver.ts";
 import { readDetails as readOwnDetails } from "../host/details.ts";
 import { type Facts, incompatible, requireSameFacts } from "../host/facts.ts";
@@ -27,23 +28,32 @@ export function readDetails(snapshot: Snapshot): Promise<Details> {
   return readOwnDetails(snapshot, { bytesMax: detailsBytesMax, isOurs: ({ diskFiles }) => typeof diskFiles === "object" });
 }
 
+export interface Opened {
+  readonly details: Details;
+  /** Whether all that it stands on is there, as it was. Rejects with snapshot_incompatible and what does not hold any more. */
+  readonly intact: Promise<void>;
+}
+
 /**
+ * What a snapshot says of itself, while the rest is looked at still: of one that this server has saved, it is known.
+ *
  * @param content - whether the saved files are read and compared as well, as far as they have checksums
- * @throws snapshot_incompatible with what does not hold any more
+ * @throws snapshot_incompatible
  */
-export async function requireCompatible(host: Host, snapshot: Snapshot, facts: Facts, { content }: { content: boolean }): Promise<Details> {
+export async function openSaved(host: Host, snapshot: Snapshot, facts: Facts, { content }: { content: boolean }): Promise<Opened> {
   requireSameFacts(snapshot, facts, "QEMU");
-  // One that this server has saved is known, if its folder is as it was.
   const known = host.saved.get(snapshot.dir);
   if (!known) await requireIntact(snapshot, { content });
   const details = known ?? (await readDetails(snapshot));
-  await Promise.all([
+  const intact = allOf([
     known && requireIntact(snapshot, { content }),
     requireImage(host, details),
     host.bases.requireIntact(details.base),
     host.disks.requireIntact(details.disk, details.diskFiles, { content }),
-  ]);
-  return details;
+  ]).then(() => undefined);
+  // Whoever asks for it is told. It may be known before.
+  intact.catch(() => undefined);
+  return { details, intact };
 }
 
 async function requireImage({ images }: Host, { image }: Details): Promise<void> {

@@ -1,5 +1,6 @@
+import path from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { openNext } from "./disk-steps.ts";
+import { openNext, type Succession } from "./disk-steps.ts";
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { MicrovmMachine } from "./machine.ts";
@@ -16,14 +17,14 @@ export function openSpare(host: Host, machine: MicrovmMachine): void {
     await delay(afterForkMs, undefined, { ref: false });
     await machine.whenAwake(async () => {
       if (vmm.spare) return;
-      const overlay = await host.disks.createLoose();
+      // What it lies over is written to until then, which nobody reads there before.
+      const next = await host.disks.create(requireDisk(vmm));
       try {
-        const current = (await host.disks.chainOf(requireDisk(vmm))).at(-1) as string;
-        await runSteps(vmm, "open an overlay ahead", openNext({ current, next: overlay.path }), openTimeoutMs);
+        await runSteps(vmm, "open an overlay ahead", openNext(successionOf(vmm, next)), openTimeoutMs);
         if (machine.isGone) throw new Error("it has ended meanwhile");
-        vmm.spare = overlay;
+        vmm.spare = next;
       } catch (error) {
-        overlay[Symbol.dispose]();
+        next[Symbol.dispose]();
         throw error;
       }
     });
@@ -34,10 +35,13 @@ export function openSpare(host: Host, machine: MicrovmMachine): void {
   });
 }
 
-/** The overlay that a machine goes on in, and whether it has it open. @throws as `Disks.create`; a spare one stays what it was */
+export function successionOf({ dir }: Vmm, next: NewDisk): Succession {
+  return { current: next.chain.at(-2) as string, next: next.path, deviceState: path.join(dir, `devices-${next.id}`) };
+}
+
+/** The overlay that a machine goes on in, and whether it has it open. @throws as `Disks.create` */
 export async function takeNext({ disks }: Host, vmm: Vmm, frozen: string): Promise<{ next: NewDisk; isOpen: boolean }> {
-  const isOpen = vmm.spare !== undefined;
-  const next = await disks.over(frozen, vmm.spare);
+  const { spare } = vmm;
   vmm.spare = undefined;
-  return { next, isOpen };
+  return spare ? { next: spare, isOpen: true } : { next: await disks.create(frozen), isOpen: false };
 }

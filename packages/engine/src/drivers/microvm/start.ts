@@ -1,14 +1,16 @@
+import { rm } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
+import { allOf } from "../../all-of.ts";
 import type { MachineResources, MachineSpec, RestoreSpec, RootSource, Snapshot } from "../../driver.ts";
-import { nameKeeper, newKeeperId } from "../host/layout.ts";
+import { nameKeeper, nameOf, newKeeperId } from "../host/layout.ts";
 import type { ReadyKeepers } from "../host/ready.ts";
 import type { MachineShape } from "./command-line.ts";
 import { attachDisk, completeDisk, openAhead } from "./disk-steps.ts";
 import type { NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
-import { activate, type MicrovmMachine, type Start } from "./machine.ts";
-import { type Details, stateFile } from "./saved.ts";
+import { activate, type MicrovmMachine } from "./machine.ts";
+import { type Details, type Opened, stateFile } from "./saved.ts";
 import { discardVmm, ownerOf, runSteps, saysNoAnswer, startVmm, type Vmm } from "./vmm.ts";
 import { execute, fdSets, type VmmStep } from "./vmm-steps.ts";
 
@@ -39,8 +41,15 @@ export async function bootMachine(host: Host, spec: MachineSpec): Promise<Microv
 async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec, timeoutMs: number): Promise<MicrovmMachine> {
   using disk = await host.disks.create(null);
   const vmm = await startBooting(host, resources, root);
+  try {
+    await nameKeeper(host.layout, machineId, vmm.id);
+  } catch (error) {
+    await discardVmm(host, vmm);
+    throw error;
+  }
   const { steps, afterwards } = attachDisk(disk.chain);
-  return await become(host, vmm, machineId, disk, { steps: [...steps, execute("cont"), linkOpened], afterwards, timeoutMs });
+  const starting = [...steps, execute("cont"), linkOpened];
+  return await activate(host, vmm, machineId, { disk: disk.id, steps: starting, afterwards, timeoutMs });
 }
 
 async function startBooting(host: Host, resources: MachineResources, root: RootSource): Promise<Vmm> {
@@ -111,14 +120,16 @@ export async function restoreMachine(
   host: Host,
   ready: ReadyKeepers<Expected, Vmm>,
   snapshot: Snapshot,
-  details: Details,
+  { details, intact }: Opened,
   { machineId, resources }: RestoreSpec,
 ): Promise<{ machine: MicrovmMachine; wasReady: boolean }> {
   requireSameHardware(resources, details.resources);
   const shape = restoredShape(details);
   const waiting = ready.take({ shape, disk: { id: details.disk, isWritten: false } });
+  // Nothing is begun for what is damaged, unless it can be seen meanwhile whether it is.
+  if (!waiting) await intact;
   const vmm = waiting ?? (await startWaiting(host, shape));
-  using disk = await diskOver(host, details.disk, vmm);
+  using disk = await equip(host, vmm, machineId, { backing: details.disk, intact });
   const file = path.join(snapshot.dir, stateFile);
   const attachment = vmm.opened ? completeDisk(disk.chain, { ...vmm.opened, overlay: disk.path }) : attachDisk(disk.chain);
   const steps: VmmStep[] = [
@@ -130,29 +141,30 @@ export async function restoreMachine(
   const afterwards = [...attachment.afterwards, execute("remove-fd", { "fdset-id": fdSets.incoming })];
   const timeoutMs = restoreTimeoutMs + Math.ceil(resources.memSizeMiB / 1024) * timeoutPerGiBMs;
   return {
-    machine: await become(host, vmm, machineId, disk, { steps, letRun: execute("cont"), afterwards, timeoutMs }),
+    machine: await activate(host, vmm, machineId, { disk: disk.id, steps, letRun: execute("cont"), afterwards, timeoutMs }),
     wasReady: waiting !== undefined,
   };
 }
 
-/** @throws as `Disks.create`; the monitor is gone then */
-async function diskOver(host: Host, backing: string, vmm: Vmm): Promise<NewDisk> {
-  try {
-    return await host.disks.over(backing, vmm.opened?.overlay);
-  } catch (error) {
-    await discardVmm(host, vmm);
-    throw error;
-  }
+interface Equipment {
+  /** Id of the disk that its own lies over. */
+  readonly backing: string;
+  /** Rejects when what it goes on from is damaged. */
+  readonly intact: Promise<void>;
 }
 
-async function become(host: Host, vmm: Vmm, machineId: string, disk: NewDisk, start: Start): Promise<MicrovmMachine> {
+/** Gives a monitor what it needs to become a machine: all at once, since a fork waits for it. @throws what one of them throws; the monitor is gone then */
+async function equip(host: Host, vmm: Vmm, machineId: string, { backing, intact }: Equipment): Promise<NewDisk> {
+  const disk = host.disks.over(backing, vmm.opened?.overlay);
+  const name = nameKeeper(host.layout, machineId, vmm.id);
   try {
-    await nameKeeper(host.layout, machineId, vmm.id);
+    return (await allOf([disk, name, intact]))[0];
   } catch (error) {
+    const undone = [disk.then((made) => made[Symbol.dispose]()), name.then(() => rm(nameOf(host.layout, machineId), { force: true }))];
+    await Promise.allSettled(undone);
     await discardVmm(host, vmm);
     throw error;
   }
-  return activate(host, vmm, machineId, { disk: disk.id, ...start });
 }
 
 /** They are part of the saved state. How many processes programs may have is the agent's, and may differ. */

@@ -43,6 +43,8 @@ export interface SaveMemory {
   readonly sync?: boolean;
   /** How much later the timers of its processors come in a machine that is restored, in ms. Default 0. */
   readonly timers_later_ms?: number;
+  /** What the monitor does while its memory is read, in order: what writes `device_state`, and nothing that changes memory. */
+  readonly meanwhile?: readonly ExecuteStep[];
 }
 
 /** The same without any page, for a machine whose memory is all in its base. */
@@ -58,7 +60,7 @@ export const execute = (command: string, args?: Readonly<Record<string, unknown>
   args === undefined ? { execute: command } : { execute: command, arguments: args };
 
 /** Numbers of the sets that our steps use; lower ones are for what the command line of a VMM brings. `chain` and above: the files of a disk. */
-export const fdSets = { disk: 11, memory: 12, deviceState: 13, incoming: 14, chain: 32 } as const;
+export const fdSets = { disk: 11, memory: 12, deviceState: 13, incoming: 14, nextDeviceState: 15, chain: 32 } as const;
 
 /**
  * What a kernel does when its clock ticks costs an emulated machine that has just been restored some milliseconds, since its monitor has translated
@@ -68,6 +70,8 @@ export function timersLater(accel: Accel): { readonly timers_later_ms?: number }
   return accel === "tcg" ? { timers_later_ms: 50 } : {};
 }
 
-/** Writes the state of a stopped machine's devices to the file of that set. Not `live`, which would put its disks out of use. */
-export const saveDeviceState = execute("xen-save-devices-state", { filename: `/dev/fdset/${fdSets.deviceState}`, live: false });
+/** Writes the state of a stopped machine's devices to the file of a set. Not `live`, which would put its disks out of use. */
+const saveDeviceStateTo = (set: number) => execute("xen-save-devices-state", { filename: `/dev/fdset/${set}`, live: false });
+export const saveDeviceState = saveDeviceStateTo(fdSets.deviceState);
+export const saveNextDeviceState = saveDeviceStateTo(fdSets.nextDeviceState);
 export const forgetDeviceState = execute("remove-fd", { "fdset-id": fdSets.deviceState });

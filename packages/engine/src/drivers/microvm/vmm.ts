@@ -10,7 +10,7 @@ import { connectBoth, readPid, startShim } from "../host/shim.ts";
 import type { BaseUse } from "./bases.ts";
 import { makeCgroup } from "./cgroup.ts";
 import { files, type MachineShape, qemuArgs } from "./command-line.ts";
-import type { LooseOverlay } from "./disks.ts";
+import type { LooseOverlay, NewDisk } from "./disks.ts";
 import type { Host } from "./host.ts";
 import type { ImageUse } from "./images.ts";
 import { killKeeper } from "./processes.ts";
@@ -33,8 +33,8 @@ export interface Vmm extends Keeper {
   disk: string | undefined;
   /** It waits for a state, with these files open: its disk is likely to be of the frozen ones. */
   opened: { readonly frozen: readonly string[]; readonly overlay: LooseOverlay } | undefined;
-  /** Of a machine that was forked before: what it will write to after the next fork, open already. */
-  spare: LooseOverlay | undefined;
+  /** Of a machine that was forked before: what it will write to after the next fork, over what it writes to now; open already. */
+  spare: NewDisk | undefined;
   /** What of the data directory it stands on. */
   readonly uses: { readonly image: ImageUse; readonly base: BaseUse };
 }
