@@ -37,6 +37,14 @@ pub struct Event {
     pub data: Value,
 }
 
+/// What the monitor is told to do.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    pub execute: String,
+    pub arguments: Option<Value>,
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub struct Failure {
     pub error: String,

@@ -3,7 +3,7 @@
 use super::Target;
 use super::devices::SaveDevices;
 use super::mapped_ram::PunchMappedRam;
-use super::qmp::{Event, Failure, Qmp};
+use super::qmp::{Command, Event, Failure, Qmp};
 use super::status::AwaitStatus;
 use super::stream::SaveMemory;
 use serde::{Deserialize, Serialize};
@@ -32,13 +32,24 @@ pub struct Step {
 
 #[derive(Debug)]
 enum Action {
-    Execute { command: String, arguments: Option<Value> },
+    Execute(Command),
     AddFd(AddFd),
     Await(Await),
     SaveMemory(SaveMemory),
     AwaitStatus(AwaitStatus),
     SaveDevices(SaveDevices),
     PunchMappedRam(PunchMappedRam),
+}
+
+impl Action {
+    /// What the monitor is told to do, in the server's words.
+    fn commands(&self) -> &[Command] {
+        match self {
+            Action::Execute(command) => std::slice::from_ref(command),
+            Action::SaveMemory(save) => &save.meanwhile,
+            _ => &[],
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -98,7 +109,7 @@ impl TryFrom<Fields> for Step {
             return Err("a step's arguments are those of its execute".into());
         }
         let mut actions = [
-            execute.map(|command| Action::Execute { command, arguments }),
+            execute.map(|execute| Action::Execute(Command { execute, arguments })),
             add_fd.map(Action::AddFd),
             r#await.map(Action::Await),
             save_memory.map(Action::SaveMemory),
@@ -124,20 +135,19 @@ impl Descriptors {
     pub fn check(&self, steps: &[Step]) -> Result<(), (usize, String)> {
         let mut known: std::collections::BTreeSet<u32> = self.0.keys().copied().collect();
         for (index, step) in steps.iter().enumerate() {
-            match &step.action {
-                Action::AddFd(add) => drop(known.insert(add.set)),
-                Action::Execute { arguments: Some(arguments), .. } => {
-                    let mut missing = None;
-                    each_reference(arguments, &mut |set| match set {
-                        Ok(set) if known.contains(&set) => {}
-                        Ok(set) => missing = Some(format!("no step before it adds set {set}")),
-                        Err(text) => missing = Some(format!("{text:?} is no number of a set")),
-                    });
-                    if let Some(missing) = missing {
-                        return Err((index, missing));
-                    }
+            if let Action::AddFd(add) = &step.action {
+                known.insert(add.set);
+            }
+            for arguments in step.action.commands().iter().filter_map(|command| command.arguments.as_ref()) {
+                let mut missing = None;
+                each_reference(arguments, &mut |set| match set {
+                    Ok(set) if known.contains(&set) => {}
+                    Ok(set) => missing = Some(format!("no step before it adds set {set}")),
+                    Err(text) => missing = Some(format!("{text:?} is no number of a set")),
+                });
+                if let Some(missing) = missing {
+                    return Err((index, missing));
                 }
-                _ => {}
             }
         }
         if known.len() > SETS_MAX { Err((0, format!("at most {SETS_MAX} sets of files"))) } else { Ok(()) }
@@ -221,7 +231,7 @@ pub fn run(qmp: &mut Qmp, descriptors: &mut Descriptors, steps: Vec<Step>, targe
             results.push(Value::Null);
             continue;
         }
-        let command = if let Action::Execute { command, .. } = &action { Some(command.clone()) } else { None };
+        let command = if let Action::Execute(command) = &action { Some(command.execute.clone()) } else { None };
         let result = act(qmp, descriptors, action, target, deadline).and_then(|result| {
             bytes += if result.is_object() || result.is_array() { result.to_string().len() } else { 0 };
             if bytes > RESULT_BYTES_MAX { Err(Failure::new("the results are longer than 2 MiB")) } else { Ok(result) }
@@ -270,17 +280,12 @@ impl Pause {
 
 fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, target: Option<&Target>, deadline: Instant) -> Result<Value, Failure> {
     match action {
-        Action::Execute { command, mut arguments } => {
-            if let Some(arguments) = &mut arguments {
-                fill_in(arguments, descriptors);
-            }
-            execute(qmp, &command, arguments, deadline)
-        }
+        Action::Execute(command) => execute(qmp, descriptors, &command, deadline),
         Action::AddFd(add) => add_fd(qmp, descriptors, &add, deadline),
         Action::Await(wanted) => wait_for(qmp, &wanted, deadline),
         Action::SaveMemory(save) => {
             let target = target.ok_or_else(|| Failure::new("save_memory: there is no machine yet; send watch first"))?;
-            let saved = save.run(target, |command| execute(qmp, &command.execute, command.arguments.clone(), deadline).map(drop))?;
+            let saved = save.run(target, |command| execute(qmp, descriptors, command, deadline).map(drop))?;
             Ok(json!(saved))
         }
         Action::AwaitStatus(wanted) => wanted.run(qmp, deadline),
@@ -291,9 +296,13 @@ fn act(qmp: &mut Qmp, descriptors: &mut Descriptors, action: Action, target: Opt
     }
 }
 
-fn execute(qmp: &mut Qmp, command: &str, arguments: Option<Value>, deadline: Instant) -> Result<Value, Failure> {
-    let result = qmp.execute(command, arguments, None, deadline);
-    result.map_err(|failure| Failure { error: format!("{command}: {}", failure.error), ..failure })
+fn execute(qmp: &mut Qmp, descriptors: &Descriptors, command: &Command, deadline: Instant) -> Result<Value, Failure> {
+    let Command { execute, mut arguments } = command.clone();
+    if let Some(arguments) = &mut arguments {
+        fill_in(arguments, descriptors);
+    }
+    let result = qmp.execute(&execute, arguments, None, deadline);
+    result.map_err(|failure| Failure { error: format!("{execute}: {}", failure.error), ..failure })
 }
 
 fn add_fd(qmp: &mut Qmp, descriptors: &mut Descriptors, add: &AddFd, deadline: Instant) -> Result<Value, Failure> {
@@ -364,6 +373,9 @@ mod tests {
         assert_eq!(check(json!([add, use_of("${fd:7}${fd:8}")])), Err(1));
         assert_eq!(check(json!([add, use_of("${fd:x}")])), Err(1));
         assert_eq!(check(json!([add, use_of("${fd:7")])), Err(1));
+        let meanwhile = |name: &str| json!({"save_memory": {"base": "b", "device_state": "d", "out": "o", "meanwhile": [use_of(name)]}});
+        assert_eq!(check(json!([add, meanwhile("${fd:7}")])), Ok(()));
+        assert_eq!(check(json!([add, meanwhile("${fd:8}")])), Err(1));
         assert_eq!(Descriptors(BTreeMap::from([(7, 20)])).check(&steps(json!([use_of("${fd:7}")])).unwrap()), Ok(()));
     }
 

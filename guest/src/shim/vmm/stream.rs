@@ -10,12 +10,11 @@
 //! Sections, flags and their meaning: docs/devel/migration/main.rst and migration/ram.c of QEMU. Checked with QEMU 10.0.2.
 
 use super::private::{BATCH_PAGES, PAGE_BYTES, Scanner};
-use super::qmp::Failure;
+use super::qmp::{Command, Failure};
 use super::timer::postpone;
 use super::{Target, mapping};
 use crate::shim::sys;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -63,15 +62,7 @@ pub struct SaveMemory {
     timers_later_ms: u32,
     /// What the monitor does while its memory is read, in order: what writes `device_state`, and nothing that changes memory.
     #[serde(default)]
-    meanwhile: Vec<Command>,
-}
-
-/// One of QMP.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Command {
-    pub execute: String,
-    pub arguments: Option<Value>,
+    pub(super) meanwhile: Vec<Command>,
 }
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]

@@ -158,11 +158,6 @@ export class Disks {
     }
   }
 
-  /** A disk over that one, of the loose overlay if there is one. @throws as `create`, and `place` */
-  over(backing: string, overlay: LooseOverlay | undefined): Promise<NewDisk> {
-    return overlay ? this.place(overlay, backing) : this.create(backing);
-  }
-
   /**
    * Lowest first, as it was written or last seen: a fork asks often, and nobody else changes it.
    *

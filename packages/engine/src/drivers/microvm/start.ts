@@ -39,14 +39,8 @@ export async function bootMachine(host: Host, spec: MachineSpec): Promise<Microv
 }
 
 async function bootOnce(host: Host, { machineId, resources, root }: MachineSpec, timeoutMs: number): Promise<MicrovmMachine> {
-  using disk = await host.disks.create(null);
   const vmm = await startBooting(host, resources, root);
-  try {
-    await nameKeeper(host.layout, machineId, vmm.id);
-  } catch (error) {
-    await discardVmm(host, vmm);
-    throw error;
-  }
+  using disk = await equip(host, vmm, machineId, host.disks.create(null));
   const { steps, afterwards } = attachDisk(disk.chain);
   const starting = [...steps, execute("cont"), linkOpened];
   return await activate(host, vmm, machineId, { disk: disk.id, steps: starting, afterwards, timeoutMs });
@@ -129,9 +123,11 @@ export async function restoreMachine(
   // Nothing is begun for what is damaged, unless it can be seen meanwhile whether it is.
   if (!waiting) await intact;
   const vmm = waiting ?? (await startWaiting(host, shape));
-  using disk = await equip(host, vmm, machineId, { backing: details.disk, intact });
+  const { opened } = vmm;
+  const placed = opened ? host.disks.place(opened.overlay, details.disk) : host.disks.create(details.disk);
+  using disk = await equip(host, vmm, machineId, placed, intact);
   const file = path.join(snapshot.dir, stateFile);
-  const attachment = vmm.opened ? completeDisk(disk.chain, { ...vmm.opened, overlay: disk.path }) : attachDisk(disk.chain);
+  const attachment = opened ? completeDisk(disk.chain, { ...opened, overlay: disk.path }) : attachDisk(disk.chain);
   const steps: VmmStep[] = [
     ...attachment.steps,
     { add_fd: { set: fdSets.incoming, path: file, access: "read" } },
@@ -146,16 +142,13 @@ export async function restoreMachine(
   };
 }
 
-interface Equipment {
-  /** Id of the disk that its own lies over. */
-  readonly backing: string;
-  /** Rejects when what it goes on from is damaged. */
-  readonly intact: Promise<void>;
-}
-
-/** Gives a monitor what it needs to become a machine: all at once, since a fork waits for it. @throws what one of them throws; the monitor is gone then */
-async function equip(host: Host, vmm: Vmm, machineId: string, { backing, intact }: Equipment): Promise<NewDisk> {
-  const disk = host.disks.over(backing, vmm.opened?.overlay);
+/**
+ * Gives a monitor what it needs to become a machine: all at once, since a fork waits for it.
+ *
+ * @param intact - rejects when what it goes on from is damaged
+ * @throws what one of them throws; the monitor, its disk and its name are gone then
+ */
+async function equip(host: Host, vmm: Vmm, machineId: string, disk: Promise<NewDisk>, intact?: Promise<void>): Promise<NewDisk> {
   const name = nameKeeper(host.layout, machineId, vmm.id);
   try {
     return (await allOf([disk, name, intact]))[0];
