@@ -8,8 +8,10 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from
 import type { Driver, Snapshot } from "../../packages/engine/src/driver.ts";
 import { findRunsc } from "../../packages/engine/src/drivers/gvisor/find.ts";
 import { createGvisorDriver, probeGvisor } from "../../packages/engine/src/drivers/gvisor/index.ts";
+import { memoryOverheadMiB } from "../../packages/engine/src/drivers/host/cgroup.ts";
 import { defaultRuntimeDir } from "../../packages/engine/src/drivers/host/layout.ts";
 import { findGuest } from "../../packages/engine/src/drivers/host/parts.ts";
+import { burstWhereKnown, CgroupOf } from "../support/cgroup.ts";
 import { until } from "../support/until.ts";
 import { leftovers } from "./leftovers.ts";
 import { lifeCycle } from "./life-cycle.ts";
@@ -341,6 +343,26 @@ describe.runIf(probe.usable)("the gVisor driver", () => {
     expect(await run(sandbox, "echo here")).toBe("here");
     await end(sandbox);
   });
+
+  it.runIf(isRoot)(
+    "has the limits of its resources in a cgroup of its own, of which it may save up one period of processor time",
+    async () => {
+      const sandbox = await boot(driver, { memSizeMiB: 128, vcpuCount: 2 });
+      const keeperId = path.basename(realpathSync(path.join(runtimeDir, "ids", sandbox.machine.machineId)));
+      const cgroup = await CgroupOf.process(await sentryOf(sandbox.machine.machineId), keeperId);
+      const limits = {
+        memory: Number(await cgroup.limit("memory", "memory.max", "memory.limit_in_bytes")),
+        cpu: await cgroup.limit("cpu", "cpu.max", "cpu.cfs_quota_us"),
+        burst: await cgroup.limit("cpu", "cpu.max.burst", "cpu.cfs_burst_us"),
+      };
+      expect(limits).toEqual({
+        memory: (128 + memoryOverheadMiB) * 2 ** 20,
+        cpu: expect.stringMatching(/^200000\b/),
+        burst: burstWhereKnown("200000"),
+      });
+      await end(sandbox);
+    },
+  );
 
   it("keeps the host's files out of sight and out of reach", async () => {
     const sandbox = await boot(driver);

@@ -8,6 +8,7 @@ import { memoryOverheadMiB } from "../../packages/engine/src/drivers/microvm/cgr
 import type { MicrovmMachine } from "../../packages/engine/src/drivers/microvm/machine.ts";
 import { successionOf } from "../../packages/engine/src/drivers/microvm/spare.ts";
 import { adopt, boot, end, newSpec, resources, run, type Sandbox, saved } from "../gvisor/sandbox.ts";
+import { burstWhereKnown, CgroupOf } from "../support/cgroup.ts";
 import { engineOptions } from "../support/engine-under-test.ts";
 import { until } from "../support/until.ts";
 import { DriverUnderTest } from "./driver.ts";
@@ -150,25 +151,12 @@ describe.each(["booted", "restored"])("the monitor of a running sandbox (%s)", (
     expect(await read(name, "environ")).toBe("");
     expect(await read(name, "limits")).toMatch(/^Max core file size\s+0\s+0\s/m);
     if (!isRoot) return;
-    const { id } = machineOf(name).vmm;
-    const joined = (await read(name, "cgroup"))
-      .trim()
-      .split("\n")
-      .filter((line) => line.endsWith(`/${id}`));
-    const folderOf = (controller: string) => {
-      const line =
-        joined.find((each) => each.split(":")[1]?.split(",").includes(controller)) ?? joined.find((each) => each.startsWith("0::"));
-      const below = line?.split(":")[2];
-      if (!below) throw new Error(`the monitor is in no cgroup for ${controller}: ${joined}`);
-      return [`/sys/fs/cgroup/${controller}${below}`, `/sys/fs/cgroup${below}`].find((dir) => existsSync(dir)) as string;
-    };
-    const limit = async (controller: string, ...names: string[]) => {
-      const file = names.map((each) => path.join(folderOf(controller), each)).find((each) => existsSync(each)) as string;
-      return (await readFile(file, "utf8")).trim();
-    };
+    const { id, pid } = machineOf(name).vmm;
+    const cgroup = await CgroupOf.process(pid, id);
     const bytes = (resources.memSizeMiB + memoryOverheadMiB) * 2 ** 20;
-    expect(await limit("memory", "memory.max", "memory.limit_in_bytes")).toBe(String(bytes));
-    expect(Number(await limit("pids", "pids.max"))).toBeLessThan(200);
-    expect(await limit("cpu", "cpu.max", "cpu.cfs_quota_us")).toMatch(/^100000\b/);
+    expect(await cgroup.limit("memory", "memory.max", "memory.limit_in_bytes")).toBe(String(bytes));
+    expect(Number(await cgroup.limit("pids", "pids.max"))).toBeLessThan(200);
+    expect(await cgroup.limit("cpu", "cpu.max", "cpu.cfs_quota_us")).toMatch(/^100000\b/);
+    expect(await cgroup.limit("cpu", "cpu.max.burst", "cpu.cfs_burst_us")).toBe(burstWhereKnown("100000"));
   });
 });

@@ -2,7 +2,7 @@ import { mkdir, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { MitosError } from "@mitos/protocol";
 import type { ShimConnection } from "../../link/transport.ts";
-import { removeCgroup } from "../host/cgroup.ts";
+import { allowBurst, removeCgroup } from "../host/cgroup.ts";
 import { machineDir, newKeeperId } from "../host/layout.ts";
 import { processGone } from "../host/processes.ts";
 import { connectBoth, readPid, runCommand, type ShimConnections, startShim } from "../host/shim.ts";
@@ -56,7 +56,11 @@ export async function createContainer(host: Host, shape: ContainerShape): Promis
       });
     });
     await Promise.all([ends, created]);
-    const [sentryPid, shimPid] = await Promise.all([readPid(pidFile), readPid(path.join(dir, "shim.pid"))]);
+    const [sentryPid, shimPid] = await Promise.all([
+      readPid(pidFile),
+      readPid(path.join(dir, "shim.pid")),
+      host.cgroups && allowBurst(host.cgroups, id, shape.resources),
+    ]);
     return { id, dir, shape, sentryPid, shimPid, link, control };
   } catch (error) {
     for (const connection of connections) connection.close();

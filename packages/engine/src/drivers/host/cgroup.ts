@@ -1,4 +1,4 @@
-import { access, constants, mkdir, readdir, rmdir } from "node:fs/promises";
+import { access, constants, mkdir, readdir, rmdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import { cgroupRoom } from "../../cgroup-room.ts";
 import type { MachineResources } from "../../driver.ts";
@@ -12,6 +12,13 @@ const tasksOverhead = 512;
 /** Every process or thread of the guest is two on the host, and a third while the sentry waits for the host in its name. */
 const tasksPerProcess = 3;
 const cpuPeriodUs = 100_000;
+
+/** Processor time in microseconds: so much in each period, and once as much more as was left over in periods before. */
+export interface CpuLimit {
+  readonly periodUs: number;
+  readonly quotaUs: number;
+  readonly burstUs: number;
+}
 
 export interface Cgroups {
   readonly version: 1 | 2;
@@ -65,12 +72,36 @@ function hasSwapLimit(cgroups: Cgroups): Promise<boolean> {
 /** OCI `linux.resources`: over the memory limit a machine dies as a whole. */
 export function ociResources(resources: MachineResources, cgroups: Cgroups): object {
   const limit = memoryLimitBytes(resources);
+  const cpu = cpuLimit(resources);
   return {
     memory: { limit, ...(cgroups.swapLimit ? { swap: limit } : {}) },
     // The limit that programs meet is the sandbox's own (EAGAIN, see the agent's `limits.rs`); this one ends who got around it.
     pids: { limit: tasksPerProcess * resources.processesMax + tasksOverhead },
-    cpu: { quota: resources.vcpuCount * cpuPeriodUs, period: cpuPeriodUs },
+    cpu: { quota: cpu.quotaUs, period: cpu.periodUs },
   };
+}
+
+/**
+ * A machine has more threads than processors (its own work is done beside the programs'), so a second of work after a pause
+ * would use up a period's time early and then stand still for the rest of it. In the long run it gets no more.
+ */
+export function cpuLimit({ vcpuCount }: MachineResources): CpuLimit {
+  const quotaUs = vcpuCount * cpuPeriodUs;
+  return { periodUs: cpuPeriodUs, quotaUs, burstUs: quotaUs };
+}
+
+/** For a cgroup that somebody else has made with the other limits: runsc knows no burst. */
+export async function allowBurst({ version, hierarchies, parent }: Cgroups, id: string, resources: MachineResources): Promise<void> {
+  const hierarchy = hierarchies.find((dir) => version === 2 || path.basename(dir) === "cpu");
+  if (hierarchy) await writeBurst(path.join(hierarchy, parent, id), version, cpuLimit(resources));
+}
+
+/** Linux has it since 5.14; without, a machine has the same limit and stands still sooner. */
+export async function writeBurst(folder: string, version: 1 | 2, { burstUs }: CpuLimit): Promise<void> {
+  const file = path.join(folder, version === 2 ? "cpu.max.burst" : "cpu.cfs_burst_us");
+  await writeFile(file, String(burstUs), { flag: "r+" }).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== "ENOENT") throw error;
+  });
 }
 
 export function memoryLimitBytes(resources: MachineResources): number {

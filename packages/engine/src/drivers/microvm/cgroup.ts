@@ -1,13 +1,12 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import type { MachineResources } from "../../driver.ts";
-import type { Cgroups } from "../host/cgroup.ts";
+import { type Cgroups, cpuLimit, writeBurst } from "../host/cgroup.ts";
 
 /** What the monitor needs beside the machine's memory. */
 export const memoryOverheadMiB = 128;
 /** Threads of the monitor: one for each processor of the machine, its own, and those that work on disks. */
 const tasksOverhead = 128;
-const cpuPeriodUs = 100_000;
 
 /**
  * A cgroup for one machine.
@@ -17,7 +16,7 @@ const cpuPeriodUs = 100_000;
 export async function makeCgroup(cgroups: Cgroups, keeperId: string, resources: MachineResources): Promise<string[]> {
   const bytes = (resources.memSizeMiB + memoryOverheadMiB) * 1024 * 1024;
   const tasks = resources.vcpuCount + tasksOverhead;
-  const quotaUs = resources.vcpuCount * cpuPeriodUs;
+  const cpu = cpuLimit(resources);
   const folderIn = (hierarchy: string) => path.join(hierarchy, cgroups.parent, keeperId);
   const limits: Readonly<Record<string, readonly (readonly [file: string, value: string])[]>> =
     cgroups.version === 2
@@ -25,15 +24,15 @@ export async function makeCgroup(cgroups: Cgroups, keeperId: string, resources: 
           "": [
             ["memory.max", String(bytes)],
             ["pids.max", String(tasks)],
-            ["cpu.max", `${quotaUs} ${cpuPeriodUs}`],
+            ["cpu.max", `${cpu.quotaUs} ${cpu.periodUs}`],
           ],
         }
       : {
           memory: [["memory.limit_in_bytes", String(bytes)]],
           pids: [["pids.max", String(tasks)]],
           cpu: [
-            ["cpu.cfs_period_us", String(cpuPeriodUs)],
-            ["cpu.cfs_quota_us", String(quotaUs)],
+            ["cpu.cfs_period_us", String(cpu.periodUs)],
+            ["cpu.cfs_quota_us", String(cpu.quotaUs)],
           ],
         };
   if (cgroups.version === 2) await delegateControllers(cgroups);
@@ -44,6 +43,7 @@ export async function makeCgroup(cgroups: Cgroups, keeperId: string, resources: 
     const folder = folderIn(hierarchy);
     await mkdir(folder, { recursive: true });
     for (const [file, value] of values) await writeFile(path.join(folder, file), value);
+    if (controller === "" || controller === "cpu") await writeBurst(folder, cgroups.version, cpu);
     joined.push(path.join(folder, "cgroup.procs"));
   }
   return joined;
