@@ -13,6 +13,8 @@ pub const CREDIT_INITIAL: u32 = 262_144;
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 /// Credit is handed back in lumps of this size, so that small messages do not cost a frame each.
 const GRANT_BYTES_MIN: u32 = 65_536;
+/// The same in a window that is wide: each lump wakes shim and server, and the sender still has more than half of the window.
+const WIDE_GRANT_BYTES_MIN: u32 = 512 << 10;
 /// While more than this waits for the handler, parts of further messages are not credited on arrival.
 const QUEUED_BYTES_MAX: usize = 1 << 20;
 /// Messages without a byte cost no credit.
@@ -122,6 +124,7 @@ pub struct ReceiveWindow(Mutex<Window>);
 
 struct Window {
     allowed: u32,
+    grant_min: u32,
     owed: u32,
     /// Owed as well, but only when the handler has caught up.
     deferred: u32,
@@ -131,13 +134,13 @@ struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Self { allowed: CREDIT_INITIAL, owed: 0, deferred: 0, queued_bytes: 0, queued_messages: 0 }
+        Self { allowed: CREDIT_INITIAL, grant_min: GRANT_BYTES_MIN, owed: 0, deferred: 0, queued_bytes: 0, queued_messages: 0 }
     }
 }
 
 impl Window {
     fn grant(&mut self) -> Option<u32> {
-        if self.owed < GRANT_BYTES_MIN {
+        if self.owed < self.grant_min {
             return None;
         }
         self.allowed += self.owed;
@@ -175,7 +178,9 @@ impl ReceiveWindow {
 
     /// Makes the window wider. Returns the credit to send.
     pub fn widen(&self, _wide: &Wide) -> u32 {
-        self.lock().allowed += WIDE_BYTES;
+        let mut window = self.lock();
+        window.allowed += WIDE_BYTES;
+        window.grant_min = WIDE_GRANT_BYTES_MIN;
         WIDE_BYTES
     }
 
@@ -312,6 +317,21 @@ mod tests {
             assert!(channel.data(Bytes::from(vec![7; 65_536]), false).is_ok());
         }
         assert!(channel.data(Bytes::from_static(b"x"), false).is_err());
+    }
+
+    #[test]
+    fn a_wide_window_gives_credit_in_larger_lumps_that_leave_its_sender_more_than_half_of_it() {
+        let (mut channel, _arrived) = channel();
+        let wide = Wide::take().unwrap();
+        channel.window().widen(&wide);
+        let part = Bytes::from(vec![7; 65_536]);
+        let mut lumps = Vec::new();
+        for _ in 0..32 {
+            assert_eq!(channel.data(part.clone(), false), Ok(None));
+            lumps.extend(channel.window().handed_on(part.len(), 65_536));
+        }
+        assert_eq!(lumps, [WIDE_GRANT_BYTES_MIN; 4]);
+        assert!(WIDE_GRANT_BYTES_MIN < (CREDIT_INITIAL + WIDE_BYTES) / 2);
     }
 
     #[test]

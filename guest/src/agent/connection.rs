@@ -15,13 +15,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 /// Programs of the machine itself are not its host.
 const HOST_CID: u32 = libc::VMADDR_CID_HOST;
 
-/// Set where the same file is behind both descriptors for ever, and hangs up and comes back as that file: a port of the machine. The threads then wait in read(2)
-/// and write(2) alone, without a poll(2) before: a machine that goes on from a snapshot has so much less to do before it answers.
-pub const FIXED_VARIABLE: &str = "MITOS_LINK_FIXED";
-
 /// The two descriptors of the link (they stay open for ever) and a count of what has been behind them.
 pub struct Connection {
     ends: [RawFd; 2],
+    /// Whether the descriptors are never given another file. The threads then wait in read(2) and write(2) alone, without a poll(2) before: a machine
+    /// that goes on from a snapshot has so much less to do before it answers, and under gVisor every system call is dear.
     fixed: bool,
     /// An eventfd for each end. A poll(2) that sleeps while its descriptor gets another file is on the list of the old file's sleepers alone,
     /// and looks at the new one whenever it wakes: what then comes to the new file would not wake it.
@@ -140,8 +138,9 @@ fn wake() -> io::Result<OwnedFd> {
 
 /// Listens on the port that the agent was told, if it was, and makes each connection of the host the link.
 pub fn open(ends: [RawFd; 2]) -> io::Result<Arc<Connection>> {
-    let connection = Connection::new(ends, std::env::var_os(FIXED_VARIABLE).is_some())?;
-    if let Some(port) = std::env::var(PORT_VARIABLE).ok().and_then(|text| text.parse().ok()) {
+    let port = std::env::var(PORT_VARIABLE).ok().and_then(|text| text.parse().ok());
+    let connection = Connection::new(ends, port.is_none())?;
+    if let Some(port) = port {
         accept_in_background(listen(port)?, connection.clone())?;
     }
     Ok(connection)

@@ -30,11 +30,9 @@ const DATA_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - HEAD_BYTES_MAX;
 /// What stands before the data of a message: a tag and a length.
 const HEAD_BYTES_MAX: usize = 8;
 /// Messages read in one step, to pay for the change of thread and the system call once.
-const READ_MESSAGES: usize = 8;
-/// Written in one step at most, and held for it.
-const APPEND_BYTES_MAX: usize = 1 << 20;
-/// Less is written only when there is no more yet.
-const APPEND_BYTES_MIN: usize = 256 << 10;
+const READ_MESSAGES: usize = 16;
+/// Gathered for one step of writing: gVisor finds memory for all of it at once, and a change of thread is paid once.
+const APPEND_BYTES: usize = 1 << 20;
 /// A written file up to this size is collected in memory; see `write_file`.
 const COLLECT_BYTES_MAX: usize = 1 << 20;
 const PATH_BYTES_MAX: usize = 4096;
@@ -193,7 +191,7 @@ pub async fn write_file(first: Bytes, mut call: Call) -> Result<(), Status> {
                 }
                 None
             }
-            message = call.receive(), if waiting_bytes < APPEND_BYTES_MAX || appending.is_none() => match content(message) {
+            message = call.receive(), if waiting_bytes < APPEND_BYTES || appending.is_none() => match content(message) {
                 Ok(None) => break Ok(()),
                 Ok(data) => data,
                 Err(error) => break Err(error),
@@ -205,8 +203,7 @@ pub async fn write_file(first: Bytes, mut call: Call) -> Result<(), Status> {
             waiting.push(data);
         }
         is_large |= waiting_bytes > COLLECT_BYTES_MAX;
-        let is_worth_a_step = waiting_bytes >= APPEND_BYTES_MIN || (waiting_bytes > 0 && call.inbound.is_empty());
-        if is_large && appending.is_none() && is_worth_a_step {
+        if is_large && appending.is_none() && waiting_bytes >= APPEND_BYTES {
             waiting_bytes = 0;
             appending = Some(append(incoming.take(), &place, mode, std::mem::take(&mut waiting)));
         }

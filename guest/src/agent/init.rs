@@ -10,14 +10,8 @@ use super::{changes, connection, egress, identity, paths, programs, socket, spaw
 
 const PATH: &str = "/opt/mitos/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Of the agent's own environment; programs do not see them.
-const OWN_VARIABLES: [&str; 6] = [
-    paths::TEST_ROOT_VARIABLE,
-    TMP_ON_ROOT_VARIABLE,
-    changes::WRITTEN_FD_VARIABLE,
-    connection::PORT_VARIABLE,
-    connection::FIXED_VARIABLE,
-    "MITOS_RLIMIT_NOFILE",
-];
+const OWN_VARIABLES: [&str; 5] =
+    [paths::TEST_ROOT_VARIABLE, TMP_ON_ROOT_VARIABLE, changes::WRITTEN_FD_VARIABLE, connection::PORT_VARIABLE, "MITOS_RLIMIT_NOFILE"];
 /// Set where /tmp is to be part of the root file system and not in memory.
 const TMP_ON_ROOT_VARIABLE: &str = "MITOS_TMP_ON_ROOT";
 

@@ -1,7 +1,7 @@
-//! The byte stream to the host: two threads that read frames from stdin and write frames to stdout, with poll(2) unless the link is a port of the machine.
+//! The byte stream to the host: two threads that read frames from stdin and write frames to stdout, with poll(2) where the link comes by vsock.
 //!
-//! A restore replaces the files behind both descriptors while the threads wait in poll. So nothing is assumed of them: they may block or
-//! not, hang up and come back. Neither thread ever ends; a lost link is told to the session and polled again with a growing pause.
+//! A restore replaces what is behind both descriptors while the threads wait; gVisor then has them call anew. So nothing is assumed of it: it may hang up
+//! and come back. Neither thread ever ends; a lost link is told to the session and tried again with a growing pause.
 //!
 //! A machine that goes on from a snapshot is answered by the thread that reads ([`AtRest`]): on a processor that is cold, or emulated, to wake two more
 //! threads for it would take most of the time.
@@ -24,6 +24,8 @@ use crate::wire::{FrameType, HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MA
 
 /// Under gVisor a system call costs more than to copy 64 KiB, so few of them carry much.
 const READ_BYTES: usize = 512 * 1024;
+/// As much as can be under way to a file: its wide window, what is gathered for the next step, and what the last one writes.
+const FULL_BUFFERS_MAX: usize = 8;
 /// A smaller rest of the memory is not read into.
 const READ_BYTES_MIN: usize = 128 * 1024;
 const WRITE_BATCH_BYTES: usize = 512 * 1024;
@@ -182,6 +184,9 @@ fn read_frames(mut input: End, mut output: End, mut rest: Rest, received: &mpsc:
                 answers.clear();
                 rest.asked = None;
             }
+            if rest.asked.is_some() {
+                frames.shrink();
+            }
             if !events.is_empty() && received.blocking_send(mem::replace(&mut events, Vec::with_capacity(EVENTS_MAX))).is_err() {
                 return;
             }
@@ -303,6 +308,8 @@ fn set_blocking(fd: RawFd, blocks: bool) {
 #[derive(Default)]
 struct FrameReader {
     buffer: BytesMut,
+    /// Buffers without room. Each is used again when nobody has a frame in it any more: new memory is dearer in a sandbox than anything that is done with it.
+    full: Vec<BytesMut>,
     searching: bool,
 }
 
@@ -315,9 +322,25 @@ impl FrameReader {
     /// Where the next bytes go.
     fn room(&mut self) -> &mut [MaybeUninit<u8>] {
         if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
-            self.buffer.reserve(READ_BYTES);
+            self.replace_buffer();
         }
         self.buffer.spare_capacity_mut()
+    }
+
+    fn replace_buffer(&mut self) {
+        let unused = self.full.iter_mut().position(|full| full.try_reclaim(READ_BYTES));
+        let mut next = unused.map_or_else(|| BytesMut::with_capacity(READ_BYTES), |index| self.full.swap_remove(index));
+        next.extend_from_slice(&self.buffer);
+        let mut full = mem::replace(&mut self.buffer, next);
+        full.clear();
+        if self.full.len() < FULL_BUFFERS_MAX {
+            self.full.push(full);
+        }
+    }
+
+    /// Keeps no memory for what may come: a snapshot need not have it.
+    fn shrink(&mut self) {
+        self.full.clear();
     }
 
     /// # Safety
@@ -342,7 +365,6 @@ impl FrameReader {
             }
         };
         if self.buffer.len() < HEADER_BYTES + header.length {
-            self.buffer.reserve(HEADER_BYTES + header.length - self.buffer.len());
             return None;
         }
         self.buffer.advance(HEADER_BYTES);
@@ -483,6 +505,47 @@ mod tests {
         rest.look_at(event(FrameType::Quiesce, Quiesce { round: 1 }.encode_to_vec()), &mut answers);
         assert!(matches!(rest.look_at(event(FrameType::Hello, Vec::new()), &mut answers), Received::Frame(..)));
         assert!(answers.is_empty());
+    }
+
+    #[test]
+    fn a_full_buffer_is_read_into_again_when_nobody_has_a_frame_in_it_and_not_before() {
+        /// Reads so much that there is no room left, and gives the address of the buffer.
+        fn fill(reader: &mut FrameReader, held: &mut Vec<Received>) -> usize {
+            let address = reader.room().as_ptr() as usize;
+            let bytes = frame(FrameType::Data, 2, &[7; PAYLOAD_BYTES_MAX]);
+            for _ in 0..(READ_BYTES - READ_BYTES_MIN) / bytes.len() + 1 {
+                reader.room()[..bytes.len()].write_copy_of_slice(&bytes);
+                // SAFETY: so many have just been written.
+                unsafe { reader.filled(bytes.len()) };
+                held.extend(std::iter::from_fn(|| reader.next()));
+            }
+            address
+        }
+        let mut reader = FrameReader::default();
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        let addresses = [fill(&mut reader, &mut first), fill(&mut reader, &mut second)];
+        assert_ne!(addresses[0], addresses[1], "the first is still in use");
+        drop(first);
+        let third = fill(&mut reader, &mut Vec::new());
+        assert_eq!(third, addresses[0]);
+        let whole = |event: &Received| matches!(event, Received::Frame(_, payload) if payload[..] == [7; PAYLOAD_BYTES_MAX]);
+        assert!(second.iter().all(whole));
+        reader.shrink();
+        assert!(reader.full.is_empty());
+    }
+
+    #[test]
+    fn memory_that_waits_to_be_used_again_is_bounded() {
+        let mut reader = FrameReader::default();
+        let mut held = Vec::new();
+        for _ in 0..4 * FULL_BUFFERS_MAX {
+            for _ in 0..READ_BYTES / PAYLOAD_BYTES_MAX {
+                reader.room();
+                reader.push(&frame(FrameType::Data, 2, &[7; PAYLOAD_BYTES_MAX]));
+                held.extend(std::iter::from_fn(|| reader.next()));
+            }
+        }
+        assert_eq!(reader.full.len(), FULL_BUFFERS_MAX);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub mod watch;
 use std::process::ExitCode;
 
 pub use changes::WRITTEN_FD_VARIABLE;
-pub use connection::{FIXED_VARIABLE as LINK_FIXED_VARIABLE, PORT_VARIABLE as LINK_PORT_VARIABLE};
+pub use connection::PORT_VARIABLE as LINK_PORT_VARIABLE;
 
 /// Runs until the machine ends.
 pub fn main() -> ExitCode {

@@ -18,7 +18,7 @@ use std::path::Path;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::execve;
 
-use crate::agent::{LINK_FIXED_VARIABLE, LINK_PORT_VARIABLE, WRITTEN_FD_VARIABLE};
+use crate::agent::{LINK_PORT_VARIABLE, WRITTEN_FD_VARIABLE};
 
 /// Where the program lies in the initramfs and, with the same content, in every machine.
 const AGENT: &str = "/opt/mitos/bin/mitos-guest";
@@ -51,9 +51,9 @@ fn boot() -> Result<Infallible, String> {
     let program = CString::new(AGENT).map_err(|error| error.to_string())?;
     // SAFETY: clears a flag of a descriptor that is ours.
     unsafe { libc::fcntl(written.as_raw_fd(), libc::F_SETFD, 0) };
-    let link = vsock_port.map_or((LINK_FIXED_VARIABLE, "1".into()), |port| (LINK_PORT_VARIABLE, port.to_string()));
-    let environment = [(WRITTEN_FD_VARIABLE, written.as_raw_fd().to_string()), link];
-    let environment: Result<Vec<_>, _> = environment.into_iter().map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
+    let link = vsock_port.map(|port| (LINK_PORT_VARIABLE, port.to_string()));
+    let environment = [(WRITTEN_FD_VARIABLE, written.as_raw_fd().to_string())].into_iter().chain(link);
+    let environment: Result<Vec<_>, _> = environment.map(|(name, value)| CString::new(format!("{name}={value}"))).collect();
     let environment = environment.map_err(|error| error.to_string())?;
     execve(&program, &[program.clone(), c"agent".into()], &environment).map_err(|error| format!("start {AGENT}: {error}"))
 }
