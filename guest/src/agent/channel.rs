@@ -331,7 +331,7 @@ mod tests {
             lumps.extend(channel.window().handed_on(part.len(), 65_536));
         }
         assert_eq!(lumps, [WIDE_GRANT_BYTES_MIN; 4]);
-        assert!(WIDE_GRANT_BYTES_MIN < (CREDIT_INITIAL + WIDE_BYTES) / 2);
+        const { assert!(WIDE_GRANT_BYTES_MIN < (CREDIT_INITIAL + WIDE_BYTES) / 2) };
     }
 
     #[test]

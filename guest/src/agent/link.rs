@@ -305,12 +305,17 @@ fn set_blocking(fd: RawFd, blocks: bool) {
 }
 
 /// Cuts the stream into frames. After a broken header the boundaries are unknown: it looks for a HELLO at every byte.
-#[derive(Default)]
 struct FrameReader {
     buffer: BytesMut,
     /// Buffers without room. Each is used again when nobody has a frame in it any more: new memory is dearer in a sandbox than anything that is done with it.
     full: Vec<BytesMut>,
     searching: bool,
+}
+
+impl Default for FrameReader {
+    fn default() -> Self {
+        Self { buffer: BytesMut::with_capacity(READ_BYTES), full: Vec::new(), searching: false }
+    }
 }
 
 impl FrameReader {

@@ -82,8 +82,8 @@ export function ociResources(resources: MachineResources, cgroups: Cgroups): obj
 }
 
 /**
- * A machine has more threads than processors (its own work is done beside the programs'), so a second of work after a pause
- * would use up a period's time early and then stand still for the rest of it. In the long run it gets no more.
+ * A machine has more threads than processors, since its own work is done beside the programs'. What it does after a pause would use up the
+ * period's time early, and then stand still for the rest of it. In the long run it gets no more.
  */
 export function cpuLimit({ vcpuCount }: MachineResources): CpuLimit {
   const quotaUs = vcpuCount * cpuPeriodUs;
@@ -96,12 +96,10 @@ export async function allowBurst({ version, hierarchies, parent }: Cgroups, id: 
   if (hierarchy) await writeBurst(path.join(hierarchy, parent, id), version, cpuLimit(resources));
 }
 
-/** Linux has it since 5.14; without, a machine has the same limit and stands still sooner. */
+/** Linux has it since 5.14. Where the host knows it not or refuses it a machine has the same limit, and stands still sooner. */
 export async function writeBurst(folder: string, version: 1 | 2, { burstUs }: CpuLimit): Promise<void> {
   const file = path.join(folder, version === 2 ? "cpu.max.burst" : "cpu.cfs_burst_us");
-  await writeFile(file, String(burstUs), { flag: "r+" }).catch((error: NodeJS.ErrnoException) => {
-    if (error.code !== "ENOENT") throw error;
-  });
+  await writeFile(file, String(burstUs), { flag: "r+" }).catch(() => undefined);
 }
 
 export function memoryLimitBytes(resources: MachineResources): number {
