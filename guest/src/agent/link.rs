@@ -7,8 +7,7 @@
 //! threads for it would take most of the time.
 
 use std::io::{self, IoSlice};
-use std::mem;
-use std::mem::MaybeUninit;
+use std::mem::{self, MaybeUninit};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,10 +23,10 @@ use crate::wire::{FrameType, HEADER_BYTES, Header, HeaderError, PAYLOAD_BYTES_MA
 
 /// Under gVisor a system call costs more than to copy 64 KiB, so few of them carry much.
 const READ_BYTES: usize = 512 * 1024;
-/// As much as can be under way to a file: its wide window, what is gathered for the next step, and what the last one writes.
-const FULL_BUFFERS_MAX: usize = 8;
 /// A smaller rest of the memory is not read into.
 const READ_BYTES_MIN: usize = 128 * 1024;
+/// As much as can be under way to a file: its wide window, what is gathered for the next step, and what the last one writes.
+const FULL_BUFFERS_MAX: usize = 8;
 const WRITE_BATCH_BYTES: usize = 512 * 1024;
 /// In one write: two pieces each, of which a system call takes 1,024.
 const WRITE_FRAMES_MAX: usize = 64;

@@ -13,13 +13,6 @@ const tasksOverhead = 512;
 const tasksPerProcess = 3;
 const cpuPeriodUs = 100_000;
 
-/** Processor time in microseconds: so much in each period, and once as much more as was left over in periods before. */
-export interface CpuLimit {
-  readonly periodUs: number;
-  readonly quotaUs: number;
-  readonly burstUs: number;
-}
-
 export interface Cgroups {
   readonly version: 1 | 2;
   /** Folders in which `<parent>/<container>` lies: one per controller (v1), or one. */
@@ -81,25 +74,22 @@ export function ociResources(resources: MachineResources, cgroups: Cgroups): obj
   };
 }
 
-/**
- * A machine has more threads than processors, since its own work is done beside the programs'. What it does after a pause would use up the
- * period's time early, and then stand still for the rest of it. In the long run it gets no more.
- */
-export function cpuLimit({ vcpuCount }: MachineResources): CpuLimit {
-  const quotaUs = vcpuCount * cpuPeriodUs;
-  return { periodUs: cpuPeriodUs, quotaUs, burstUs: quotaUs };
+/** Processor time in microseconds: so much in each period. */
+export function cpuLimit({ vcpuCount }: MachineResources): { readonly periodUs: number; readonly quotaUs: number } {
+  return { periodUs: cpuPeriodUs, quotaUs: vcpuCount * cpuPeriodUs };
 }
 
-/** For a cgroup that somebody else has made with the other limits: runsc knows no burst. */
+/**
+ * Lets a machine save up the time of one period. It has more threads than processors, since its own work is done beside the programs'. What it does
+ * after a pause would use up the period's time early, and then stand still for the rest of it. In the long run it gets no more.
+ *
+ * For a cgroup that has its limits already (runsc knows no burst). Linux has it since 5.14; where the host knows it not or refuses it, the limit holds without.
+ */
 export async function allowBurst({ version, hierarchies, parent }: Cgroups, id: string, resources: MachineResources): Promise<void> {
   const hierarchy = hierarchies.find((dir) => version === 2 || path.basename(dir) === "cpu");
-  if (hierarchy) await writeBurst(path.join(hierarchy, parent, id), version, cpuLimit(resources));
-}
-
-/** Linux has it since 5.14. Where the host knows it not or refuses it a machine has the same limit, and stands still sooner. */
-export async function writeBurst(folder: string, version: 1 | 2, { burstUs }: CpuLimit): Promise<void> {
-  const file = path.join(folder, version === 2 ? "cpu.max.burst" : "cpu.cfs_burst_us");
-  await writeFile(file, String(burstUs), { flag: "r+" }).catch(() => undefined);
+  if (!hierarchy) return;
+  const file = path.join(hierarchy, parent, id, version === 2 ? "cpu.max.burst" : "cpu.cfs_burst_us");
+  await writeFile(file, String(cpuLimit(resources).quotaUs), { flag: "r+" }).catch(() => undefined);
 }
 
 export function memoryLimitBytes(resources: MachineResources): number {

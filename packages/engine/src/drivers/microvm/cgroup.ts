@@ -1,7 +1,7 @@
 import { mkdir, writeFile } from "node:fs/promises";
 import path from "node:path";
 import type { MachineResources } from "../../driver.ts";
-import { type Cgroups, cpuLimit, writeBurst } from "../host/cgroup.ts";
+import { allowBurst, type Cgroups, cpuLimit } from "../host/cgroup.ts";
 
 /** What the monitor needs beside the machine's memory. */
 export const memoryOverheadMiB = 128;
@@ -43,9 +43,9 @@ export async function makeCgroup(cgroups: Cgroups, keeperId: string, resources: 
     const folder = folderIn(hierarchy);
     await mkdir(folder, { recursive: true });
     for (const [file, value] of values) await writeFile(path.join(folder, file), value);
-    if (controller === "" || controller === "cpu") await writeBurst(folder, cgroups.version, cpu);
     joined.push(path.join(folder, "cgroup.procs"));
   }
+  await allowBurst(cgroups, keeperId, resources);
   return joined;
 }
 
